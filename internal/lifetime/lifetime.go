@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lifetime is what a value needs that outlives Caddy configurations:
+// which configurations use it, which of them is the newest, who is in the
+// middle of something, and when it may be closed.
+package lifetime
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// Lifetime belongs to one long-lived value. G is the configuration as the value
+// sees it, a pointer to an app for example. Configurations overlap: during a
+// reload two of them use the value, and a failed one leaves again.
+//
+// Use and the end of use by requests and tasks are leases. They keep the value
+// open after its last configuration has gone, up to a limit.
+type Lifetime[G comparable] struct {
+	mu          sync.Mutex
+	generations []G // oldest first
+	leases      int
+	draining    bool
+	closed      bool
+	close       func()
+	limit       *time.Timer
+}
+
+// New returns a lifetime that calls close once, at its end.
+func New[G comparable](close func()) *Lifetime[G] {
+	return &Lifetime[G]{close: close}
+}
+
+// Join adds a configuration; it is the newest from now on.
+func (l *Lifetime[G]) Join(g G) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Contains(l.generations, g) {
+		l.generations = append(l.generations, g)
+	}
+}
+
+// Leave takes a configuration out. The one before it is the newest again when
+// g was: that is how a failed reload changes nothing.
+func (l *Lifetime[G]) Leave(g G) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i := slices.Index(l.generations, g); i >= 0 {
+		l.generations = slices.Delete(l.generations, i, i+1)
+	}
+}
+
+// Newest returns the newest configuration; false when there is none.
+func (l *Lifetime[G]) Newest() (G, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.generations) == 0 {
+		var none G
+		return none, false
+	}
+	return l.generations[len(l.generations)-1], true
+}
+
+// Lease keeps the value open until Release. It fails once the value closes or
+// waits for its leases to end.
+func (l *Lifetime[G]) Lease() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.draining || l.closed {
+		return false
+	}
+	l.leases++
+	return true
+}
+
+// Release ends one lease.
+func (l *Lifetime[G]) Release() {
+	l.mu.Lock()
+	l.leases--
+	end := l.draining && l.leases == 0
+	l.mu.Unlock()
+	if end {
+		l.Close()
+	}
+}
+
+// Drain ends the lifetime: at once when nothing is leased, otherwise with the
+// last lease or after limit, whichever comes first. It does not block on leases.
+func (l *Lifetime[G]) Drain(limit time.Duration) {
+	l.mu.Lock()
+	l.draining = true
+	idle := l.leases == 0
+	if !idle && !l.closed && l.limit == nil {
+		l.limit = time.AfterFunc(limit, l.Close)
+	}
+	l.mu.Unlock()
+	if idle {
+		l.Close()
+	}
+}
+
+// Revive takes a Drain back, for a configuration that wants the value again
+// while its leases run. It fails when the value is closed.
+func (l *Lifetime[G]) Revive() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
+	l.draining = false
+	if l.limit != nil {
+		l.limit.Stop()
+		l.limit = nil
+	}
+	return true
+}
+
+// Close ends the lifetime now, whatever is leased. It returns when the value
+// is closed by this call; a second call returns at once.
+func (l *Lifetime[G]) Close() {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return
+	}
+	l.closed = true
+	if l.limit != nil {
+		l.limit.Stop()
+	}
+	l.mu.Unlock()
+	l.close()
+}

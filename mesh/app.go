@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package mesh is the Caddy app "agentfm": this process's node on an AgentFM
+// mesh. It finds workers, keeps a directory of them, dispatches tasks to them
+// and receives the files that they leave.
+package mesh
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/certmagic"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"go.uber.org/zap"
+)
+
+func init() {
+	caddy.RegisterModule(&App{})
+}
+
+// App takes part in an AgentFM mesh, a peer-to-peer network of workers that
+// each run one AI agent.
+//
+// The app opens a libp2p node when something in the configuration uses it, such
+// as the HTTP handler `agentfm`; a process that has only agents runs only their
+// hosts. The node outlives configurations: a reload drops no request and no
+// connection. Its identity, addresses, swarm key and discovery cannot change in
+// a reload, which is then refused; they need a restart. Bootstrap nodes and the
+// folder for artifacts can.
+//
+// The node's identity is an Ed25519 key that is kept in Caddy's storage, apart
+// for each instance of Caddy. Back it up: a peer id is a reputation.
+type App struct {
+	// Mesh says how this process takes part in the mesh. The agents of the app
+	// `agentfm_worker` take part the same way.
+	Mesh *Config `json:"mesh,omitempty"`
+
+	// Artifacts is the folder in which the files that agents leave arrive, as
+	// `<task id>.zip`. Default: agentfm/artifacts in Caddy's data folder.
+	Artifacts string `json:"artifacts,omitempty"`
+
+	settings  Settings
+	artifacts string
+	used      bool // something needs the node; set while provisioning
+	held      bool // this configuration has a reference to give back
+	node      atomic.Pointer[node]
+	storage   certmagic.Storage
+	ctx       caddy.Context
+	logger    *zap.Logger
+}
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "agentfm",
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision resolves the settings. It opens nothing.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx, a.logger, a.storage = ctx, ctx.Logger(), ctx.Storage()
+	var err error
+	if a.settings, err = a.Mesh.resolve(); err != nil {
+		return fmt.Errorf("mesh: %w", err)
+	}
+	a.artifacts = filepath.Join(caddy.AppDataDir(), "agentfm", "artifacts")
+	if a.Artifacts != "" {
+		if a.artifacts, err = caddy.NewReplacer().ReplaceOrErr(a.Artifacts, true, true); err != nil {
+			return fmt.Errorf("artifacts: %w", err)
+		}
+	}
+	return nil
+}
+
+// Use says that the configuration needs the node. Modules call it when they are
+// provisioned; without it, Start opens nothing.
+func (a *App) Use() { a.used = true }
+
+// Settings returns the resolved settings, after Provision.
+func (a *App) Settings() Settings { return a.settings }
+
+// Identity returns the key of that name; see [LoadIdentity].
+func (a *App) Identity(name string) (crypto.PrivKey, error) {
+	return LoadIdentity(a.ctx, a.storage, name, a.logger)
+}
+
+// Start opens the node, or joins the one that is open.
+func (a *App) Start() error {
+	if !a.used {
+		return nil
+	}
+	if err := os.MkdirAll(a.artifacts, 0o700); err != nil {
+		return fmt.Errorf("making the folder for artifacts: %w", err)
+	}
+	v, _, err := nodes.LoadOrNew(nodeKey, func() (caddy.Destructor, error) {
+		return openNode(a.settings, func() (crypto.PrivKey, error) { return a.Identity(a.settings.Identity) }, a.logger)
+	})
+	if err != nil {
+		return fmt.Errorf("opening mesh node: %w", err)
+	}
+	a.held = true
+	n := v.(*node)
+	if err := a.settings.sameNode(n.settings); err != nil {
+		return fmt.Errorf("mesh: %w", err)
+	}
+	a.node.Store(n)
+	n.Join(a)
+	return nil
+}
+
+// Stop does nothing: the HTTP app may still be serving, and after a reload it
+// still is. Cleanup gives the node back.
+func (a *App) Stop() error { return nil }
+
+// Cleanup gives the node back. It also runs for an app that never started.
+func (a *App) Cleanup() error {
+	if n := a.node.Load(); n != nil {
+		n.Leave(a)
+	}
+	if !a.held {
+		return nil
+	}
+	a.held = false
+	_, err := nodes.Delete(nodeKey)
+	return err
+}
+
+// Lease gives access to the node for the time of one request. It returns
+// [ErrNotRunning] before the app has started and after its end.
+func (a *App) Lease() (*Lease, error) {
+	n := a.node.Load()
+	if n == nil || !n.Lifetime.Lease() {
+		return nil, ErrNotRunning
+	}
+	return &Lease{app: a, node: n}, nil
+}
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)

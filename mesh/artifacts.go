@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// filesGrace is how long after the end of a task's stream the stream with its
+// files may begin. A variable for tests.
+var filesGrace = 30 * time.Second
+
+// taskTable holds the tasks under way: an artifact is accepted for one of them,
+// from the worker that runs it, once. A task that has ended leaves nothing here.
+type taskTable struct {
+	mu   sync.Mutex
+	byID map[string]*task
+}
+
+// task is a task under way.
+type task struct {
+	id  string
+	dir string // folder for its files
+
+	mu       sync.Mutex
+	worker   peer.ID // who may deliver
+	delivery *delivery
+}
+
+// delivery is the arrival of the files from one attempt at a task.
+type delivery struct {
+	begun   chan struct{} // closed when the stream with the files begins
+	done    chan struct{} // closed when it has ended
+	claimed bool
+	err     error // once done
+}
+
+func newTaskTable() *taskTable { return &taskTable{byID: make(map[string]*task)} }
+
+// begin reserves a task id. It returns [ErrTaskID] when a task of that id runs
+// or has left files: one client must not overwrite another's.
+func (tt *taskTable) begin(id, dir string) (*task, error) {
+	tt.mu.Lock()
+	defer tt.mu.Unlock()
+	if _, ok := tt.byID[id]; ok {
+		return nil, ErrTaskID
+	}
+	if _, err := os.Lstat(filepath.Join(dir, id+".zip")); err == nil {
+		return nil, ErrTaskID
+	}
+	t := &task{id: id, dir: dir}
+	tt.byID[id] = t
+	return t, nil
+}
+
+// end forgets a task.
+func (tt *taskTable) end(t *task) {
+	tt.mu.Lock()
+	defer tt.mu.Unlock()
+	if tt.byID[t.id] == t {
+		delete(tt.byID, t.id)
+	}
+}
+
+// claim returns the task for which a worker delivers files, and marks the
+// delivery as begun.
+func (tt *taskTable) claim(id string, worker peer.ID) (*task, *delivery, error) {
+	tt.mu.Lock()
+	t, ok := tt.byID[id]
+	tt.mu.Unlock()
+	if !ok {
+		return nil, nil, errors.New("no such task")
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch d := t.delivery; {
+	case d == nil || t.worker != worker:
+		return nil, nil, errors.New("the task is not this worker's")
+	case d.claimed:
+		return nil, nil, errors.New("the task's files came already")
+	default:
+		d.claimed = true
+		close(d.begun)
+		return t, d, nil
+	}
+}
+
+// assign says which worker runs the task now. What an earlier attempt delivers
+// is none of it.
+func (t *task) assign(worker peer.ID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.worker = worker
+	t.delivery = &delivery{begun: make(chan struct{}), done: make(chan struct{})}
+}
+
+// waitForFiles returns when the files that the worker announced are stored.
+func (t *task) waitForFiles(ctx context.Context) error {
+	t.mu.Lock()
+	d := t.delivery
+	t.mu.Unlock()
+	grace := time.NewTimer(filesGrace)
+	defer grace.Stop()
+	select {
+	case <-d.begun:
+	case <-grace.C:
+		return fmt.Errorf("%w: the worker announced files and sent none", ErrArtifact)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case <-d.done: // always comes: the stream has a deadline of its own
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if d.err != nil {
+		return fmt.Errorf("%w: %w", ErrArtifact, d.err)
+	}
+	return nil
+}
+
+// receiveArtifact handles a stream of the artifact protocol.
+func (n *node) receiveArtifact(s network.Stream) {
+	if err := n.storeArtifact(s); err != nil {
+		n.log().Warn("artifact refused", zap.Stringer("peer", s.Conn().RemotePeer()), zap.Error(err))
+		_ = s.Reset()
+		return
+	}
+	_ = s.Close()
+}
+
+// storeArtifact reads an artifact into its file.
+func (n *node) storeArtifact(s network.Stream) error {
+	_ = s.SetReadDeadline(time.Now().Add(FrameTimeout))
+	h, err := wire.ReadArtifactHeader(s)
+	if err != nil {
+		return err
+	}
+	t, d, err := n.tasks.claim(h.TaskID, s.Conn().RemotePeer())
+	if err != nil {
+		return fmt.Errorf("task %s: %w", h.TaskID, err)
+	}
+	_ = s.SetReadDeadline(time.Now().Add(ArtifactTimeout))
+	d.err = writeArtifact(filepath.Join(t.dir, t.id+".zip"), s, h.Size, func(rename func() error) error {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.delivery != d {
+			return errors.New("another worker has taken the task over")
+		}
+		return rename()
+	})
+	close(d.done)
+	return d.err
+}
+
+// writeArtifact writes exactly size bytes of r to file, whole or not at all, and
+// durably: the client is told that the file is there. commit is called with the
+// last step and decides whether it is still wanted.
+func writeArtifact(file string, r io.Reader, size int64, commit func(rename func() error) error) error {
+	dir := filepath.Dir(file)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(file)+".*.part") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = io.CopyN(f, r, size)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	var more [1]byte
+	if k, err := r.Read(more[:]); k > 0 || !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: more than the announced %d bytes", wire.ErrBadFrame, size)
+	}
+	if err := commit(func() error { return os.Rename(f.Name(), file) }); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// syncDir makes a rename in the folder durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/option"
+)
+
+// UnmarshalCaddyfile sets up the app from the global option. Syntax:
+//
+//	agentfm {
+//		mesh {
+//			identity  <name or file>
+//			listen    <multiaddr>...
+//			bootstrap <multiaddr>... | off
+//			swarm_key <file>
+//			discovery mdns|dht... | off
+//		}
+//		artifacts <dir>
+//	}
+func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the option's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return option.Set{
+		"mesh":      option.Func(a.unmarshalMesh),
+		"artifacts": option.String(&a.Artifacts),
+	}.Block(d)
+}
+
+// unmarshalMesh reads the mesh block.
+func (a *App) unmarshalMesh(d *caddyfile.Dispenser) error {
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	a.Mesh = new(Config)
+	return option.Set{
+		"identity":  option.String(&a.Mesh.Identity),
+		"listen":    option.Strings(&a.Mesh.Listen),
+		"bootstrap": option.Strings(&a.Mesh.Bootstrap),
+		"swarm_key": option.String(&a.Mesh.SwarmKey),
+		"discovery": option.Strings(&a.Mesh.Discovery),
+	}.Block(d)
+}
+
+// Interface guard
+var _ caddyfile.Unmarshaler = (*App)(nil)

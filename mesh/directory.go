@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/router"
+)
+
+// Limits of the directory.
+const (
+	// workerStale is how long a worker is online without telemetry.
+	workerStale = 15 * time.Second
+	// workerForget is how long a worker that is offline is remembered.
+	workerForget = 24 * time.Hour
+	// maxWorkers bounds the workers that are known, online or not.
+	maxWorkers = 10_000
+)
+
+// directory holds the workers that announced themselves, and keeps the router
+// in step with who of them is online.
+type directory struct {
+	router *router.Router
+	now    func() time.Time
+	log    func() *zap.Logger
+
+	mu      sync.RWMutex
+	workers map[string]*WorkerInfo
+}
+
+func newDirectory(log func() *zap.Logger) *directory {
+	return &directory{router: router.New(), now: time.Now, log: log, workers: make(map[string]*WorkerInfo)}
+}
+
+// update takes in valid telemetry.
+func (d *directory) update(t wire.Telemetry) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.now()
+	w, ok := d.workers[t.PeerID]
+	if !ok {
+		if len(d.workers) >= maxWorkers && !d.evict() {
+			return
+		}
+		w = &WorkerInfo{FirstSeen: now}
+		d.workers[t.PeerID] = w
+	}
+	if !w.Online {
+		d.log().Info("worker is online", zap.String("peer", t.PeerID), zap.String("agent", t.AgentName), zap.String("model", t.Model))
+	}
+	w.Telemetry, w.Online, w.LastSeen = t, true, now
+	d.router.Update(router.Worker{
+		Peer: t.PeerID, Agent: t.AgentName, Model: t.Model,
+		Tasks: t.CurrentTasks, MaxTasks: t.MaxTasks, CPU: t.CPUPercent,
+		// busy with tasks is the router's to know; busy for another reason is not
+		Busy:      t.Status == wire.StatusBusy && t.CurrentTasks < t.MaxTasks,
+		MaxPrompt: t.PromptLimit(),
+		Duplex:    t.Duplex,
+	})
+}
+
+// offline takes a worker out until its next telemetry, because its connection
+// ended.
+func (d *directory) offline(peer string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if w, ok := d.workers[peer]; ok && w.Online {
+		d.setOffline(w, "its connection ended")
+	}
+}
+
+func (d *directory) setOffline(w *WorkerInfo, why string) {
+	w.Online = false
+	d.router.Remove(w.PeerID)
+	d.log().Info("worker is offline", zap.String("peer", w.PeerID), zap.String("agent", w.AgentName), zap.String("reason", why))
+}
+
+// evict forgets the worker that has been offline the longest; false when all
+// are online.
+func (d *directory) evict() bool {
+	var oldest *WorkerInfo
+	for _, w := range d.workers {
+		if !w.Online && (oldest == nil || w.LastSeen.Before(oldest.LastSeen)) {
+			oldest = w
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(d.workers, oldest.PeerID)
+	return true
+}
+
+// sweep takes out who has been silent, every second until ctx ends.
+func (d *directory) sweep(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			d.expire()
+		}
+	}
+}
+
+func (d *directory) expire() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.now()
+	for id, w := range d.workers {
+		switch silent := now.Sub(w.LastSeen); {
+		case w.Online && silent > workerStale:
+			d.setOffline(w, "no telemetry")
+		case !w.Online && silent > workerForget:
+			delete(d.workers, id)
+		}
+	}
+}
+
+// list returns the workers, online first, newest first.
+func (d *directory) list(includeOffline bool) []WorkerInfo {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	out := make([]WorkerInfo, 0, len(d.workers))
+	for _, w := range d.workers {
+		if w.Online || includeOffline {
+			out = append(out, *w)
+		}
+	}
+	slices.SortFunc(out, func(a, b WorkerInfo) int {
+		if a.Online != b.Online {
+			if a.Online {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(b.FirstSeen.Compare(a.FirstSeen), cmp.Compare(a.PeerID, b.PeerID))
+	})
+	return out
+}
+
+// online counts the workers that are online.
+func (d *directory) online() int {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	n := 0
+	for _, w := range d.workers {
+		if w.Online {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
+	"github.com/libp2p/go-libp2p/p2p/discovery/routing"
+	"go.uber.org/zap"
+)
+
+// Names under which nodes of AgentFM find each other.
+const (
+	mdnsService = "agentfm-local"
+	rendezvous  = "agentfm-rendezvous"
+)
+
+const (
+	// keepInterval is how often the connections to bootstrap nodes are checked.
+	keepInterval = 500 * time.Millisecond
+	// keepBackoff bounds the wait between two attempts to dial one of them.
+	keepBackoff = 30 * time.Second
+	// findInterval is how often the DHT is searched for workers.
+	findInterval = 10 * time.Second
+	// maxFinds bounds the dials to found nodes under way at once.
+	maxFinds = 16
+)
+
+// KeepConnected dials the targets and stays connected to them until ctx ends. A
+// target that does not answer is tried again, less and less often, at most every
+// 30 s. It protects their connections from trimming. Targets may change between
+// calls of targets.
+func (h *Host) KeepConnected(ctx context.Context, targets func() []peer.AddrInfo, log func() *zap.Logger) {
+	type state struct {
+		dialing bool
+		wait    time.Duration
+		next    time.Time
+	}
+	var mu sync.Mutex
+	states := make(map[peer.ID]*state)
+	var dials sync.WaitGroup
+	defer dials.Wait()
+
+	dial := func(t peer.AddrInfo, s *state) {
+		defer dials.Done()
+		dialCtx, cancel := context.WithTimeout(ctx, DialTimeout)
+		defer cancel()
+		err := h.Connect(dialCtx, t)
+		mu.Lock()
+		defer mu.Unlock()
+		s.dialing = false
+		if err == nil {
+			s.wait = 0
+			h.ConnManager().Protect(t.ID, "agentfm-bootstrap")
+			log().Info("connected to bootstrap node", zap.Stringer("peer", t.ID))
+			return
+		}
+		s.wait = min(max(2*s.wait, time.Second), keepBackoff)
+		s.next = time.Now().Add(s.wait)
+		if ctx.Err() == nil {
+			log().Warn("bootstrap node cannot be reached", zap.Stringer("peer", t.ID), zap.Error(err), zap.Duration("next_try", s.wait))
+		}
+	}
+	tick := time.NewTicker(keepInterval)
+	defer tick.Stop()
+	for {
+		for _, t := range targets() {
+			if t.ID == h.ID() || h.Network().Connectedness(t.ID) == network.Connected {
+				continue
+			}
+			mu.Lock()
+			s, ok := states[t.ID]
+			if !ok {
+				s = new(state)
+				states[t.ID] = s
+			}
+			if !s.dialing && time.Now().After(s.next) {
+				s.dialing = true
+				dials.Add(1)
+				go dial(t, s)
+			}
+			mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Discover finds other nodes by the methods that s switches on and connects to
+// them, until ctx ends. A worker announces itself; a gateway looks for workers.
+func (h *Host) Discover(ctx context.Context, role Role, s Settings, log func() *zap.Logger) {
+	finds := make(chan struct{}, maxFinds)
+	connect := func(p peer.AddrInfo) {
+		if p.ID == h.ID() || len(p.Addrs) == 0 || h.Network().Connectedness(p.ID) == network.Connected {
+			return
+		}
+		select {
+		case finds <- struct{}{}:
+		default:
+			return // enough under way; it will be found again
+		}
+		go func() {
+			defer func() { <-finds }()
+			dialCtx, cancel := context.WithTimeout(ctx, DialTimeout)
+			defer cancel()
+			if err := h.Connect(dialCtx, p); err != nil && ctx.Err() == nil {
+				log().Debug("found node cannot be reached", zap.Stringer("peer", p.ID), zap.Error(err))
+			}
+		}()
+	}
+	var running sync.WaitGroup
+	if s.MDNS {
+		service := mdns.NewMdnsService(h, mdnsService, notifee(connect))
+		if err := service.Start(); err != nil {
+			log().Warn("discovery on the local network is off", zap.Error(err))
+		} else {
+			running.Go(func() { <-ctx.Done(); _ = service.Close() })
+		}
+	}
+	if h.dht != nil {
+		running.Go(func() { h.discoverDHT(ctx, role, connect) })
+	}
+	running.Wait()
+	<-ctx.Done()
+	for range maxFinds { // wait for the dials, which ctx has ended
+		finds <- struct{}{}
+	}
+}
+
+// discoverDHT announces a worker, or looks for workers, under the rendezvous name.
+func (h *Host) discoverDHT(ctx context.Context, role Role, connect func(peer.AddrInfo)) {
+	_ = h.dht.Bootstrap(ctx) // starts the upkeep of the table; never fails
+	d := routing.NewRoutingDiscovery(h.dht)
+	for {
+		wait := findInterval
+		if role == RoleWorker {
+			if ttl, err := d.Advertise(ctx, rendezvous); err == nil {
+				wait = ttl * 7 / 8
+			}
+		} else if found, err := d.FindPeers(ctx, rendezvous); err == nil {
+			for p := range found {
+				connect(p)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// notifee adapts a function to mdns.Notifee.
+type notifee func(peer.AddrInfo)
+
+// HandlePeerFound implements mdns.Notifee.
+func (n notifee) HandlePeerFound(p peer.AddrInfo) { n(p) }

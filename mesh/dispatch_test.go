@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/router"
+)
+
+const noFiles = "\n" + wire.MarkerNoFiles + "\n"
+
+// say answers every task with a text, and closes.
+func say(text string) func(network.Stream, wire.TaskRequest) {
+	return func(s network.Stream, _ wire.TaskRequest) {
+		_, _ = io.WriteString(s, text)
+		_ = s.Close()
+	}
+}
+
+func call(model string) Call {
+	return Call{Target: router.Request{Model: model}, Selector: router.LeastLoaded{}, Prompt: "hi", Retries: 2}
+}
+
+// ask dispatches a call and reads it to its end.
+func ask(t *testing.T, a *App, c Call) (string, Served, error) {
+	t.Helper()
+	l := lease(t, a)
+	run, err := l.Dispatch(context.Background(), c)
+	if err != nil {
+		return "", Served{}, err
+	}
+	defer run.Close()
+	b, err := io.ReadAll(run)
+	return string(b), run.Served(), err
+}
+
+func TestDispatch(t *testing.T) {
+	a := newTestApp(t, nil)
+	var got wire.TaskRequest
+	w := newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+		got = req
+		say("one\ntwo\r\nthree"+noFiles)(s, req)
+	})
+	c := call("m")
+	c.TaskID, c.Prompt = "my-task", "a <b>\x00 ü"
+	out, served, err := ask(t, a, c)
+	if out != "one\ntwo\r\nthree" || err != nil {
+		t.Errorf("got %q, %v", out, err)
+	}
+	if got.Data != c.Prompt || got.TaskID != c.TaskID {
+		t.Errorf("the worker got %+v", got)
+	}
+	if want := (Served{Peer: w.PeerID, Agent: "a", Model: "m", TaskID: "my-task", Attempts: 1}); served != want {
+		t.Errorf("served by %+v, want %+v", served, want)
+	}
+}
+
+// TestDispatchFailures wants every way of a worker to fail to be an error of its
+// kind, after the output that came before it.
+func TestDispatchFailures(t *testing.T) {
+	for name, c := range map[string]struct {
+		serve func(network.Stream, wire.TaskRequest)
+		out   string
+		err   error
+	}{
+		"full":           {say(wire.RefuseTasks(1, 1) + "\n"), "", wire.ErrCapacity},
+		"version":        {say(wire.RefuseVersion() + "\n"), "", wire.ErrRefused},
+		"exit 126":       {say("⚠️  Sandbox exited: exit status 126\n" + noFiles), "", wire.ErrAgentFailed},
+		"fails later":    {say("half\n⚠️  Sandbox exited: exit status 1\n" + noFiles), "half", wire.ErrAgentFailed},
+		"no marker":      {say("half"), "half", wire.ErrTruncated},
+		"closes":         {say(""), "", wire.ErrTruncated},
+		"resets":         {func(s network.Stream, _ wire.TaskRequest) { _ = s.Reset() }, "", ErrStream},
+		"files not sent": {say("half\n\n[AGENTFM: FILES_INCOMING]"), "half\n", ErrArtifact},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if errors.Is(c.err, ErrArtifact) {
+				shortenFilesGrace(t)
+			}
+			a := newTestApp(t, nil)
+			newWorker(t, a, c.serve)
+			out, _, err := ask(t, a, call("m"))
+			if out != c.out || !errors.Is(err, c.err) {
+				t.Errorf("got %q, %v; want %q, %v", out, err, c.out, c.err)
+			}
+		})
+	}
+}
+
+func TestFailover(t *testing.T) {
+	a := newTestApp(t, nil)
+	bad := newWorker(t, a, say(wire.RefuseCPU(99)+"\n"))
+	good := newWorker(t, a, say("ok"+noFiles))
+	good.CurrentTasks = 3 // the good one is tried last
+	good.publish(t)
+	l := lease(t, a)
+	until(t, "the load is known", func() bool {
+		for _, w := range l.Workers(false) {
+			if w.PeerID == good.PeerID && w.CurrentTasks == 3 {
+				return true
+			}
+		}
+		return false
+	})
+	out, served, err := ask(t, a, call("m"))
+	if out != "ok" || err != nil || served.Attempts != 2 || served.Peer != good.PeerID {
+		t.Errorf("got %q by %+v, %v", out, served, err)
+	}
+	c := call("")
+	c.Target.Peer = bad.PeerID // pinned: nobody else
+	if _, _, err := ask(t, a, c); !errors.Is(err, wire.ErrCapacity) {
+		t.Errorf("pinned: got %v", err)
+	}
+	c = call("m")
+	c.Retries = 0
+	if _, _, err := ask(t, a, c); !errors.Is(err, wire.ErrCapacity) {
+		t.Errorf("no retries: got %v", err)
+	}
+}
+
+// TestUnreachable kills a worker whose telemetry is still fresh.
+func TestUnreachable(t *testing.T) {
+	a := newTestApp(t, nil)
+	w := newWorker(t, a, say("ok"+noFiles))
+	_ = w.Close()
+	until(t, "the worker is offline", func() bool { return lease(t, a).Online() == 0 })
+	// as if its last words had come by another peer just now
+	a.node.Load().directory.update(w.Telemetry)
+	if _, _, err := ask(t, a, call("m")); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("got %v, want ErrUnreachable", err)
+	}
+}
+
+// TestCancel wants the worker to notice that the client has gone, and nothing to
+// be held afterwards.
+func TestCancel(t *testing.T) {
+	for name, duplex := range map[string]bool{"1.3": false, "duplex": true} {
+		t.Run(name, func(t *testing.T) { testCancel(t, duplex) })
+	}
+}
+
+func testCancel(t *testing.T, duplex bool) {
+	a := newTestApp(t, nil)
+	gone := newGate()
+	w := newPeer(t, a)
+	w.Duplex = duplex
+	w.SetStreamHandler(wire.TaskProtocol, func(s network.Stream) {
+		if _, err := wire.ReadTask(s); err != nil {
+			t.Errorf("worker: %v", err)
+		}
+		_, _ = io.WriteString(s, "first")
+		if duplex { // silent, and still told at once
+			if _, err := s.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
+				t.Error("the gateway closed its side")
+			}
+			gone.open()
+			return
+		}
+		for { // told by the next write
+			if _, err := s.Write([]byte("more")); err != nil {
+				gone.open()
+				return
+			}
+		}
+	})
+	w.publish(t)
+	until(t, "the worker is online", func() bool { return lease(t, a).Online() == 1 })
+	ctx, cancel := context.WithCancel(context.Background())
+	run, err := lease(t, a).Dispatch(ctx, call("m"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	gone.wait()
+	if _, err := io.ReadAll(run); !errors.Is(err, context.Canceled) {
+		t.Errorf("duplex %v: got %v, want context.Canceled", duplex, err)
+	}
+	_ = run.Close()
+	_ = run.Close()
+	if n := len(a.node.Load().tasks.byID); n != 0 {
+		t.Errorf("%d tasks are still known", n)
+	}
+}
+
+// deliver sends a zip for a task from a worker, and returns what the gateway
+// made of it: nil when it was stored.
+func deliver(w *peerHost, a *App, taskID, zip string, size int64) error {
+	s, err := w.NewStream(context.Background(), a.node.Load().host.ID(), wire.ArtifactProtocol)
+	if err != nil {
+		return err
+	}
+	if err := wire.WriteArtifactHeader(s, wire.ArtifactHeader{Size: size, TaskID: taskID}); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(s, zip); err != nil {
+		return err
+	}
+	_ = s.CloseWrite()
+	if _, err := s.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return err
+	}
+	return s.Close()
+}
+
+func TestArtifacts(t *testing.T) {
+	a := newTestApp(t, nil)
+	thief := newPeer(t, a)
+	var w *peerHost
+	w = newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+		_, _ = io.WriteString(s, "ok\n\n"+wire.MarkerFiles+"\n")
+		if deliver(thief, a, req.TaskID, "bad", 3) == nil {
+			t.Error("another peer could deliver")
+		}
+		if deliver(w, a, "other-task", "bad", 3) == nil {
+			t.Error("files of an unknown task were taken")
+		}
+		if err := deliver(w, a, req.TaskID, "zip!", 4); err != nil {
+			t.Errorf("delivering: %v", err)
+		}
+		if deliver(w, a, req.TaskID, "again", 5) == nil {
+			t.Error("files were taken twice")
+		}
+		_ = s.Close()
+	})
+	l := lease(t, a)
+	c := call("m")
+	c.TaskID = "t1"
+	run, err := l.Dispatch(context.Background(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := io.ReadAll(run)
+	if string(out) != "ok\n" || err != nil || !run.HasFiles() {
+		t.Errorf("got %q, %v, files %v", out, err, run.HasFiles())
+	}
+	_ = run.Close()
+	f, err := l.OpenArtifact("t1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	zip, _ := io.ReadAll(f)
+	_ = f.Close()
+	if string(zip) != "zip!" {
+		t.Errorf("stored %q", zip)
+	}
+	if deliver(w, a, "t1", "late", 4) == nil {
+		t.Error("files were taken after the task's end")
+	}
+	if _, err := l.Dispatch(context.Background(), c); !errors.Is(err, ErrTaskID) {
+		t.Errorf("same id again: got %v, want ErrTaskID", err)
+	}
+	for _, id := range []string{"nobody", "../t1", ""} {
+		if _, err := l.OpenArtifact(id); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("OpenArtifact(%q): %v", id, err)
+		}
+	}
+	entries, _ := os.ReadDir(a.artifacts)
+	if len(entries) != 1 {
+		t.Errorf("the folder holds %v", entries)
+	}
+}
+
+// TestArtifactLies wants nothing to be stored of a zip that is not as announced.
+func TestArtifactLies(t *testing.T) {
+	for name, c := range map[string]struct {
+		zip  string
+		size int64
+	}{"short": {"abc", 10}, "long": {"abcdef", 3}} {
+		t.Run(name, func(t *testing.T) {
+			a := newTestApp(t, nil)
+			var w *peerHost
+			w = newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+				_, _ = io.WriteString(s, "ok\n\n"+wire.MarkerFiles+"\n")
+				if deliver(w, a, req.TaskID, c.zip, c.size) == nil {
+					t.Error("it was taken")
+				}
+				_ = s.Close()
+			})
+			out, _, err := ask(t, a, call("m"))
+			if out != "ok\n" || !errors.Is(err, ErrArtifact) {
+				t.Errorf("got %q, %v", out, err)
+			}
+			if left, _ := filepath.Glob(filepath.Join(a.artifacts, "*")); len(left) != 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
+
+func TestTaskIDInUse(t *testing.T) {
+	a := newTestApp(t, nil)
+	hold := newGate()
+	newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+		_, _ = io.WriteString(s, "x")
+		hold.wait()
+		say(noFiles)(s, req)
+	})
+	c := call("m")
+	c.TaskID = "t1"
+	run, err := lease(t, a).Dispatch(context.Background(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := ask(t, a, c); !errors.Is(err, ErrTaskID) {
+		t.Errorf("got %v, want ErrTaskID", err)
+	}
+	hold.open()
+	if _, err := io.ReadAll(run); err != nil {
+		t.Error(err)
+	}
+	_ = run.Close()
+	if _, _, err := ask(t, a, c); err != nil {
+		t.Errorf("after its end: %v", err)
+	}
+}
+
+func TestPromptLimits(t *testing.T) {
+	a := newTestApp(t, nil)
+	newWorker(t, a, say(noFiles))
+	c := call("m")
+	c.Prompt = strings.Repeat("x", wire.MaxArgumentPrompt)
+	if _, _, err := ask(t, a, c); err != nil {
+		t.Errorf("at the limit: %v", err)
+	}
+	c.Prompt += "x"
+	if _, _, err := ask(t, a, c); !errors.Is(err, router.ErrPromptTooLong) {
+		t.Errorf("over the limit: got %v", err)
+	}
+	c.Prompt = strings.Repeat("x", wire.MaxTaskFrame)
+	if _, _, err := ask(t, a, c); !errors.Is(err, wire.ErrFrameTooLarge) {
+		t.Errorf("over a frame: got %v", err)
+	}
+}
