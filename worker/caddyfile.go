@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package worker
+
+import (
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/option"
+)
+
+// runtimes is the namespace of the runtimes.
+const runtimes = "agentfm.runtimes"
+
+// UnmarshalCaddyfile sets up the app from the global option. Syntax:
+//
+//	agentfm_worker {
+//		grace_period <duration>
+//		agent <key> {
+//			name        <text>
+//			model       <text>
+//			description <text>
+//			author      <text>
+//			capability  <kebab-case>
+//			max_tasks   <n>
+//			max_cpu     <percent>|off
+//			max_gpu     <percent>|off
+//			timeout     <duration>
+//			allow_peers <peer id>...
+//			identity    <name or file>
+//			listen      <multiaddr>...
+//			runtime     <module> {
+//				...
+//			}
+//		}
+//	}
+//
+// There may be any number of agents.
+func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the option's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return option.Set{
+		"grace_period": option.Duration(&a.GracePeriod),
+		"agent":        option.Each(a.unmarshalAgent),
+	}.Block(d)
+}
+
+// unmarshalAgent reads one agent.
+func (a *App) unmarshalAgent(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) != 1 {
+		return d.ArgErr()
+	}
+	key := args[0]
+	if _, ok := a.Agents[key]; ok {
+		return d.Errf("agent '%s' is already specified", key)
+	}
+	if a.Agents == nil {
+		a.Agents = make(map[string]*Config)
+	}
+	c := new(Config)
+	a.Agents[key] = c
+	return option.Set{
+		"name":        option.String(&c.Name),
+		"model":       option.String(&c.Model),
+		"description": option.String(&c.Description),
+		"author":      option.String(&c.Author),
+		"capability":  option.String(&c.Capability),
+		"max_tasks":   option.PositiveInt(&c.MaxTasks),
+		"max_cpu":     option.Percent(&c.MaxCPU),
+		"max_gpu":     option.Percent(&c.MaxGPU),
+		"timeout":     option.Duration(&c.Timeout),
+		"allow_peers": option.Strings(&c.AllowPeers),
+		"identity":    option.String(&c.Identity),
+		"listen":      option.Strings(&c.Listen),
+		"runtime":     option.Func(c.unmarshalRuntime),
+	}.Block(d)
+}
+
+// unmarshalRuntime loads the runtime's own options.
+func (c *Config) unmarshalRuntime(d *caddyfile.Dispenser) error {
+	if !d.NextArg() {
+		return d.ArgErr()
+	}
+	name := d.Val()
+	if _, err := caddy.GetModule(runtimes + "." + name); err != nil {
+		var known []string
+		for _, m := range caddy.GetModules(runtimes) {
+			known = append(known, m.ID.Name())
+		}
+		return d.Errf("unrecognized runtime '%s'; this Caddy has: %s", name, strings.Join(known, ", "))
+	}
+	mod, err := caddyfile.UnmarshalModule(d, runtimes+"."+name)
+	if err != nil {
+		return err
+	}
+	rt, ok := mod.(Runtime)
+	if !ok {
+		return d.Errf("module "+runtimes+".%s is not a runtime: it is a %T", name, mod)
+	}
+	c.RuntimeRaw = caddyconfig.JSONModuleObject(rt, "runtime", name, nil)
+	return nil
+}
+
+// Interface guard
+var _ caddyfile.Unmarshaler = (*App)(nil)

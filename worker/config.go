@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package worker
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+	"unicode/utf8"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+)
+
+// Defaults of an agent.
+const (
+	defaultMaxTasks   = 1
+	defaultMaxPercent = 80
+)
+
+// Config is one agent.
+type Config struct {
+	// Name is the agent's public name, by which clients may ask for it. At most
+	// 20 characters. Default: the agent's key.
+	Name string `json:"name,omitempty"`
+
+	// Model is the model engine that the agent announces, by which clients may
+	// ask for it; the agent finds it in AGENTFM_MODEL. At most 40 characters.
+	// Required.
+	Model string `json:"model,omitempty"`
+
+	// Description tells people what the agent does. At most 1000 characters.
+	Description string `json:"description,omitempty"`
+
+	// Author says who runs the agent. At most 50 characters.
+	Author string `json:"author,omitempty"`
+
+	// Capability names what the agent can do, in kebab case: "text-report".
+	Capability string `json:"capability,omitempty"`
+
+	// MaxTasks is how many tasks run at once. Default: 1.
+	MaxTasks int `json:"max_tasks,omitempty"`
+
+	// MaxCPU is the CPU use of the machine, in percent, from which on the agent
+	// takes no tasks. -1 switches the limit off. Default: 80.
+	MaxCPU float64 `json:"max_cpu,omitempty"`
+
+	// MaxGPU is the use of GPU memory, in percent, above which the agent takes
+	// no tasks. -1 switches the limit off. Default: 80.
+	MaxGPU float64 `json:"max_gpu,omitempty"`
+
+	// Timeout is how long one task may run. Default: 10m.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// AllowPeers are the peer ids of the gateways that may send tasks. Default:
+	// every peer of the mesh.
+	AllowPeers []string `json:"allow_peers,omitempty"`
+
+	// Identity of the agent: a name in Caddy's storage or a path (with a slash
+	// in it) to a key file. Default: "agent-" and the agent's key.
+	Identity string `json:"identity,omitempty"`
+
+	// Listen is the list of multiaddresses on which the agent accepts
+	// connections. Default: those of the mesh, with ports chosen by the system.
+	Listen []string `json:"listen,omitempty"`
+
+	// RuntimeRaw runs the tasks: a module in the namespace agentfm.runtimes.
+	// Required.
+	RuntimeRaw json.RawMessage `json:"runtime,omitempty" caddy:"namespace=agentfm.runtimes inline_key=runtime"`
+}
+
+// agentKey is the form of an agent's key, which is part of file names and labels.
+var agentKey = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}$`)
+
+// capability is the form of a capability.
+var capability = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+
+// provision resolves the settings of one agent. It opens nothing.
+func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*generation, error) {
+	if c == nil {
+		return nil, errors.New("no settings")
+	}
+	g := &generation{key: key, config: *c, mesh: app, logger: ctx.Logger().With(caddyAgent(key))}
+	if !agentKey.MatchString(key) {
+		return nil, errors.New("the key must be letters, digits, hyphens and underscores")
+	}
+	repl := caddy.NewReplacer()
+	for _, s := range []*string{&g.config.Name, &g.config.Model, &g.config.Description, &g.config.Author, &g.config.Identity} {
+		var err error
+		if *s, err = repl.ReplaceOrErr(*s, true, true); err != nil {
+			return nil, err
+		}
+	}
+	g.defaults()
+	var err error
+	if g.listen, err = mesh.ParseListen(c.Listen, app.Settings().SwarmKey != nil, sameWithAnyPort(app.Settings().Listen)); err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	for _, s := range c.AllowPeers {
+		id, err := peer.Decode(s)
+		if err != nil {
+			return nil, fmt.Errorf("allow_peers: %q is not a peer id: %w", s, err)
+		}
+		g.allow = append(g.allow, id)
+	}
+	if c.RuntimeRaw == nil {
+		return nil, errors.New("runtime: required; one of docker, process")
+	}
+	mod, err := ctx.LoadModule(c, "RuntimeRaw")
+	if err != nil {
+		return nil, fmt.Errorf("loading runtime: %w", err)
+	}
+	rt, ok := mod.(Runtime)
+	if !ok {
+		return nil, fmt.Errorf("runtime: %T is not a worker.Runtime", mod)
+	}
+	g.runtime = rt
+	return g, nil
+}
+
+// defaults fills in what was left out.
+func (g *generation) defaults() {
+	c := &g.config
+	if c.Name == "" {
+		c.Name = g.key
+	}
+	if c.Identity == "" {
+		c.Identity = "agent-" + g.key
+	}
+	if c.MaxTasks == 0 {
+		c.MaxTasks = defaultMaxTasks
+	}
+	if c.MaxCPU == 0 {
+		c.MaxCPU = defaultMaxPercent
+	}
+	if c.MaxGPU == 0 {
+		c.MaxGPU = defaultMaxPercent
+	}
+	if c.Timeout == 0 {
+		c.Timeout = caddy.Duration(mesh.TaskTimeout)
+	}
+}
+
+// validate checks the settings of one agent.
+func (g *generation) validate() error {
+	c := g.config
+	for _, f := range []struct {
+		name, value string
+		max         int
+	}{
+		{"name", c.Name, 20}, {"model", c.Model, 40}, {"author", c.Author, 50}, {"description", c.Description, 1000},
+	} {
+		if n := utf8.RuneCountInString(f.value); n > f.max {
+			return fmt.Errorf("%s: %d characters, at most %d", f.name, n, f.max)
+		}
+	}
+	switch {
+	case c.Model == "":
+		return errors.New("model: required; the name by which clients ask for the agent")
+	case c.Capability != "" && !capability.MatchString(c.Capability):
+		return fmt.Errorf("capability: %q is not in kebab case, such as text-report", c.Capability)
+	case c.MaxTasks < 1 || c.MaxTasks > 10_000:
+		return fmt.Errorf("max_tasks: %d is not within 1 and 10000", c.MaxTasks)
+	case !percent(c.MaxCPU):
+		return fmt.Errorf("max_cpu: %v is neither a percentage nor -1", c.MaxCPU)
+	case !percent(c.MaxGPU):
+		return fmt.Errorf("max_gpu: %v is neither a percentage nor -1", c.MaxGPU)
+	case c.Timeout < 0:
+		return fmt.Errorf("timeout: %s is negative", time.Duration(c.Timeout))
+	}
+	// what we announce must be valid for those who receive it
+	return g.telemetry("validated", load{cores: 1}, 0, false).Validate()
+}
+
+// percent reports whether v is a limit in percent, or -1 for none.
+func percent(v float64) bool { return v == -1 || v > 0 && v <= 100 }
+
+// sameWithAnyPort returns the addresses with port 0.
+func sameWithAnyPort(addrs []ma.Multiaddr) []string {
+	var out []string
+	for _, a := range addrs {
+		s := ""
+		for _, c := range a {
+			switch c.Protocol().Code {
+			case ma.P_TCP, ma.P_UDP:
+				s += "/" + c.Protocol().Name + "/0"
+			default:
+				s += c.String()
+			}
+		}
+		out = append(out, s)
+	}
+	return out
+}

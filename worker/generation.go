@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package worker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+)
+
+// prepareBackoff bounds the wait before a runtime that could not be made ready
+// is tried again.
+const prepareBackoff = time.Minute
+
+// generation is an agent as one configuration has it.
+type generation struct {
+	key     string
+	config  Config
+	listen  []ma.Multiaddr
+	allow   []peer.ID
+	runtime Runtime
+	mesh    *mesh.App
+	logger  *zap.Logger
+
+	agent  *agent // once started
+	cancel context.CancelFunc
+	image  atomic.Pointer[Image]
+	ready  atomic.Bool // image is set, and the runtime can run tasks
+}
+
+// start opens or joins the agent and makes the runtime ready in the background.
+func (g *generation) start() error {
+	v, _, err := agents.LoadOrNew(g.key, func() (caddy.Destructor, error) { return openAgent(g) })
+	if err != nil {
+		return err
+	}
+	a := v.(*agent)
+	g.agent = a
+	if err := g.fits(a); err != nil {
+		return err
+	}
+	a.setLeaving(false)
+	a.Join(g)
+	var ctx context.Context
+	ctx, g.cancel = context.WithCancel(a.closing)
+	a.services.Go(func() { g.prepare(ctx, a) })
+	a.touch()
+	return nil
+}
+
+// leave gives the agent back.
+func (g *generation) leave() {
+	a := g.agent
+	if a == nil {
+		return
+	}
+	g.agent = nil
+	if g.cancel != nil {
+		g.cancel()
+	}
+	a.Leave(g)
+	a.settle()
+	_, _ = agents.Delete(g.key)
+}
+
+// fits returns an error that names the first setting which an open agent cannot
+// change.
+func (g *generation) fits(a *agent) error {
+	s, t := g.mesh.Settings(), a.settings
+	changed := ""
+	switch {
+	case g.config.Identity != a.identity:
+		changed = "identity"
+	case !slices.EqualFunc(g.listen, a.listen, ma.Multiaddr.Equal):
+		changed = "listen"
+	case !slices.Equal(s.SwarmKey, t.SwarmKey):
+		changed = "swarm_key"
+	case s.MDNS != t.MDNS || s.DHT != t.DHT:
+		changed = "discovery"
+	default:
+		return nil
+	}
+	return fmt.Errorf("changing %s needs a restart of Caddy; the running agent keeps what it has", changed)
+}
+
+// prepare makes the runtime ready, and tries again until it is or ctx ends.
+func (g *generation) prepare(ctx context.Context, a *agent) {
+	for wait := time.Second; ; wait = min(2*wait, prepareBackoff) {
+		began := time.Now()
+		image, err := g.runtime.Prepare(ctx, Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model})
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			g.image.Store(&image)
+			g.ready.Store(true)
+			a.settle()
+			g.logger.Info("agent is ready", zap.String("model", g.config.Model), zap.String("image", image.Ref), zap.Duration("took", time.Since(began)))
+			return
+		}
+		g.logger.Error("agent is not ready", zap.Error(err), zap.Duration("next_try", wait))
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package process
+
+import (
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/option"
+)
+
+// UnmarshalCaddyfile reads the runtime's options; see [Runtime].
+func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the runtime's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return option.Set{
+		"command": option.Strings(&r.Command),
+		"prompt":  option.String(&r.Prompt),
+		"dir":     option.String(&r.Dir),
+		"env":     option.Map(&r.Env),
+	}.Block(d)
+}
+
+// Interface guard
+var _ caddyfile.Unmarshaler = (*Runtime)(nil)

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package worker
+
+import (
+	"context"
+	"io"
+	"strconv"
+)
+
+// Runtime runs the tasks of one agent. Runtimes are guest modules in the
+// namespace agentfm.runtimes; their Provision and Validate must open nothing,
+// since `caddy validate` calls them beside a running server.
+//
+// A runtime outlives the configuration that it came with while tasks run on it.
+// It must not tie them to its caddy.Context.
+type Runtime interface {
+	// Prepare makes the runtime ready: checks that a command exists, builds an
+	// image, removes what an earlier process left behind. It is called once
+	// before the first task, and again after a failure, and may take long; ctx
+	// ends when the agent goes away. Until it succeeds, the agent takes no tasks.
+	Prepare(ctx context.Context, agent Agent) (Image, error)
+
+	// Run runs one task to its end and returns how the agent ended. An error
+	// says that the agent could not be started or was lost. When ctx ends, the
+	// agent is stopped. Nothing that Run started is left when it returns.
+	// Calls are concurrent.
+	Run(ctx context.Context, task Task) (Exit, error)
+
+	// PromptLimit is the largest prompt in bytes that can be handed to the
+	// agent unchanged.
+	PromptLimit() int
+
+	// PromptNUL reports whether a prompt may contain NUL bytes.
+	PromptNUL() bool
+}
+
+// Agent tells a runtime whom it runs.
+type Agent struct {
+	// Key is the agent's name in the configuration.
+	Key string
+	// PeerID is the agent's identity on the mesh. No other process has it, so
+	// what carries its label is this agent's own.
+	PeerID string
+	// Model is the advertised model engine; the agent finds it in the
+	// environment variable AGENTFM_MODEL.
+	Model string
+}
+
+// Image identifies what a runtime runs, for telemetry. Both may be empty.
+type Image struct {
+	// Ref is the image reference, for example "hr:v1".
+	Ref string
+	// Digest is the id of the image, "sha256:" and 64 hex digits.
+	Digest string
+}
+
+// Task is one task for a runtime.
+type Task struct {
+	// ID is unique among the tasks of the agent, and safe as a file name.
+	ID string
+	// Prompt is handed to the agent unchanged; it is within PromptLimit and
+	// has a NUL byte only where PromptNUL allows it.
+	Prompt string
+	// Model is the advertised model engine, for AGENTFM_MODEL.
+	Model string
+	// Output takes the agent's standard output and standard error as they
+	// come. It may be written to by one goroutine at a time. A failed write
+	// means that nobody listens any more.
+	Output io.Writer
+	// OutputDir is an empty folder. What the agent leaves in it (a container
+	// sees it as /tmp/output, a process finds it in AGENTFM_OUTPUT) becomes
+	// the task's artifact.
+	OutputDir string
+}
+
+// Exit is how an agent ended.
+type Exit struct {
+	// Code is the exit status; 0 is success. It is -1 when a signal ended it.
+	Code int
+	// Reason says more, where there is more to say: "killed by signal 9
+	// (out of memory)", for example. Empty stands for "exit status <Code>".
+	Reason string
+}
+
+// String says how the agent ended, in words.
+func (e Exit) String() string {
+	if e.Reason != "" {
+		return e.Reason
+	}
+	return "exit status " + strconv.Itoa(e.Code)
+}

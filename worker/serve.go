@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// writeTimeout is how long a gateway may take to accept a piece of output.
+const writeTimeout = time.Minute
+
+// running is a task that has a slot.
+type running struct {
+	conn network.Conn
+	ctx  context.Context
+	stop context.CancelCauseFunc
+}
+
+// serve handles a stream of the task protocol.
+func (a *agent) serve(s network.Stream) {
+	log := a.log().With(zap.Stringer("gateway", s.Conn().RemotePeer()))
+	req, err := a.readTask(s)
+	if err != nil {
+		log.Debug("task stream refused", zap.Error(err))
+		_ = s.Reset()
+		return
+	}
+	log = log.With(zap.String("task", req.TaskID))
+	t, g, refusal := a.admit(s, req)
+	if refusal != "" {
+		log.Info("task refused", zap.String("reason", refusal))
+		_ = s.SetWriteDeadline(time.Now().Add(writeTimeout))
+		_, _ = io.WriteString(s, refusal+"\n")
+		_ = s.Close()
+		return
+	}
+	began := time.Now()
+	how, err := a.run(s, g, t, req)
+	// The slot is free before the gateway sees the end: its next task comes at once.
+	a.done(req.TaskID)
+	if how == cancelled {
+		_ = s.Reset()
+	} else {
+		_ = s.Close()
+	}
+	log.Info("task ended", zap.String("how", how), zap.Duration("took", time.Since(began)), zap.Error(err))
+}
+
+// readTask reads the task frame. A stream that withholds it holds a little of
+// the peer's budget of memory and no slot.
+func (a *agent) readTask(s network.Stream) (wire.TaskRequest, error) {
+	budget := &budgetReader{r: s, scope: s.Scope()}
+	defer budget.release()
+	_ = s.SetReadDeadline(time.Now().Add(mesh.FrameTimeout))
+	req, err := wire.ReadTask(budget)
+	_ = s.SetReadDeadline(time.Time{})
+	return req, err
+}
+
+// budgetReader takes the memory that is read from the budget of the peer.
+type budgetReader struct {
+	r        io.Reader
+	scope    network.ResourceScope
+	read     int
+	reserved int
+}
+
+// budgetStep is how much memory is reserved at a time.
+const budgetStep = 32 << 10
+
+// Read implements io.Reader.
+func (b *budgetReader) Read(p []byte) (int, error) {
+	if b.read >= b.reserved {
+		if err := b.scope.ReserveMemory(budgetStep, network.ReservationPriorityMedium); err != nil {
+			return 0, err
+		}
+		b.reserved += budgetStep
+	}
+	n, err := b.r.Read(p[:min(len(p), b.reserved-b.read)])
+	b.read += n
+	return n, err
+}
+
+func (b *budgetReader) release() { b.scope.ReleaseMemory(b.reserved) }
+
+// admit takes a slot for a task whose frame is complete, or returns the text of
+// a refusal.
+func (a *agent) admit(s network.Stream, req wire.TaskRequest) (*running, *generation, string) {
+	newest, ok := a.Newest()
+	g := a.active.Load()
+	switch {
+	case ok && len(newest.allow) > 0 && !slices.Contains(newest.allow, s.Conn().RemotePeer()):
+		return nil, nil, wire.Refuse("This gateway is not on the worker's list.")
+	case req.Version != wire.Version:
+		return nil, nil, wire.RefuseVersion()
+	case g == nil:
+		return nil, nil, wire.Refuse("Worker is not ready yet: busy with its preparation. Try another worker.")
+	case len(req.Data) > g.runtime.PromptLimit():
+		return nil, nil, wire.Refuse(fmt.Sprintf("The prompt has %d bytes; this agent takes at most %d.", len(req.Data), g.runtime.PromptLimit()))
+	case strings.Contains(req.Data, "\x00") && !g.runtime.PromptNUL():
+		return nil, nil, wire.Refuse("The prompt contains a NUL byte, which this agent cannot be given.")
+	}
+	if refusal := g.overloaded(machine.sample(a.closing)); refusal != "" {
+		return nil, nil, refusal
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, taken := a.tasks[req.TaskID]
+	switch {
+	case taken:
+		return nil, nil, wire.Refuse("A task of that id is running.")
+	case a.leaving || !a.Lease():
+		return nil, nil, wire.Refuse("Worker is shutting down: busy. Try another worker.")
+	case len(a.tasks) >= g.config.MaxTasks:
+		a.Release()
+		return nil, nil, wire.RefuseTasks(len(a.tasks), g.config.MaxTasks)
+	}
+	t := &running{conn: s.Conn()}
+	t.ctx, t.stop = context.WithCancelCause(a.base)
+	a.tasks[req.TaskID] = t
+	a.working.Add(1)
+	a.touch()
+	return t, g, ""
+}
+
+// done gives the slot of a task back.
+func (a *agent) done(id string) {
+	a.mu.Lock()
+	t := a.tasks[id]
+	delete(a.tasks, id)
+	a.mu.Unlock()
+	t.stop(nil)
+	a.working.Done()
+	a.touch()
+	a.Release()
+}
+
+// disconnected stops the tasks whose connection has ended.
+func (a *agent) disconnected(_ network.Network, c network.Conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.tasks {
+		if t.conn.ID() == c.ID() {
+			t.stop(errGatewayGone)
+		}
+	}
+}
+
+// How tasks end, for the log.
+const (
+	succeeded = "ok"
+	failed    = "failed"
+	stopped   = "stopped"
+	cancelled = "cancelled"
+)
+
+// errNoFolder is what a gateway is told when the worker cannot make a folder.
+var errNoFolder = errors.New("the worker has no folder for it")
+
+// run runs a task and answers on its stream, which it leaves open. It returns how
+// the task ended, and what the operator should know of it.
+func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRequest) (string, error) {
+	timeout := time.Duration(g.config.Timeout)
+	ctx, cancel := context.WithTimeoutCause(t.ctx, timeout, fmt.Errorf("timed out after %s", timeout))
+	defer cancel()
+	go watch(s, t.stop)
+	if s.Conn().IsClosed() { // before there was a task to stop
+		t.stop(errGatewayGone)
+	}
+	dir, err := os.MkdirTemp(a.tasksDir, req.TaskID+"-")
+	if err != nil {
+		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errNoFolder)))
+	}
+	defer os.RemoveAll(dir)
+	out := filepath.Join(dir, "output")
+	if err := os.Mkdir(out, 0o700); err != nil {
+		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errNoFolder)))
+	}
+	exit, err := g.runtime.Run(ctx, Task{
+		ID: req.TaskID, Prompt: req.Data, Model: g.config.Model,
+		Output: &output{s, t.stop}, OutputDir: out,
+	})
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errGatewayGone):
+		return cancelled, nil
+	case cause != nil:
+		return stopped, errors.Join(cause, answerFailure(s, wire.Exited(cause.Error())))
+	case err != nil:
+		// the reason can name what is the operator's own business
+		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errors.New("the worker's log says why"))))
+	case exit.Code != 0 || exit.Reason != "":
+		return failed, errors.Join(errors.New(exit.String()), answerFailure(s, wire.Exited(exit.String())))
+	}
+	if err := answerFiles(ctx, a.host, s, req.TaskID, dir, out); err != nil {
+		return cancelled, fmt.Errorf("sending files: %w", err) // announced files that do not come: no clean end
+	}
+	return succeeded, nil
+}
+
+// watch stops the task when its gateway resets the stream. A gateway that closed
+// its side, as AgentFM 1.3 does, cannot be watched: it is noticed with the next
+// output, or when its connection ends.
+func watch(s network.Stream, stop context.CancelCauseFunc) {
+	var b [1]byte
+	if n, err := s.Read(b[:]); n > 0 || !errors.Is(err, io.EOF) {
+		stop(errGatewayGone)
+	}
+}
+
+// output is the stream as a task's output. A gateway that does not take it ends
+// the task.
+type output struct {
+	stream network.Stream
+	stop   context.CancelCauseFunc
+}
+
+// Write implements io.Writer.
+func (o *output) Write(p []byte) (int, error) {
+	_ = o.stream.SetWriteDeadline(time.Now().Add(writeTimeout))
+	n, err := o.stream.Write(p)
+	if err != nil {
+		o.stop(errGatewayGone)
+	}
+	return n, err
+}
+
+// answerFailure ends the answer of a task that failed. Protocol 1 has no status:
+// the line says it.
+func answerFailure(s network.Stream, line string) error {
+	return answer(s, "\n"+line+"\n\n"+wire.MarkerNoFiles+"\n")
+}
+
+// answer writes the end of an answer.
+func answer(s network.Stream, text string) error {
+	_ = s.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_, err := io.WriteString(s, text)
+	return err
+}
