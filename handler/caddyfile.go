@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/option"
+)
+
+// UnmarshalCaddyfile sets up the handler from the directive. Syntax:
+//
+//	agentfm [<matcher>] {
+//		api_keys   <key>...
+//		retries    <n>
+//		body_limit <size>
+//		allow_unauthenticated
+//	}
+func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the directive's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return option.Set{
+		"api_keys":              option.Strings(&h.APIKeys),
+		"retries":               option.Count(&h.Retries),
+		"body_limit":            option.Size(&h.BodyLimit),
+		"allow_unauthenticated": option.Flag(&h.AllowUnauthenticated),
+	}.Block(d)
+}

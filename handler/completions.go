@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/openai"
+	"github.com/Agent-FM/caddy-agentfm/router"
+)
+
+// maxAnswer bounds an answer that is not streamed. It is held in memory until
+// the agent has ended well; a larger one is an error, never cut.
+const maxAnswer = 64 << 20
+
+// completion is a request of one of OpenAI's two kinds.
+type completion struct {
+	kind   openai.Kind
+	model  string
+	prompt string
+	param  string // the field that the prompt came in
+	stream bool
+	usage  bool // asked for at the end of a stream
+}
+
+// chat serves POST /v1/chat/completions.
+func (x *exchange) chat() error {
+	body, err := x.body()
+	if err != nil {
+		return err
+	}
+	req, err := openai.DecodeChat(body)
+	if err != nil {
+		return err
+	}
+	return x.complete(completion{
+		kind: openai.KindChat, model: req.Model, prompt: req.Prompt(), param: "messages",
+		stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
+	})
+}
+
+// completions serves POST /v1/completions.
+func (x *exchange) completions() error {
+	body, err := x.body()
+	if err != nil {
+		return err
+	}
+	req, err := openai.DecodeCompletion(body)
+	if err != nil {
+		return err
+	}
+	return x.complete(completion{
+		kind: openai.KindText, model: req.Model, prompt: string(req.Prompt), param: "prompt",
+		stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
+	})
+}
+
+// complete runs the task and answers with its output.
+func (x *exchange) complete(c completion) error {
+	task, err := x.dispatch(mesh.Call{Target: router.Request{Model: c.model}, Prompt: c.prompt}, c.param)
+	if err != nil {
+		return err
+	}
+	defer task.Close()
+	reply := openai.NewReply(c.kind, c.model)
+	reply.PeerID, reply.TaskID = task.Served().Peer, task.Served().TaskID
+	if c.stream {
+		return x.streamReply(task, reply, c)
+	}
+	return x.wholeReply(task, reply, c)
+}
+
+// wholeReply answers when the agent has ended well.
+func (x *exchange) wholeReply(task run, reply openai.Reply, c completion) error {
+	var output bytes.Buffer
+	n, err := io.Copy(&output, io.LimitReader(task, maxAnswer+1))
+	if err != nil {
+		return err
+	}
+	if n > maxAnswer {
+		return streamFailed(nil, fmt.Sprintf("the answer is over %d bytes; ask for it with \"stream\":true", maxAnswer))
+	}
+	usage := openai.EstimateUsage(len(c.prompt), output.Len())
+	x.answer(http.StatusOK, reply.Whole(openai.ValidText(output.Bytes()), usage))
+	return nil
+}
+
+// streamReply answers with events as the output comes. The status is decided by
+// the first read: until then, a failure has one of its own.
+func (x *exchange) streamReply(task run, reply openai.Reply, c completion) error {
+	buf := make([]byte, readSize)
+	n, err := task.Read(buf)
+	if n == 0 && err != nil && err != io.EOF {
+		return err
+	}
+	out := x.begin("text/event-stream; charset=utf-8")
+	stream := openai.NewStream(out, reply, c.usage)
+	if err := stream.Start(); err != nil {
+		x.gone(err)
+		return nil
+	}
+	for {
+		if _, err := stream.Write(buf[:n]); err != nil {
+			x.gone(err)
+			return nil
+		}
+		if err != nil {
+			break
+		}
+		n, err = task.Read(buf)
+	}
+	if err == io.EOF {
+		err = stream.Finish(len(c.prompt))
+	} else {
+		err = x.broken(err, func(p *problem) error { return stream.Fail(p.openAI()) })
+	}
+	if err != nil {
+		x.gone(err)
+	}
+	return nil
+}
+
+// broken ends an answer that has begun already with an error, unless it is the
+// client that broke it off.
+func (x *exchange) broken(err error, tell func(*problem) error) error {
+	if gone := x.r.Context().Err(); gone != nil {
+		return gone
+	}
+	p := problemOf(err)
+	x.logProblem(p)
+	return tell(p)
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// streaming asks for the answer of a task route as a stream.
+func streaming(body string, usage bool) string {
+	return strings.Replace(body, "{", fmt.Sprintf(`{"stream":true,"stream_options":{"include_usage":%t},`, usage), 1)
+}
+
+// changing is what differs between two answers.
+var changing = regexp.MustCompile(`"id":"(chatcmpl|cmpl)-[0-9a-f]{32}"|"created":1[0-9]{9}`)
+
+// fixed replaces what differs between two answers.
+func fixed(s string) string {
+	return changing.ReplaceAllStringFunc(s, func(m string) string {
+		if strings.HasPrefix(m, `"c`) {
+			return `"created":0`
+		}
+		return m[:strings.LastIndex(m, "-")+1] + `0"`
+	})
+}
+
+func TestChatWhole(t *testing.T) {
+	f := &fakeMesh{dispatch: answers(script{output: []string{"Hel", "lo\r\n"}})}
+	g := serve(t, f)
+	a := g.do(t, "POST", "/v1/chat/completions", `{"model":" LLAMA3.2 ","messages":[{"role":"system","content":"s"},{"role":"user","content":"hi"}]}`)
+	want := `{"id":"chatcmpl-0","object":"chat.completion","created":0,"model":"LLAMA3.2","choices":[{"index":0,` +
+		`"message":{"role":"assistant","content":"Hello\r\n","refusal":null},"logprobs":null,"finish_reason":"stop"}],` +
+		`"usage":{"prompt_tokens":8,"completion_tokens":2,"total_tokens":10}}`
+	if got := fixed(a.body); a.status != 200 || got != want {
+		t.Errorf("got %d\n%s\nwant\n%s", a.status, got, want)
+	}
+	checkServed(t, g, a, "application/json")
+	call := f.seen()[0]
+	if call.Prompt != "system: s\n\nuser: hi\n\nassistant:" || call.Target.Model != "LLAMA3.2" || call.Target.Peer != "" ||
+		call.Retries != 2 || call.EagerNewline || call.TaskID != "" || call.Selector == nil {
+		t.Errorf("got %+v", call)
+	}
+}
+
+func TestCompletionWhole(t *testing.T) {
+	f := &fakeMesh{dispatch: answers(script{output: []string{"Hello"}})}
+	g := serve(t, f, func(g *gate, _ *serverSettings) { zero := 0; g.h.Retries = &zero })
+	a := g.do(t, "POST", "/v1/completions", `{"model":"m","prompt":["say hi"]}`)
+	want := `{"id":"cmpl-0","object":"text_completion","created":0,"model":"m","choices":[` +
+		`{"text":"Hello","index":0,"logprobs":null,"finish_reason":"stop"}],` +
+		`"usage":{"prompt_tokens":2,"completion_tokens":2,"total_tokens":4}}`
+	if got := fixed(a.body); a.status != 200 || got != want {
+		t.Errorf("got %d\n%s\nwant\n%s", a.status, got, want)
+	}
+	checkServed(t, g, a, "application/json")
+	if call := f.seen()[0]; call.Prompt != "say hi" || call.Retries != 0 {
+		t.Errorf("got %+v", call)
+	}
+}
+
+// checkServed asserts what says who served a task.
+func checkServed(t *testing.T, g *gate, a answer, contentType string) {
+	t.Helper()
+	a.hasRequestID(t)
+	for name, want := range map[string]string{
+		"Content-Type":           contentType,
+		"X-Content-Type-Options": "nosniff",
+		"X-AgentFM-Peer":         peerA,
+		"X-AgentFM-Agent":        "HR %C3%84ssistant%0A",
+		"X-AgentFM-Task":         "task_0123456789abcdef01234567",
+		"X-AgentFM-Attempts":     "2",
+	} {
+		if got := a.header.Get(name); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+	repl := <-g.repl
+	for name, want := range map[string]any{
+		"peer": peerA, "agent": "HR Ässistant\n", "model": "llama3.2", "task": "task_0123456789abcdef01234567", "attempts": 2,
+	} {
+		if got, _ := repl.Get("http.agentfm." + name); got != want {
+			t.Errorf("{http.agentfm.%s}: got %v, want %v", name, got, want)
+		}
+	}
+}
+
+func TestChatStreamGolden(t *testing.T) {
+	const head = `data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":0,"model":"llama3.2","choices":[`
+	const end = `,"agentfm_peer_id":"` + peerA + `","agentfm_task_id":"task_0123456789abcdef01234567"}` + "\n\n"
+	for _, usage := range []bool{false, true} {
+		null, last := "", ""
+		if usage {
+			null = `,"usage":null`
+			last = head + `],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}` + end
+		}
+		want := head + `{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]` + null + end +
+			head + `{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]` + null + end +
+			head + `{"index":0,"delta":{"content":"lo"},"finish_reason":null}]` + null + end +
+			head + `{"index":0,"delta":{},"finish_reason":"stop"}]` + null + end +
+			last + "data: [DONE]\n\n"
+		g := serve(t, &fakeMesh{dispatch: answers(script{output: []string{"Hel", "lo"}})})
+		a := g.do(t, "POST", "/v1/chat/completions", streaming(chatBody, usage))
+		if got := fixed(a.body); a.status != 200 || got != want {
+			t.Errorf("got %d\n%s\nwant\n%s", a.status, got, want)
+		}
+		checkServed(t, g, a, "text/event-stream; charset=utf-8")
+		if a.header.Get("Cache-Control") != "no-cache" || a.header.Get("X-Accel-Buffering") != "no" || a.header.Get("Content-Length") != "" {
+			t.Errorf("headers %v", a.header)
+		}
+	}
+}
+
+func TestCompletionStreamGolden(t *testing.T) {
+	const head = `data: {"id":"cmpl-0","object":"text_completion","created":0,"model":"llama3.2","choices":[`
+	const end = `,"agentfm_peer_id":"` + peerA + `","agentfm_task_id":"task_0123456789abcdef01234567"}` + "\n\n"
+	for _, usage := range []bool{false, true} {
+		null, last := "", ""
+		if usage {
+			null = `,"usage":null`
+			last = head + `],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}` + end
+		}
+		want := head + `{"text":"Hi","index":0,"logprobs":null,"finish_reason":null}]` + null + end +
+			head + `{"text":"","index":0,"logprobs":null,"finish_reason":"stop"}]` + null + end +
+			last + "data: [DONE]\n\n"
+		g := serve(t, &fakeMesh{dispatch: answers(script{output: []string{"Hi"}})})
+		a := g.do(t, "POST", "/v1/completions", streaming(textBody, usage))
+		if got := fixed(a.body); a.status != 200 || got != want {
+			t.Errorf("got %d\n%s\nwant\n%s", a.status, got, want)
+		}
+	}
+}
+
+// After output began, the status is out. The stream then ends with the error and
+// without the mark of its end.
+func TestStreamFailure(t *testing.T) {
+	failure := fmt.Errorf("%w: exit status 3", wire.ErrAgentFailed)
+	for route, body := range map[string]string{"/v1/chat/completions": chatBody, "/v1/completions": textBody} {
+		g := serve(t, &fakeMesh{dispatch: answers(script{output: []string{"half an ans"}, end: failure})})
+		a := g.do(t, "POST", route, streaming(body, true))
+		const want = `data: {"error":{"message":"agent failed: exit status 3","type":"server_error","code":"worker_stream_failed","param":null}}` + "\n\n"
+		if a.status != 200 || !strings.HasSuffix(a.body, "\n\n"+want) || strings.Count(a.body, `"error"`) != 1 ||
+			strings.Contains(a.body, "[DONE]") || strings.Contains(a.body, `"stop"`) {
+			t.Errorf("%s: got %d\n%s", route, a.status, a.body)
+		}
+		g.do(t, "POST", route, body).failed(t, 502, "worker_stream_failed")
+	}
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+func TestUnmarshalCaddyfile(t *testing.T) {
+	for input, want := range map[string]string{
+		"agentfm":                                   `{}`,
+		"agentfm {\n}":                              `{}`,
+		"agentfm {\n retries 0\n}":                  `{"retries":0}`,
+		"agentfm {\n body_limit 1MiB\n}":            `{"body_limit":1048576}`,
+		"agentfm {\n body_limit 5\n}":               `{"body_limit":5}`,
+		"agentfm {\n allow_unauthenticated\n}":      `{"allow_unauthenticated":true}`,
+		"agentfm {\n api_keys {env.KEYS}\n}":        `{"api_keys":["{env.KEYS}"]}`,
+		"agentfm {\n api_keys a b \"c d\"\n}":       `{"api_keys":["a","b","c d"]}`,
+		"agentfm {\n api_keys a,b\n retries 7\n}":   `{"api_keys":["a,b"],"retries":7}`,
+		"agentfm {\n retries 1\n body_limit 1kB\n}": `{"retries":1,"body_limit":1000}`,
+	} {
+		var h Handler
+		if err := h.UnmarshalCaddyfile(caddyfile.NewTestDispenser(input)); err != nil {
+			t.Errorf("%q: %v", input, err)
+			continue
+		}
+		if got, err := json.Marshal(&h); err != nil || string(got) != want {
+			t.Errorf("%q: got %s, %v", input, got, err)
+		}
+	}
+}
+
+func TestUnmarshalCaddyfileRefuses(t *testing.T) {
+	for input, text := range map[string]string{
+		"agentfm x":                                                    "wrong argument count",
+		"agentfm x {\n}":                                               "wrong argument count",
+		"agentfm {\n nonsense\n}":                                      "unrecognized option",
+		"agentfm {\n api_key x\n}":                                     "unrecognized option",
+		"agentfm {\n api_keys\n}":                                      "wrong argument count",
+		"agentfm {\n api_keys a\n api_keys b\n}":                       "already specified",
+		"agentfm {\n retries\n}":                                       "wrong argument count",
+		"agentfm {\n retries 1 2\n}":                                   "wrong argument count",
+		"agentfm {\n retries 1\n retries 1\n}":                         "already specified",
+		"agentfm {\n retries -1\n}":                                    "retries",
+		"agentfm {\n retries many\n}":                                  "retries",
+		"agentfm {\n retries 1.5\n}":                                   "retries",
+		"agentfm {\n retries 99999999999999999999\n}":                  "retries",
+		"agentfm {\n body_limit\n}":                                    "wrong argument count",
+		"agentfm {\n body_limit 1 MiB\n}":                              "wrong argument count",
+		"agentfm {\n body_limit 0\n}":                                  "body_limit",
+		"agentfm {\n body_limit -1\n}":                                 "body_limit",
+		"agentfm {\n body_limit 1parsec\n}":                            "body_limit",
+		"agentfm {\n body_limit 9EiB\n}":                               "body_limit",
+		"agentfm {\n allow_unauthenticated true\n}":                    "wrong argument count",
+		"agentfm {\n allow_unauthenticated\n allow_unauthenticated\n}": "already specified",
+		"agentfm {\n retries 1 {\n x\n }\n}":                           "unexpected block",
+	} {
+		var h Handler
+		err := h.UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
+		if err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%q: got %v, want %q", input, err, text)
+		}
+	}
+}
+
+func TestKeys(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys")
+	if err := os.WriteFile(file, []byte("first-key-of-the-file\r\nsecond-key-of-the-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TEST_KEYS", " "+keyOne+" , "+keyTwo+",")
+	t.Setenv("TEST_EMPTY", "")
+	for _, r := range []struct {
+		values []string
+		has    []string
+		err    string
+	}{
+		{[]string{keyOne}, []string{keyOne}, ""},
+		{[]string{"{env.TEST_KEYS}"}, []string{keyOne, keyTwo}, ""},
+		{[]string{"{env.TEST_KEYS}", "a-third-key-as-text"}, []string{keyOne, keyTwo, "a-third-key-as-text"}, ""},
+		{[]string{"{file." + file + "}"}, []string{"first-key-of-the-file", "second-key-of-the-file"}, ""},
+		{[]string{"ключ-из-букв-а-не"}, []string{"ключ-из-букв-а-не"}, ""},
+		{[]string{}, nil, "no key is given"},
+		{[]string{""}, nil, "no key is given"},
+		{[]string{" , ,"}, nil, "no key is given"},
+		{[]string{"{env.TEST_EMPTY}"}, nil, "{env.TEST_EMPTY} is empty"},
+		{[]string{"{env.TEST_UNSET}"}, nil, "{env.TEST_UNSET} is empty"},
+		{[]string{keyOne, "{env.TEST_UNSET}"}, nil, "{env.TEST_UNSET} is empty"},
+		{[]string{"{file./nonexistent/secret}"}, nil, "cannot be read"},
+		{[]string{"{nonsense.secret-secret}"}, nil, "value 1 has a placeholder"},
+		{[]string{"secret{secret}secret-secret"}, nil, "value 1 has a placeholder"},
+		{[]string{keyOne, "secret-15-chars"}, nil, "key 2 has fewer than 16 characters"},
+		{[]string{keyOne + ",secret-15-chars"}, nil, "key 2 has fewer than 16 characters"},
+		{[]string{"secret with white space"}, nil, "key 1 contains white space"},
+	} {
+		set, err := parseKeys(r.values)
+		if r.err != "" {
+			if err == nil || !strings.Contains(err.Error(), r.err) || strings.Contains(err.Error(), "secret-") {
+				t.Errorf("%q: got %v, want %q", r.values, err, r.err)
+			}
+			continue
+		}
+		if err != nil || len(set) != len(r.has) {
+			t.Errorf("%q: got %d keys, %v", r.values, len(set), err)
+		}
+		for _, key := range r.has {
+			if !set.has(key) || set.has(key+"x") || set.has("") {
+				t.Errorf("%q: %q is not right", r.values, key)
+			}
+		}
+	}
+	var none keySet
+	if none.has("") || none.has(keyOne) {
+		t.Error("a key of no set")
+	}
+}
+
+// An api_keys that holds nothing must not open the gateway.
+func TestEmptyKeysAreRefused(t *testing.T) {
+	h := &Handler{APIKeys: []string{}}
+	if err := h.setUp(&fakeMesh{}, nopLogger); err == nil || !strings.HasPrefix(err.Error(), "api_keys: ") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The whole way of a configuration, beside a running server: nothing is opened.
+func TestProvision(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	t.Setenv("TEST_KEYS", keyOne)
+	load := func(handler string) error {
+		return caddy.Validate(&caddy.Config{AppsRaw: caddy.ModuleMap{
+			"http": json.RawMessage(`{"servers":{"s":{"listen":["127.0.0.1:0"],"routes":[{"handle":[` + handler + `]}]}}}`),
+		}})
+	}
+	for _, good := range []string{
+		`{"handler":"agentfm"}`,
+		`{"handler":"agentfm","api_keys":["{env.TEST_KEYS}"],"retries":0,"body_limit":1,"allow_unauthenticated":true}`,
+	} {
+		if err := load(good); err != nil {
+			t.Errorf("%s: %v", good, err)
+		}
+	}
+	for bad, text := range map[string]string{
+		`{"handler":"agentfm","api_keys":[]}`:                   "api_keys: no key is given",
+		`{"handler":"agentfm","api_keys":["{env.TEST_UNSET}"]}`: "api_keys: {env.TEST_UNSET}",
+		`{"handler":"agentfm","retries":-1}`:                    "retries",
+		`{"handler":"agentfm","body_limit":-1}`:                 "body_limit",
+		`{"handler":"agentfm","api_key":["x"]}`:                 "unknown field",
+	} {
+		if err := load(bad); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: got %v", bad, err)
+		}
+	}
+}
+
+func FuzzUnmarshalCaddyfile(f *testing.F) {
+	f.Add("agentfm {\n api_keys a b\n retries 2\n body_limit 1MiB\n allow_unauthenticated\n}")
+	f.Fuzz(func(t *testing.T, input string) {
+		var h Handler
+		if err := h.UnmarshalCaddyfile(caddyfile.NewTestDispenser(input)); err != nil {
+			return
+		}
+		if h.Retries != nil && *h.Retries < 0 || h.BodyLimit < 0 || h.APIKeys != nil && len(h.APIKeys) == 0 {
+			t.Errorf("%q: got %+v", input, h)
+		}
+	})
+}
+
+func FuzzHeaderText(f *testing.F) {
+	f.Add("HR Ässistant\r\nX-Injected: 1")
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, c := range []byte(headerText(s)) {
+			if c < ' ' || c > '~' {
+				t.Fatalf("%q became %q", s, headerText(s))
+			}
+		}
+	})
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/openai"
+	"github.com/Agent-FM/caddy-agentfm/router"
+)
+
+// statusClientGone is what the access log says of a request whose client did not
+// wait for the answer.
+const statusClientGone = 499
+
+// problem is an error with its answer.
+type problem struct {
+	status  int
+	code    string
+	message string
+	param   string
+	// retryAfter is in seconds; 0 for none.
+	retryAfter int
+	// final says that a client must not send the request again by itself: an
+	// agent has run, and would run a second time.
+	final bool
+	// cause is for the log.
+	cause error
+}
+
+// Error implements error.
+func (p *problem) Error() string { return p.message }
+
+// openAI returns the problem as clients see it.
+func (p *problem) openAI() *openai.Error {
+	kind := openai.TypeInvalidRequest
+	if p.status >= 500 {
+		kind = openai.TypeServer
+	}
+	return &openai.Error{Message: p.message, Type: kind, Code: p.code, Param: p.param}
+}
+
+// Errors of access and routing.
+var (
+	errExposed = &problem{status: http.StatusForbidden, code: "authentication_not_configured",
+		message: "this gateway is reachable from outside and nothing authenticates its clients; its operator must set " +
+			"api_keys, put an authentication handler before it, or set allow_unauthenticated"}
+	errNoKey = &problem{status: http.StatusUnauthorized, code: "unauthorized",
+		message: "want one header Authorization: Bearer KEY"}
+	errWrongKey    = &problem{status: http.StatusUnauthorized, code: "invalid_api_key", message: "the API key is not valid"}
+	errCrossOrigin = &problem{status: http.StatusForbidden, code: "cross_origin_refused",
+		message: "calls from web pages of this origin are not allowed"}
+	errNotFound = &problem{status: http.StatusNotFound, code: "not_found", message: "there is nothing at this path"}
+	errMethod   = &problem{status: http.StatusMethodNotAllowed, code: "method_not_allowed",
+		message: "this path does not take this method; see the header Allow"}
+)
+
+// badRequest is the error for a request that is malformed.
+func badRequest(param, format string, args ...any) *problem {
+	return &problem{status: http.StatusBadRequest, code: openai.CodeInvalidRequest, param: param, message: fmt.Sprintf(format, args...)}
+}
+
+// tooLarge is the error for a body over limit bytes.
+func tooLarge(limit int64) *problem {
+	return &problem{status: http.StatusRequestEntityTooLarge, code: "request_too_large",
+		message: fmt.Sprintf("the body is over %d bytes", limit)}
+}
+
+// streamFailed is the error for a task that a worker began and did not end well.
+func streamFailed(cause error, message string) *problem {
+	return &problem{status: http.StatusBadGateway, code: "worker_stream_failed", final: true, message: message, cause: cause}
+}
+
+// problemOf maps an error to its answer. What a dispatch returns has been
+// through [exchange.taskProblem] already, where it needs to know the task.
+func problemOf(err error) *problem {
+	if p, ok := errors.AsType[*problem](err); ok {
+		return p
+	}
+	if e, ok := errors.AsType[*openai.Error](err); ok {
+		return &problem{status: http.StatusBadRequest, code: e.Code, message: e.Message, param: e.Param}
+	}
+	is := func(target error) bool { return errors.Is(err, target) }
+	switch {
+	case is(mesh.ErrNotRunning):
+		return &problem{status: http.StatusServiceUnavailable, code: "mesh_overloaded", retryAfter: 1, message: "the gateway is starting", cause: err}
+	case is(mesh.ErrTaskID):
+		return &problem{status: http.StatusConflict, code: "task_id_in_use", param: "task_id", final: true,
+			message: "a task of this id runs, or has left files; choose another, or leave it out"}
+	case is(router.ErrBusy), is(wire.ErrCapacity):
+		return &problem{status: http.StatusServiceUnavailable, code: "mesh_overloaded", retryAfter: 1,
+			message: "every worker that matches is at capacity", cause: err}
+	case is(wire.ErrRefused): // no agent ran
+		p := streamFailed(err, reason(err, wire.ErrRefused))
+		p.final = false
+		return p
+	case is(wire.ErrAgentFailed):
+		return streamFailed(err, reason(err, wire.ErrAgentFailed))
+	case is(wire.ErrTruncated):
+		return streamFailed(err, "the worker's output ended early")
+	case is(mesh.ErrArtifact):
+		return streamFailed(err, "the worker announced files and did not deliver them")
+	case is(mesh.ErrUnreachable), is(router.ErrExcluded):
+		return &problem{status: http.StatusBadGateway, code: "worker_unreachable", message: "no matching worker could be reached", cause: err}
+	case is(os.ErrDeadlineExceeded), is(context.DeadlineExceeded):
+		return streamFailed(err, "the worker took too long")
+	case is(mesh.ErrStream):
+		return streamFailed(err, "the connection to the worker broke")
+	case is(fs.ErrNotExist):
+		return &problem{status: http.StatusNotFound, code: "task_not_found", message: "there are no files of this task"}
+	}
+	return &problem{status: http.StatusInternalServerError, code: "internal_error", message: "internal error", cause: err}
+}
+
+// reason returns what err says from the text of one of the errors that it wraps
+// onward: what the worker said, and nothing of ours around it.
+func reason(err, from error) string {
+	text := err.Error()
+	if i := strings.Index(text, from.Error()); i >= 0 {
+		text = text[i:]
+	}
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) { // it may be shown on a terminal
+			return ' '
+		}
+		return r
+	}, text)
+}
+
+// fail answers with an error.
+func (x *exchange) fail(err error) {
+	if x.r.Context().Err() != nil {
+		x.gone(err)
+		x.w.WriteHeader(statusClientGone)
+		return
+	}
+	p := problemOf(err)
+	x.logProblem(p)
+	h := x.w.Header()
+	if p.status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", "Bearer")
+	}
+	if p.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(p.retryAfter))
+	}
+	if p.final {
+		h.Set("X-Should-Retry", "false") // the official clients heed it
+	}
+	x.answer(p.status, p.openAI().Envelope())
+}
+
+// logProblem logs what the operator can do something about.
+func (x *exchange) logProblem(p *problem) {
+	level := zapcore.DebugLevel
+	switch {
+	case p.status == http.StatusInternalServerError:
+		level = zapcore.ErrorLevel
+	case p.status >= 500:
+		level = zapcore.WarnLevel
+	}
+	if c := x.log().Check(level, "request failed"); c != nil {
+		c.Write(zap.Int("status", p.status), zap.String("code", p.code), zap.Error(p.cause))
+	}
+}
+
+// gone notes that the client went away.
+func (x *exchange) gone(err error) {
+	if c := x.log().Check(zapcore.DebugLevel, "client went away"); c != nil {
+		c.Write(zap.Error(err))
+	}
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+)
+
+// writeTimeout is how long one write of an answer may take: who does not read
+// must not hold a worker.
+const writeTimeout = 30 * time.Second
+
+// exchange is one request and its answer.
+type exchange struct {
+	h     *Handler
+	w     http.ResponseWriter
+	r     *http.Request
+	rc    *http.ResponseController
+	repl  *caddy.Replacer // nil outside of Caddy
+	id    string          // of the request
+	param string          // in the path
+	lease lease           // once the mesh is in use
+	task  mesh.Served     // once a worker serves it
+}
+
+// newExchange begins an exchange.
+func newExchange(h *Handler, w http.ResponseWriter, r *http.Request) *exchange {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails: see crypto/rand
+	x := &exchange{
+		h: h, w: w, r: r,
+		rc:   http.NewResponseController(w),
+		repl: replacer(r),
+		id:   hex.EncodeToString(id[:]),
+	}
+	w.Header().Set("X-Request-Id", x.id)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	x.limitBodyTime()
+	return x
+}
+
+// takeLease gives the exchange access to the mesh, until its end.
+func (x *exchange) takeLease() (lease, error) {
+	if x.lease != nil {
+		return x.lease, nil
+	}
+	l, err := x.h.gateway.Lease()
+	if err != nil {
+		return nil, err
+	}
+	x.lease = l
+	return l, nil
+}
+
+// release ends what the exchange holds.
+func (x *exchange) release() {
+	if x.lease != nil {
+		x.lease.Release()
+	}
+}
+
+// log returns the logger for this exchange.
+func (x *exchange) log() *zap.Logger {
+	logger := x.h.logger.With(zap.String("request_id", x.id))
+	if x.task.Peer == "" {
+		return logger
+	}
+	return logger.With(zap.String("peer", x.task.Peer), zap.String("task", x.task.TaskID))
+}
+
+// encode returns the JSON of an answer. A worker's text that is not UTF-8 does
+// not make it fail.
+func encode(v any) ([]byte, error) {
+	b, err := json.Marshal(v, jsontext.AllowInvalidUTF8(true))
+	if err != nil {
+		return nil, fmt.Errorf("encoding answer: %w", err)
+	}
+	return b, nil
+}
+
+// answer writes a whole answer of JSON. When the client is gone there is nobody
+// to tell.
+func (x *exchange) answer(status int, body []byte) {
+	h := x.w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	x.w.WriteHeader(status)
+	for len(body) > 0 { // in pieces, so that a slow client has time for each
+		n := min(len(body), 64<<10)
+		if _, err := (sender{x}).Write(body[:n]); err != nil {
+			return
+		}
+		body = body[n:]
+	}
+}
+
+// begin starts an answer of status 200 that is sent as it comes.
+func (x *exchange) begin(contentType string) sender {
+	h := x.w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Cache-Control", "no-cache")
+	h.Set("X-Accel-Buffering", "no") // for an nginx before us
+	x.w.WriteHeader(http.StatusOK)
+	return sender{x}
+}
+
+// sender writes an answer. What is written is sent at once.
+type sender struct{ x *exchange }
+
+// Write sends p, and gives that its time. The limit does not outlast the write:
+// agents are silent for long, and HTTP/2 would reset the stream. Where there are
+// no limits to set, the server's own hold.
+func (s sender) Write(p []byte) (int, error) {
+	_ = s.x.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	n, err := s.x.w.Write(p)
+	if err == nil {
+		err = s.x.rc.Flush()
+	}
+	_ = s.x.rc.SetWriteDeadline(time.Time{})
+	if errors.Is(err, http.ErrNotSupported) {
+		err = nil
+	}
+	return n, err
+}
+
+// served says in headers and placeholders who serves the task.
+func (x *exchange) served(s mesh.Served) {
+	x.task = s
+	h := x.w.Header()
+	h.Set("X-AgentFM-Peer", s.Peer)
+	h.Set("X-AgentFM-Agent", headerText(s.Agent))
+	h.Set("X-AgentFM-Task", s.TaskID)
+	h.Set("X-AgentFM-Attempts", strconv.Itoa(s.Attempts))
+	if x.repl == nil {
+		return
+	}
+	x.repl.Set("http.agentfm.peer", s.Peer)
+	x.repl.Set("http.agentfm.agent", s.Agent)
+	x.repl.Set("http.agentfm.model", s.Model)
+	x.repl.Set("http.agentfm.task", s.TaskID)
+	x.repl.Set("http.agentfm.attempts", s.Attempts)
+}
+
+// headerText makes a stranger's text fit for a header: every byte that is not
+// printable ASCII, and the percent sign, becomes percent and two hex digits.
+func headerText(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '%' {
+			fmt.Fprintf(&b, "%%%02X", c)
+			continue
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"io"
+	"net/http"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/openai"
+	"github.com/Agent-FM/caddy-agentfm/router"
+)
+
+// statusTrailer says, after the body, how an execution ended: "ok" or "error".
+const statusTrailer = "X-AgentFM-Status"
+
+// maxPeerID is longer than any peer id. Decoding one takes time by the square of
+// its length.
+const maxPeerID = 128
+
+// executeRequest is the body of POST /api/execute.
+type executeRequest struct {
+	WorkerID       string   `json:"worker_id"`
+	Prompt         string   `json:"prompt"`
+	TaskID         string   `json:"task_id"`
+	Feedback       string   `json:"feedback"`
+	FeedbackRating *float64 `json:"feedback_rating"`
+}
+
+// decodeExecute reads and checks the body, in the order that clients know.
+func decodeExecute(body []byte) (executeRequest, error) {
+	var req executeRequest
+	if err := openai.Decode(body, &req); err != nil {
+		return req, err
+	}
+	if req.WorkerID == "" {
+		return req, badRequest("worker_id", "worker_id is missing; want the peer id of a worker")
+	}
+	id, err := decodePeer(req.WorkerID)
+	if err != nil {
+		return req, badRequest("worker_id", "worker_id is not a peer id")
+	}
+	req.WorkerID = id.String() // a peer id has more than one spelling
+	if req.Prompt == "" {
+		return req, &problem{status: http.StatusBadRequest, code: openai.CodePromptRequired, param: "prompt", message: "prompt is missing or empty"}
+	}
+	if req.TaskID != "" && !wire.ValidTaskID(req.TaskID) {
+		return req, badRequest("task_id", "task_id: want a letter or digit, then at most 127 letters, digits, dots, underscores and hyphens")
+	}
+	return req, req.checkFeedback()
+}
+
+// decodePeer reads a peer id.
+func decodePeer(s string) (peer.ID, error) {
+	if len(s) > maxPeerID {
+		return "", peer.ErrEmptyPeerID
+	}
+	return peer.Decode(s)
+}
+
+// checkFeedback refuses feedback: there is no ledger that could keep it, and to
+// lose it in silence would be worse. A rating of 0 without a text is none.
+func (r executeRequest) checkFeedback() error {
+	rating := 0.0
+	if r.FeedbackRating != nil {
+		rating = *r.FeedbackRating
+	}
+	if rating < -1 || rating > 1 {
+		return badRequest("feedback_rating", "feedback_rating: want a number between -1 and 1")
+	}
+	if r.Feedback == "" && rating == 0 {
+		return nil
+	}
+	return &problem{status: http.StatusServiceUnavailable, code: "ledger_unavailable",
+		message: "this gateway keeps no ledger; send the request without feedback and feedback_rating"}
+}
+
+// execute serves POST /api/execute.
+func (x *exchange) execute() error {
+	body, err := x.body()
+	if err != nil {
+		return err
+	}
+	req, err := decodeExecute(body)
+	if err != nil {
+		return err
+	}
+	task, err := x.dispatch(mesh.Call{
+		Target:       router.Request{Peer: req.WorkerID},
+		Prompt:       req.Prompt,
+		TaskID:       req.TaskID,
+		EagerNewline: true, // the newline before a marker is the client's to see
+	}, "prompt")
+	if err != nil {
+		return err
+	}
+	defer task.Close()
+	return x.streamOutput(task)
+}
+
+// streamOutput answers with the agent's output as it comes, and a line after it
+// that says how it ended.
+func (x *exchange) streamOutput(task run) error {
+	buf := make([]byte, readSize)
+	n, err := task.Read(buf)
+	if n == 0 && err != nil && err != io.EOF {
+		return err
+	}
+	x.w.Header().Set("Trailer", statusTrailer)
+	out := x.begin("text/plain; charset=utf-8")
+	var last byte
+	for {
+		if n > 0 {
+			last = buf[n-1]
+			if _, err := out.Write(buf[:n]); err != nil {
+				x.gone(err)
+				return nil
+			}
+		}
+		if err != nil {
+			break
+		}
+		n, err = task.Read(buf)
+	}
+	if err := x.endOutput(out, last, task, err); err != nil {
+		x.gone(err)
+	}
+	return nil
+}
+
+// endOutput writes the closing line, on a line of its own, and the trailer.
+func (x *exchange) endOutput(out io.Writer, last byte, task run, end error) error {
+	status, line := "ok", wire.MarkerNoFiles
+	if task.HasFiles() {
+		line = wire.MarkerFiles
+	}
+	closing := func() error {
+		x.w.Header().Set(statusTrailer, status)
+		if last != '\n' {
+			line = "\n" + line
+		}
+		_, err := io.WriteString(out, line+"\n")
+		return err
+	}
+	if end == io.EOF {
+		return closing()
+	}
+	return x.broken(end, func(p *problem) error {
+		status, line = "error", wire.MarkerError(p.code)
+		return closing()
+	})
+}

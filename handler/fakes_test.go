@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// Workers of the tests.
+const (
+	peerA = "12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL"
+	peerB = "12D3KooWGRUVh7Vu2jzqTP5rzXnEjgEGTrZ9bnhrJLTBDJcPJpEo"
+)
+
+// fakeMesh is a mesh whose tasks do what the test says.
+type fakeMesh struct {
+	dir      string // of artifacts
+	workers  []mesh.WorkerInfo
+	off      bool // not running
+	dispatch func(ctx context.Context, c mesh.Call) (run, error)
+
+	mu     sync.Mutex
+	calls  []mesh.Call
+	leases int // taken and not given back
+}
+
+func (f *fakeMesh) Lease() (lease, error) {
+	if f.off {
+		return nil, mesh.ErrNotRunning
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.leases++
+	return &fakeLease{f: f}, nil
+}
+
+// seen returns the calls so far.
+func (f *fakeMesh) seen() []mesh.Call {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls
+}
+
+type fakeLease struct {
+	f    *fakeMesh
+	once sync.Once
+}
+
+func (l *fakeLease) Release() {
+	l.once.Do(func() {
+		l.f.mu.Lock()
+		defer l.f.mu.Unlock()
+		l.f.leases--
+	})
+}
+
+func (l *fakeLease) Workers(includeOffline bool) []mesh.WorkerInfo {
+	var out []mesh.WorkerInfo
+	for _, w := range l.f.workers {
+		if w.Online || includeOffline {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+func (l *fakeLease) Online() int { return len(l.Workers(false)) }
+
+func (l *fakeLease) Dispatch(ctx context.Context, c mesh.Call) (run, error) {
+	l.f.mu.Lock()
+	l.f.calls = append(l.f.calls, c)
+	l.f.mu.Unlock()
+	if l.f.dispatch == nil {
+		return nil, errors.New("the test expects no task")
+	}
+	return l.f.dispatch(ctx, c)
+}
+
+func (l *fakeLease) OpenArtifact(id string) (*os.File, error) {
+	return os.Open(filepath.Join(l.f.dir, id+".zip"))
+}
+
+// script is what a task does: it gives out its output, then its end.
+type script struct {
+	output []string // one element a read
+	end    error    // nil stands for io.EOF
+	hang   bool     // no end before the client is gone
+	files  bool
+	closed chan struct{} // closed by Close, when not nil
+}
+
+// fakeRun is a task by a script.
+type fakeRun struct {
+	script
+	ctx    context.Context
+	served mesh.Served
+	once   sync.Once
+}
+
+func (r *fakeRun) Read(p []byte) (int, error) {
+	if len(r.output) == 0 {
+		if r.hang {
+			<-r.ctx.Done()
+			return 0, r.ctx.Err()
+		}
+		if r.end != nil {
+			return 0, r.end
+		}
+		return 0, io.EOF
+	}
+	n := copy(p, r.output[0])
+	if r.output[0] = r.output[0][n:]; r.output[0] == "" {
+		r.output = r.output[1:]
+	}
+	return n, nil
+}
+
+func (r *fakeRun) Close() error {
+	r.once.Do(func() {
+		if r.closed != nil {
+			close(r.closed)
+		}
+	})
+	return nil
+}
+
+func (r *fakeRun) Served() mesh.Served { return r.served }
+
+func (r *fakeRun) HasFiles() bool { return r.files }
+
+// answers returns a dispatch whose tasks follow the script.
+func answers(sc script) func(context.Context, mesh.Call) (run, error) {
+	return func(ctx context.Context, c mesh.Call) (run, error) {
+		id := c.TaskID
+		if id == "" {
+			id = "task_0123456789abcdef01234567"
+		}
+		r := &fakeRun{script: sc, ctx: ctx}
+		r.output = slices.Clone(sc.output)
+		r.served = mesh.Served{Peer: peerA, Agent: "HR Ässistant\n", Model: "llama3.2", TaskID: id, Attempts: 2}
+		return r, nil
+	}
+}
+
+// fails returns a dispatch that fails.
+func fails(err error) func(context.Context, mesh.Call) (run, error) {
+	return func(context.Context, mesh.Call) (run, error) { return nil, err }
+}
+
+// worker returns an online worker.
+func worker(peer, agent, model string) mesh.WorkerInfo {
+	return mesh.WorkerInfo{
+		Telemetry: wire.Telemetry{
+			PeerID: peer, AgentName: agent, Model: model, Status: wire.StatusAvailable,
+			CPUCores: 8, CPUPercent: 12.5, RAMFreeGB: 3.25, CurrentTasks: 1, MaxTasks: 4,
+			Author: "ann", Description: "d",
+		},
+		Online:    true,
+		FirstSeen: time.Unix(1700000000, 0), LastSeen: time.Unix(1700000100, 0),
+	}
+}
+
+// zeros is an endless body of white space.
+type zeros struct{ read atomic.Int64 }
+
+func (z *zeros) Read(p []byte) (int, error) {
+	z.read.Add(int64(len(p)))
+	return copy(p, bytes.Repeat([]byte(" "), len(p))), nil
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+)
+
+// gateway is what the handler needs of the mesh.
+type gateway interface {
+	// Lease gives access for the time of one request. The error is
+	// [mesh.ErrNotRunning] while there is none.
+	Lease() (lease, error)
+}
+
+// lease is the use of the mesh by one request.
+type lease interface {
+	// Workers returns the known workers: online first, newest first.
+	Workers(includeOffline bool) []mesh.WorkerInfo
+	// Online counts the workers that are online.
+	Online() int
+	// Dispatch sends a task to a worker and returns once its output begins, or
+	// it ended well without any. The end of ctx stops the task.
+	Dispatch(ctx context.Context, c mesh.Call) (run, error)
+	// OpenArtifact opens the zip of a task; the error is fs.ErrNotExist when
+	// there is none.
+	OpenArtifact(taskID string) (*os.File, error)
+	// Release ends the use.
+	Release()
+}
+
+// run is a task that a worker answers.
+type run interface {
+	// Read gives out the agent's output. io.EOF says that the agent succeeded,
+	// any other error that it did not; it comes at once when the context of
+	// Dispatch ends.
+	io.Reader
+	// Close stops the task if it still runs.
+	io.Closer
+	// Served names who serves the task.
+	Served() mesh.Served
+	// HasFiles reports, after io.EOF, whether the task left files.
+	HasFiles() bool
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"strings"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/openai"
+	"github.com/Agent-FM/caddy-agentfm/router"
+)
+
+// models serves GET /v1/models: the workers that are online.
+func (x *exchange) models() error {
+	l, err := x.takeLease()
+	if err != nil {
+		return err
+	}
+	list := openai.ModelList{Object: openai.ObjectList, Data: []openai.Model{}}
+	for _, w := range l.Workers(false) {
+		list.Data = append(list.Data, newModel(w))
+	}
+	return x.answerJSON(list)
+}
+
+// model serves GET /v1/models/{id}. The id may be whatever a request may have as
+// its model. Clients expect the id back that they asked for; of several workers
+// the first of the list is described, and named.
+func (x *exchange) model() error {
+	l, err := x.takeLease()
+	if err != nil {
+		return err
+	}
+	found := matching(l.Workers(false), router.Request{Model: x.param})
+	if len(found) == 0 {
+		return modelNotFound(x.param)
+	}
+	m := newModel(found[0])
+	if asked := strings.TrimSpace(x.param); asked != m.ID {
+		m.ID, m.PeerID = asked, m.ID
+	}
+	return x.answerJSON(m)
+}
+
+// newModel returns the entry of a worker.
+func newModel(w mesh.WorkerInfo) openai.Model {
+	return openai.Model{
+		ID: w.PeerID, Object: openai.ObjectModel, Created: w.FirstSeen.Unix(), OwnedBy: w.Author,
+		Description: w.Description,
+		Name:        w.AgentName, Engine: w.Model, Status: w.Status, Hardware: hardware(w),
+		CurrentTasks: w.CurrentTasks, MaxTasks: w.MaxTasks,
+		CPUPercent: w.CPUPercent, RAMFreeGB: w.RAMFreeGB,
+		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,
+		ImageRef: w.ImageRef, ImageDigest: w.ImageDigest, Capability: w.Capability,
+		Dispatchable: true, Online: w.Online, LastSeen: timeText(w.LastSeen),
+	}
+}

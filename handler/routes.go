@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"net/http"
+	"path"
+	"strings"
+)
+
+// route is what serves a path. A route with get also answers HEAD.
+type route struct {
+	get, post func(*exchange) error
+	open      bool // needs no key
+}
+
+// exact holds the routes of one path each.
+var exact = map[string]route{
+	"/health":              {get: (*exchange).health, open: true},
+	"/api/workers":         {get: (*exchange).workers},
+	"/api/execute":         {post: (*exchange).execute},
+	"/v1/models":           {get: (*exchange).models},
+	"/v1/chat/completions": {post: (*exchange).chat},
+	"/v1/completions":      {post: (*exchange).completions},
+}
+
+// find returns the route of a path, and the parameter in it.
+func find(p string) (rt route, param string, ok bool) {
+	if rt, ok := exact[p]; ok {
+		return rt, "", true
+	}
+	if id, ok := strings.CutPrefix(p, "/v1/models/"); ok && id != "" {
+		return route{get: (*exchange).model}, id, true
+	}
+	if rest, ok := strings.CutPrefix(p, "/api/tasks/"); ok {
+		id, ok := strings.CutSuffix(rest, "/artifacts")
+		if ok && id != "" && !strings.Contains(id, "/") {
+			return route{get: (*exchange).artifacts}, id, true
+		}
+	}
+	return route{}, "", false
+}
+
+// ours reports whether we answer for a path. So we do for other spellings of
+// ours, which lead nowhere: a request that means to reach us does not end at
+// another handler.
+func ours(p string) bool {
+	return p == "/health" || below(p) || below(path.Clean("/"+p))
+}
+
+// below reports whether p is one of our prefixes, or under one.
+func below(p string) bool {
+	return p == "/api" || p == "/v1" || strings.HasPrefix(p, "/api/") || strings.HasPrefix(p, "/v1/")
+}
+
+// allow lists the methods of the route.
+func (rt route) allow() string {
+	if rt.post != nil {
+		return "POST, OPTIONS"
+	}
+	return "GET, HEAD, OPTIONS"
+}
+
+// serve answers the request, or returns an error when nothing was written yet.
+// What is checked first decides what a stranger learns.
+func (x *exchange) serve() error {
+	rt, param, ok := find(x.r.URL.Path)
+	preflight := ok && x.r.Method == http.MethodOptions
+	if !rt.open {
+		if err := x.admit(preflight); err != nil {
+			return err
+		}
+	}
+	if !ok {
+		return errNotFound
+	}
+	x.param = param
+	switch {
+	case preflight:
+		x.w.Header().Set("Allow", rt.allow())
+		x.w.WriteHeader(http.StatusNoContent)
+		return nil
+	case rt.post != nil && x.r.Method == http.MethodPost:
+		return rt.post(x)
+	case rt.get != nil && (x.r.Method == http.MethodGet || x.r.Method == http.MethodHead):
+		return rt.get(x)
+	}
+	x.w.Header().Set("Allow", rt.allow())
+	return errMethod
+}

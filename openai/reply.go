@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package openai
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// FinishStop is the reason of an answer that the agent ended itself.
+const FinishStop = "stop"
+
+// Values of the field "object".
+const (
+	ObjectChat      = "chat.completion"
+	ObjectChatChunk = "chat.completion.chunk"
+	ObjectText      = "text_completion" // of its chunks, too
+	ObjectModel     = "model"
+	ObjectList      = "list"
+)
+
+// Usage counts tokens.
+type Usage struct {
+	PromptTokens     int `json:"prompt_tokens"`
+	CompletionTokens int `json:"completion_tokens"`
+	TotalTokens      int `json:"total_tokens"`
+}
+
+// EstimateUsage estimates the usage from the sizes of prompt and answer in
+// bytes. An agent does not say which tokens its model saw, so that this is a
+// rule of thumb: four bytes a token, rounded up. It is good for a feeling, not
+// for a bill.
+func EstimateUsage(promptSize, answerSize int) Usage {
+	u := Usage{PromptTokens: (promptSize + 3) / 4, CompletionTokens: (answerSize + 3) / 4}
+	u.TotalTokens = u.PromptTokens + u.CompletionTokens
+	return u
+}
+
+// ChatCompletion is a whole answer to a [ChatRequest].
+type ChatCompletion struct {
+	ID      string       `json:"id"`
+	Object  string       `json:"object"`
+	Created int64        `json:"created"`
+	Model   string       `json:"model"`
+	Choices []ChatChoice `json:"choices"`
+	Usage   Usage        `json:"usage"`
+}
+
+// ChatChoice is one choice of a [ChatCompletion].
+type ChatChoice struct {
+	Index        int            `json:"index"`
+	Message      ChatMessage    `json:"message"`
+	LogProbs     jsontext.Value `json:"logprobs"` // always null
+	FinishReason string         `json:"finish_reason"`
+}
+
+// ChatMessage is the message of an answer.
+type ChatMessage struct {
+	Role    string  `json:"role"`
+	Content string  `json:"content"`
+	Refusal *string `json:"refusal"` // always null
+}
+
+// ChatChunk is one event of an answer that is streamed.
+type ChatChunk struct {
+	ID      string            `json:"id"`
+	Object  string            `json:"object"`
+	Created int64             `json:"created"`
+	Model   string            `json:"model"`
+	Choices []ChatChunkChoice `json:"choices"`
+	Usage   ChunkUsage        `json:"usage,omitzero"`
+	PeerID  string            `json:"agentfm_peer_id"`
+	TaskID  string            `json:"agentfm_task_id"`
+}
+
+// ChatChunkChoice is one choice of a [ChatChunk].
+type ChatChunkChoice struct {
+	Index        int     `json:"index"`
+	Delta        Delta   `json:"delta"`
+	FinishReason *string `json:"finish_reason"` // null until the last
+}
+
+// Delta is what a [ChatChunk] adds to the message.
+type Delta struct {
+	Role    string  `json:"role,omitzero"` // in the first chunk only
+	Content *string `json:"content,omitzero"`
+}
+
+// Completion is a whole answer to a [CompletionRequest], and a chunk of one.
+type Completion struct {
+	ID      string             `json:"id"`
+	Object  string             `json:"object"`
+	Created int64              `json:"created"`
+	Model   string             `json:"model"`
+	Choices []CompletionChoice `json:"choices"`
+	Usage   ChunkUsage         `json:"usage,omitzero"`
+	PeerID  string             `json:"agentfm_peer_id,omitzero"` // in chunks only
+	TaskID  string             `json:"agentfm_task_id,omitzero"`
+}
+
+// CompletionChoice is one choice of a [Completion].
+type CompletionChoice struct {
+	Text         string         `json:"text"`
+	Index        int            `json:"index"`
+	LogProbs     jsontext.Value `json:"logprobs"`      // always null
+	FinishReason *string        `json:"finish_reason"` // null until the last chunk
+}
+
+// ChunkUsage is a usage that may be null, or not there at all: clients tell
+// these apart in a chunk.
+type ChunkUsage struct {
+	// Present says that there is one; Usage is nil when it is null.
+	Present bool
+	Usage   *Usage
+}
+
+// IsZero makes omitzero leave an absent usage out.
+func (u ChunkUsage) IsZero() bool { return !u.Present }
+
+// MarshalJSONTo implements json.MarshalerTo.
+func (u ChunkUsage) MarshalJSONTo(enc *jsontext.Encoder) error {
+	return json.MarshalEncode(enc, u.Usage)
+}
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (u *ChunkUsage) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	*u = ChunkUsage{Present: true}
+	return json.UnmarshalDecode(dec, &u.Usage)
+}
+
+// Kind is one of the two shapes of an answer.
+type Kind int
+
+// The kinds: of /v1/chat/completions and of /v1/completions.
+const (
+	KindChat Kind = iota
+	KindText
+)
+
+// Reply names an answer. All its chunks have this in common.
+type Reply struct {
+	Kind    Kind
+	ID      string
+	Created int64 // Unix seconds
+	Model   string
+	// PeerID and TaskID say who serves it; chunks carry them.
+	PeerID, TaskID string
+}
+
+// NewReply returns a Reply with a fresh id, created now.
+func NewReply(kind Kind, model string) Reply {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails: see crypto/rand
+	prefix := "chatcmpl-"
+	if kind == KindText {
+		prefix = "cmpl-"
+	}
+	return Reply{Kind: kind, ID: prefix + hex.EncodeToString(b[:]), Created: time.Now().Unix(), Model: model}
+}
+
+// Whole returns the JSON of the whole answer.
+func (r Reply) Whole(text string, u Usage) []byte {
+	if r.Kind == KindText {
+		stop := FinishStop
+		return marshal(Completion{
+			ID: r.ID, Object: ObjectText, Created: r.Created, Model: r.Model,
+			Choices: []CompletionChoice{{Text: text, FinishReason: &stop}},
+			Usage:   ChunkUsage{Present: true, Usage: &u},
+		})
+	}
+	return marshal(ChatCompletion{
+		ID: r.ID, Object: ObjectChat, Created: r.Created, Model: r.Model,
+		Choices: []ChatChoice{{
+			Message:      ChatMessage{Role: "assistant", Content: text},
+			FinishReason: FinishStop,
+		}},
+		Usage: u,
+	})
+}
