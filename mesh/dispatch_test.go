@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
@@ -144,13 +145,21 @@ func TestUnreachable(t *testing.T) {
 // TestCancel wants the worker to notice that the client has gone, and nothing to
 // be held afterwards.
 func TestCancel(t *testing.T) {
-	for name, duplex := range map[string]bool{"1.3": false, "duplex": true} {
-		t.Run(name, func(t *testing.T) { testCancel(t, duplex) })
+	for name, c := range map[string]struct {
+		listen ma.Multiaddr
+		duplex bool
+	}{
+		"1.3":         {loopbackAddr, false},
+		"duplex":      {loopbackAddr, true},
+		"1.3 QUIC":    {loopbackQUIC, false},
+		"duplex QUIC": {loopbackQUIC, true},
+	} {
+		t.Run(name, func(t *testing.T) { testCancel(t, c.listen, c.duplex) })
 	}
 }
 
-func testCancel(t *testing.T, duplex bool) {
-	a := newTestApp(t, nil)
+func testCancel(t *testing.T, listen ma.Multiaddr, duplex bool) {
+	a := newTestAppOn(t, listen, nil)
 	gone := newGate()
 	w := newPeer(t, a)
 	w.Duplex = duplex

@@ -45,8 +45,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// loopbackAddr is where test hosts listen.
-var loopbackAddr = ma.StringCast("/ip4/127.0.0.1/tcp/0")
+// Where test hosts listen.
+var (
+	loopbackAddr = ma.StringCast("/ip4/127.0.0.1/tcp/0")
+	loopbackQUIC = ma.StringCast("/ip4/127.0.0.1/udp/0/quic-v1")
+)
 
 func newKey(t testing.TB) crypto.PrivKey {
 	t.Helper()
@@ -60,8 +63,13 @@ func newKey(t testing.TB) crypto.PrivKey {
 // newTestApp returns an app whose node is open, on loopback and alone.
 func newTestApp(t testing.TB, psk pnet.PSK) *App {
 	t.Helper()
+	return newTestAppOn(t, loopbackAddr, psk)
+}
+
+func newTestAppOn(t testing.TB, listen ma.Multiaddr, psk pnet.PSK) *App {
+	t.Helper()
 	a := &App{logger: zap.NewNop(), artifacts: t.TempDir()}
-	a.settings = Settings{Identity: "test", Listen: []ma.Multiaddr{loopbackAddr}, SwarmKey: psk}
+	a.settings = Settings{Identity: "test", Listen: []ma.Multiaddr{listen}, SwarmKey: psk}
 	key := newKey(t)
 	n, err := openNode(a.settings, func() (crypto.PrivKey, error) { return key, nil }, a.logger)
 	if err != nil {
@@ -84,7 +92,7 @@ type peerHost struct {
 func newPeer(t testing.TB, a *App) *peerHost {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	h, err := NewHost(ctx, RoleWorker, newKey(t), []ma.Multiaddr{loopbackAddr}, Settings{SwarmKey: a.settings.SwarmKey})
+	h, err := NewHost(ctx, RoleWorker, newKey(t), a.settings.Listen, Settings{SwarmKey: a.settings.SwarmKey})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -167,8 +167,29 @@ func (a *agent) neighbours() []peer.AddrInfo {
 // settle makes the newest configuration the active one, when its runtime is
 // ready. Until then the one before it goes on, also when it has left already.
 func (a *agent) settle() {
-	if g, ok := a.Newest(); ok && g.ready.Load() {
-		a.active.Store(g)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if g, ok := a.Newest(); ok && g.ready.Load() && g != a.active.Load() {
+		g.fallback = a.active.Swap(g)
+	}
+	a.touch()
+}
+
+// leave takes a configuration out. When it was the newest, its reload failed, and
+// what was active before it is so again.
+func (a *agent) leave(g *generation) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	newest, _ := a.Newest()
+	a.Leave(g)
+	active := a.active.Load()
+	switch before, ok := a.Newest(); {
+	case newest == g && active == g && ok && before.ready.Load():
+		a.active.Store(before)
+	case newest == g && active == g && ok:
+		a.active.Store(g.fallback)
+	case newest != g && active != nil && active.fallback == g:
+		active.fallback = nil // the reload went well
 	}
 	a.touch()
 }

@@ -35,6 +35,8 @@ type generation struct {
 	cancel context.CancelFunc
 	image  atomic.Pointer[Image]
 	ready  atomic.Bool // image is set, and the runtime can run tasks
+
+	fallback *generation // was active before this one; under the agent's mutex
 }
 
 // start opens or joins the agent and makes the runtime ready in the background.
@@ -67,8 +69,7 @@ func (g *generation) leave() {
 	if g.cancel != nil {
 		g.cancel()
 	}
-	a.Leave(g)
-	a.settle()
+	a.leave(g)
 	_, _ = agents.Delete(g.key)
 }
 

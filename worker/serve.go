@@ -20,14 +20,21 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
-// writeTimeout is how long a gateway may take to accept a piece of output.
-const writeTimeout = time.Minute
+const (
+	// writeTimeout is how long a gateway may take to accept a piece of output.
+	writeTimeout = time.Minute
+	// finishTimeout is how long it may take to read the last of it.
+	finishTimeout = 10 * time.Second
+	// finishHalfTime is what it gets when it cannot tell that it has.
+	finishHalfTime = time.Second
+)
 
 // running is a task that has a slot.
 type running struct {
-	conn network.Conn
-	ctx  context.Context
-	stop context.CancelCauseFunc
+	conn    network.Conn
+	ctx     context.Context
+	stop    context.CancelCauseFunc
+	watched chan struct{} // closed when the gateway's side of the stream has ended
 }
 
 // serve handles a stream of the task protocol.
@@ -51,12 +58,14 @@ func (a *agent) serve(s network.Stream) {
 	began := time.Now()
 	how, err := a.run(s, g, t, req)
 	// The slot is free before the gateway sees the end: its next task comes at once.
-	a.done(req.TaskID)
+	a.free(req.TaskID)
 	if how == cancelled {
 		_ = s.Reset()
 	} else {
-		_ = s.Close()
+		a.finish(s, t)
 	}
+	a.working.Done()
+	a.Release()
 	log.Info("task ended", zap.String("how", how), zap.Duration("took", time.Since(began)), zap.Error(err))
 }
 
@@ -129,7 +138,7 @@ func (a *agent) admit(s network.Stream, req wire.TaskRequest) (*running, *genera
 		a.Release()
 		return nil, nil, wire.RefuseTasks(len(a.tasks), g.config.MaxTasks)
 	}
-	t := &running{conn: s.Conn()}
+	t := &running{conn: s.Conn(), watched: make(chan struct{})}
 	t.ctx, t.stop = context.WithCancelCause(a.base)
 	a.tasks[req.TaskID] = t
 	a.working.Add(1)
@@ -137,16 +146,43 @@ func (a *agent) admit(s network.Stream, req wire.TaskRequest) (*running, *genera
 	return t, g, ""
 }
 
-// done gives the slot of a task back.
-func (a *agent) done(id string) {
+// free gives the slot of a task back.
+func (a *agent) free(id string) {
 	a.mu.Lock()
 	t := a.tasks[id]
 	delete(a.tasks, id)
 	a.mu.Unlock()
 	t.stop(nil)
-	a.working.Done()
 	a.touch()
-	a.Release()
+}
+
+// finish closes the stream of an answer and waits, for a while, until the gateway
+// has it all: an agent that is leaving closes its host with its last task, and
+// the rest of the answer would go with it.
+func (a *agent) finish(s network.Stream, t *running) {
+	_ = s.CloseWrite()
+	half := false // the gateway closed its side before: it does not tell when it is done
+	select {
+	case <-t.watched:
+		half = true
+	default:
+	}
+	a.mu.Lock()
+	leaving := a.leaving
+	a.mu.Unlock()
+	wait := time.NewTimer(finishTimeout)
+	defer wait.Stop()
+	switch {
+	case !half:
+		select {
+		case <-t.watched:
+		case <-wait.C:
+		}
+	case leaving:
+		wait.Reset(finishHalfTime)
+		<-wait.C
+	}
+	_ = s.Close()
 }
 
 // disconnected stops the tasks whose connection has ended.
@@ -177,7 +213,10 @@ func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRe
 	timeout := time.Duration(g.config.Timeout)
 	ctx, cancel := context.WithTimeoutCause(t.ctx, timeout, fmt.Errorf("timed out after %s", timeout))
 	defer cancel()
-	go watch(s, t.stop)
+	go func() {
+		defer close(t.watched)
+		watch(s, t.stop)
+	}()
 	if s.Conn().IsClosed() { // before there was a task to stop
 		t.stop(errGatewayGone)
 	}

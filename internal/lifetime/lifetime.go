@@ -22,14 +22,15 @@ type Lifetime[G comparable] struct {
 	generations []G // oldest first
 	leases      int
 	draining    bool
-	closed      bool
+	closing     bool
+	closed      chan struct{}
 	close       func()
 	limit       *time.Timer
 }
 
 // New returns a lifetime that calls close once, at its end.
 func New[G comparable](close func()) *Lifetime[G] {
-	return &Lifetime[G]{close: close}
+	return &Lifetime[G]{close: close, closed: make(chan struct{})}
 }
 
 // Join adds a configuration; it is the newest from now on.
@@ -67,7 +68,7 @@ func (l *Lifetime[G]) Newest() (G, bool) {
 func (l *Lifetime[G]) Lease() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.draining || l.closed {
+	if l.draining || l.closing {
 		return false
 	}
 	l.leases++
@@ -91,7 +92,7 @@ func (l *Lifetime[G]) Drain(limit time.Duration) {
 	l.mu.Lock()
 	l.draining = true
 	idle := l.leases == 0
-	if !idle && !l.closed && l.limit == nil {
+	if !idle && !l.closing && l.limit == nil {
 		l.limit = time.AfterFunc(limit, l.Close)
 	}
 	l.mu.Unlock()
@@ -101,11 +102,11 @@ func (l *Lifetime[G]) Drain(limit time.Duration) {
 }
 
 // Revive takes a Drain back, for a configuration that wants the value again
-// while its leases run. It fails when the value is closed.
+// while its leases run. It fails once the value closes.
 func (l *Lifetime[G]) Revive() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if l.closing {
 		return false
 	}
 	l.draining = false
@@ -116,18 +117,21 @@ func (l *Lifetime[G]) Revive() bool {
 	return true
 }
 
-// Close ends the lifetime now, whatever is leased. It returns when the value
-// is closed by this call; a second call returns at once.
+// Close ends the lifetime now, whatever is leased, and returns when the value is
+// closed, also when somebody else is closing it: whoever opens its successor
+// needs what it holds. It must not be called from within the close function.
 func (l *Lifetime[G]) Close() {
 	l.mu.Lock()
-	if l.closed {
+	if l.closing {
 		l.mu.Unlock()
+		<-l.closed
 		return
 	}
-	l.closed = true
+	l.closing = true
 	if l.limit != nil {
 		l.limit.Stop()
 	}
 	l.mu.Unlock()
+	defer close(l.closed)
 	l.close()
 }

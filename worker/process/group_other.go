@@ -14,3 +14,5 @@ func ownGroup(*exec.Cmd) {}
 func stopGroup(cmd *exec.Cmd) error { return cmd.Process.Kill() }
 
 func killGroup(*exec.Cmd) {}
+
+func defaultSIGPIPE() {}

@@ -5,7 +5,10 @@
 package process
 
 import (
+	"os"
 	"os/exec"
+	"os/signal"
+	"sync"
 	"syscall"
 )
 
@@ -23,3 +26,8 @@ func stopGroup(cmd *exec.Cmd) error { return syscall.Kill(-cmd.Process.Pid, sysc
 
 // killGroup kills what is left of the group.
 func killGroup(cmd *exec.Cmd) { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+
+// defaultSIGPIPE lets commands die of a broken pipe, as pipelines of a shell need
+// it. Caddy ignores the signal, which its children would inherit; a signal that
+// is taken and dropped does the same for Caddy and is not inherited.
+var defaultSIGPIPE = sync.OnceFunc(func() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) })

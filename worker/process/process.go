@@ -143,6 +143,7 @@ func (r *Runtime) Prepare(context.Context, worker.Agent) (worker.Image, error) {
 	if !supported {
 		return worker.Image{}, fmt.Errorf("the process runtime needs process groups, which %s does not have", runtime.GOOS)
 	}
+	defaultSIGPIPE()
 	if r.dir != "" {
 		if fi, err := os.Stat(r.dir); err != nil || !fi.IsDir() {
 			return worker.Image{}, fmt.Errorf("dir: %s is not a folder", r.dir)

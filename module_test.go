@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agentfm_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+
+	_ "github.com/Agent-FM/caddy-agentfm"
+)
+
+// TestModules wants exactly these modules: their names are in people's
+// configurations.
+func TestModules(t *testing.T) {
+	want := []string{
+		"agentfm",
+		"agentfm.runtimes.docker",
+		"agentfm.runtimes.process",
+		"agentfm_worker",
+		"http.handlers.agentfm",
+	}
+	var got []string
+	for _, id := range caddy.Modules() {
+		if strings.Contains(id, "agentfm") {
+			got = append(got, id)
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+const module = "github.com/Agent-FM/caddy-agentfm"
+
+// allowed are the packages of the project that each package may import. Imports
+// point one way, from what is joined together to the parts.
+var allowed = map[string][]string{
+	"openai":                       {},
+	"mesh/wire":                    {},
+	"router":                       {},
+	"internal/lifetime":            {},
+	"internal/option":              {},
+	"mesh":                         {"mesh/wire", "router", "internal/lifetime", "internal/option"},
+	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/option"},
+	"worker/process":               {"worker", "mesh/wire", "internal/option"},
+	"worker/docker":                {"worker", "mesh/wire", "internal/option"},
+	"handler":                      {"openai", "router", "mesh", "mesh/wire", "internal/option"},
+	"caddyfile":                    {"mesh", "worker", "handler"},
+	"":                             {"caddyfile", "handler", "mesh", "worker", "worker/docker", "worker/process"},
+	"xcaddy":                       {""},
+	"worker/docker/internal/probe": {},
+}
+
+// forbidden are packages from outside that a package must not know.
+var forbidden = map[string][]string{
+	"openai":    {"caddyserver", "libp2p"},
+	"mesh/wire": {"."}, // nothing but the standard library
+	"router":    {"caddyserver", "libp2p", "net/http"},
+}
+
+func TestImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		may, known := allowed[name]
+		if !known && len(p.Imports) > 0 && !strings.HasPrefix(name, "e2e") {
+			t.Errorf("package %q is not in the plan of imports", name)
+		}
+		for _, i := range p.Imports {
+			if rest, ours := strings.CutPrefix(i, module); ours {
+				if !slices.Contains(may, strings.TrimPrefix(rest, "/")) {
+					t.Errorf("%s imports %s", p.ImportPath, i)
+				}
+				continue
+			}
+			for _, f := range forbidden[name] {
+				if strings.Contains(i, f) {
+					t.Errorf("%s imports %s", p.ImportPath, i)
+				}
+			}
+		}
+	}
+}
+
+// TestLicence wants its line in every source file.
+func TestLicence(t *testing.T) {
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && slices.Contains([]string{".git", ".tools", "node_modules"}, d.Name()) {
+			return filepath.SkipDir
+		}
+		if !slices.Contains([]string{".go", ".sh", ".py", ".mjs"}, filepath.Ext(path)) {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(string(b[:min(len(b), 200)]), "SPDX-License-Identifier: Apache-2.0") {
+			t.Errorf("%s has no licence line", path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

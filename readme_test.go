@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agentfm_test
+
+import (
+	"encoding/json"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+)
+
+// blocks returns the code blocks of the README in a language.
+func blocks(t *testing.T, language string) []string {
+	t.Helper()
+	b, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, m := range regexp.MustCompile("(?s)```"+language+"\n(.*?)```").FindAllStringSubmatch(string(b), -1) {
+		out = append(out, m[1])
+	}
+	if len(out) == 0 {
+		t.Fatalf("no %s in the README", language)
+	}
+	return out
+}
+
+// TestReadmeJSON wants the JSON reference to be a valid configuration with every
+// field that there is.
+func TestReadmeJSON(t *testing.T) {
+	t.Setenv("AGENTFM_API_KEYS", "a-key-of-sixteen-characters")
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	for _, block := range blocks(t, "json") {
+		var cfg caddy.Config
+		if err := json.Unmarshal([]byte(block), &cfg); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Admin = &caddy.AdminConfig{Disabled: true}
+		if err := caddy.Validate(&cfg); err != nil {
+			t.Errorf("%v in\n%s", err, block)
+		}
+	}
+}
+
+// TestReadmeCaddyfile fills the reference in and adapts it.
+func TestReadmeCaddyfile(t *testing.T) {
+	replace := strings.NewReplacer(
+		"<multiaddr>... | off", "off", "mdns|dht... | off", "mdns dht", "argument|stdin", "stdin",
+		"<percent>|off", "50", "<matcher>", "/v1/*", "[", "", "]", "", "<program> <args>...", "cat -u",
+		"<name> <value>", "A b", "<size>", "1MiB", "<n>", "1", "<number>", "2", "<duration>", "1m",
+		"<multiaddr>...", "/ip4/127.0.0.1/tcp/0",
+		"<peer id>...", "12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL", "<key>...", "a-key-of-sixteen-characters",
+		"<kebab-case>", "a-b", "<name or file>", "x", "<text>", "x", "<dir>", "/x", "<folder>", "/x", "<file>", "/x",
+		"<reference>", "x", "<address>", "unix:///x",
+	)
+	keys := []string{"first", "second"}
+	for _, block := range blocks(t, "caddyfile") {
+		for _, key := range keys {
+			block = strings.Replace(block, "agent <key>", "agent "+key, 1)
+		}
+		if _, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(replace.Replace(block)), nil); err != nil {
+			t.Errorf("%v in\n%s", err, replace.Replace(block))
+		}
+	}
+}
+
+// TestExamples validates every example as it stands.
+func TestExamples(t *testing.T) {
+	t.Setenv("AGENTFM_API_KEYS", "a-key-of-sixteen-characters")
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	for _, name := range []string{"quickstart", "docker", "gateway"} {
+		file := "examples/" + name + "/Caddyfile"
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		adapted, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt(b, map[string]any{"filename": file})
+		if err != nil || len(warnings) > 0 {
+			t.Errorf("%s: %v, %v", file, err, warnings)
+			continue
+		}
+		var cfg caddy.Config
+		if err := json.Unmarshal(adapted, &cfg); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Admin = &caddy.AdminConfig{Disabled: true}
+		if err := caddy.Validate(&cfg); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
