@@ -92,9 +92,11 @@ func openAgent(g *generation) (*agent, error) {
 	}
 	a := &agent{
 		key: g.key, identity: g.config.Identity, listen: g.listen, settings: g.mesh.Settings(),
-		changed:  make(chan struct{}, 1),
-		tasks:    make(map[string]*running),
-		tasksDir: filepath.Join(caddy.AppDataDir(), "agentfm", "tasks", g.key),
+		changed: make(chan struct{}, 1),
+		tasks:   make(map[string]*running),
+	}
+	if a.tasksDir, err = filepath.Abs(filepath.Join(caddy.AppDataDir(), "agentfm", "tasks", g.key)); err != nil {
+		return nil, err
 	}
 	a.base, a.kill = context.WithCancelCause(context.Background())
 	a.closing, a.cancel = context.WithCancel(context.Background())

@@ -68,7 +68,7 @@ type Task struct {
 	// come. It may be written to by one goroutine at a time. A failed write
 	// means that nobody listens any more.
 	Output io.Writer
-	// OutputDir is an empty folder. What the agent leaves in it (a container
+	// OutputDir is the absolute path of an empty folder. What the agent leaves in it (a container
 	// sees it as /tmp/output, a process finds it in AGENTFM_OUTPUT) becomes
 	// the task's artifact.
 	OutputDir string
@@ -76,7 +76,8 @@ type Task struct {
 
 // Exit is how an agent ended.
 type Exit struct {
-	// Code is the exit status; 0 is success. It is -1 when a signal ended it.
+	// Code is the exit status; 0 is success. It is -1, or 128 and the signal's
+	// number as a shell has it, when a signal ended the agent.
 	Code int
 	// Reason says more, where there is more to say: "killed by signal 9
 	// (out of memory)", for example. Empty stands for "exit status <Code>".

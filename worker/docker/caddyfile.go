@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/option"
+)
+
+// UnmarshalCaddyfile reads the runtime's options; see [Runtime] for its syntax.
+func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the runtime's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return option.Set{
+		"image":    option.String(&r.Image),
+		"build":    option.String(&r.Build),
+		"host":     option.String(&r.Host),
+		"prompt":   option.String(&r.Prompt),
+		"memory":   option.String(&r.Memory),
+		"tmpfs":    option.String(&r.Tmpfs),
+		"cpus":     option.PositiveFloat(&r.CPUs),
+		"pids":     option.PositiveInt(&r.PIDs),
+		"env":      option.Map(&r.Env),
+		"env_file": option.String(&r.EnvFile),
+	}.Block(d)
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+func TestUnmarshalCaddyfile(t *testing.T) {
+	for _, tc := range []struct {
+		name, input string
+		want        string // as JSON
+		err         string
+	}{
+		{name: "nothing", input: `docker`, want: `{}`},
+		{name: "empty block", input: "docker {\n}", want: `{}`},
+		{
+			name: "everything",
+			input: `docker {
+				image    hr:v1
+				build    ./agents/hr
+				host     unix:///run/docker.sock
+				prompt   stdin
+				memory   1GiB
+				cpus     0.5
+				pids     64
+				tmpfs    16MiB
+				env      API_KEY {env.HR_API_KEY}
+				env      EMPTY ""
+				env_file hr.env
+			}`,
+			want: `{"image":"hr:v1","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","memory":"1GiB",` +
+				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","env":{"API_KEY":"{env.HR_API_KEY}","EMPTY":""},"env_file":"hr.env"}`,
+		},
+		{name: "argument on the line", input: `docker hr:v1`, err: "wrong argument count"},
+		{name: "unknown", input: "docker {\nnetwork host\n}", err: "unrecognized option 'network'"},
+		{name: "too few", input: "docker {\nimage\n}", err: "wrong argument count"},
+		{name: "too many", input: "docker {\nimage a b\n}", err: "wrong argument count"},
+		{name: "empty", input: "docker {\nimage \"\"\n}", err: "wrong argument count"},
+		{name: "a block", input: "docker {\nimage {\na b\n}\n}", err: "wrong argument count"},
+		{name: "twice", input: "docker {\nimage a\nimage b\n}", err: "option 'image' is already specified"},
+		{name: "number twice", input: "docker {\ncpus 1\ncpus 1\n}", err: "option 'cpus' is already specified"},
+		{name: "cpus too many", input: "docker {\ncpus 1 2\n}", err: "wrong argument count"},
+		{name: "cpus text", input: "docker {\ncpus some\n}", err: `cpus: 'some' is not a number above 0`},
+		{name: "cpus zero", input: "docker {\ncpus 0\n}", err: `cpus: '0' is not a number above 0`},
+		{name: "pids fraction", input: "docker {\npids 1.5\n}", err: `pids: '1.5' is not a whole number above 0`},
+		{name: "pids zero", input: "docker {\npids 0\n}", err: `pids: '0' is not a whole number above 0`},
+		{name: "env too few", input: "docker {\nenv A\n}", err: "env: want a name and a value"},
+		{name: "env too many", input: "docker {\nenv A b s3cret\n}", err: "env: want a name and a value"},
+		{name: "env twice", input: "docker {\nenv A s3cret\nenv A s3cret\n}", err: "env: 'A' is already specified"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var r Runtime
+			err := r.UnmarshalCaddyfile(caddyfile.NewTestDispenser(tc.input))
+			if tc.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.err) || strings.Contains(err.Error(), "s3cret") {
+					t.Errorf("error is %v, want %q", err, tc.err)
+				}
+				return
+			}
+			got, jsonErr := json.Marshal(&r)
+			if err != nil || jsonErr != nil || string(got) != tc.want {
+				t.Errorf("got %s (%v, %v)\nwant %s", got, err, jsonErr, tc.want)
+			}
+		})
+	}
+}
+
+// What follows the block is not this runtime's business.
+func TestUnmarshalCaddyfileStops(t *testing.T) {
+	d := caddyfile.NewTestDispenser("runtime docker {\nimage a\n}\nmax_tasks 4\n")
+	d.Next()
+	d.NextArg()
+	var r Runtime
+	if err := r.UnmarshalCaddyfile(d.NewFromNextSegment()); err != nil || r.Image != "a" {
+		t.Errorf("image %q, error %v", r.Image, err)
+	}
+	if !d.Next() || d.Val() != "max_tasks" {
+		t.Errorf("the next word is %q, want max_tasks", d.Val())
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	r := &Runtime{Image: "hr:v1"}
+	if err := provision(t, r); err != nil {
+		t.Fatal(err)
+	}
+	if want := (limits{memory: 512 << 20, tmpfs: 64 << 20, pids: 256, cpus: 1}); r.limits != want {
+		t.Errorf("limits are %+v, want %+v", r.limits, want)
+	}
+	if r.PromptLimit() != wire.MaxArgumentPrompt || r.PromptNUL() {
+		t.Errorf("prompt limit is %d, NUL %v", r.PromptLimit(), r.PromptNUL())
+	}
+	r = &Runtime{Image: "hr:v1", Prompt: "stdin"}
+	if err := provision(t, r); err != nil {
+		t.Fatal(err)
+	}
+	if r.PromptLimit() != wire.MaxTaskFrame || !r.PromptNUL() {
+		t.Errorf("prompt limit is %d, NUL %v", r.PromptLimit(), r.PromptNUL())
+	}
+}
+
+func TestValidate(t *testing.T) {
+	for _, tc := range []struct {
+		config string
+		err    string // empty: none
+	}{
+		{`{"image":"a"}`, ""},
+		{`{"build":"a"}`, ""},
+		{`{"image":"a","memory":"6MiB","cpus":0.01,"pids":1,"tmpfs":"1"}`, ""},
+		{`{"image":"a","memory":"536870912"}`, ""},
+		{`{}`, "image or build is required"},
+		{`{"image":"a","prompt":"file"}`, `prompt is "file", not argument or stdin`},
+		{`{"image":"a","memory":"lots"}`, "reading memory"},
+		{`{"image":"a","memory":"5MiB"}`, "memory is 5MiB, less than 6MiB"},
+		{`{"image":"a","memory":"-1GiB"}`, "memory"},
+		{`{"image":"a","tmpfs":"none"}`, "reading tmpfs"},
+		{`{"image":"a","tmpfs":"0"}`, "tmpfs is 0, not a size above 0"},
+		{`{"image":"a","cpus":-1}`, "cpus is -1"},
+		{`{"image":"a","cpus":0.001}`, "cpus is 0.001"},
+		{`{"image":"a","pids":-1}`, "pids is -1"},
+		{`{"image":"a","env":{"A B":"s3cret"}}`, `env "A B"`},
+		{`{"image":"a","env":{"":"s3cret"}}`, `env ""`},
+		{`{"image":"a","env":{"A":"s3cret\u0000"}}`, `env "A"`},
+		{`{"image":"a","env":{"A":"s3cret{env.AGENTFM_TEST_UNSET}"}}`, "in env A: evaluated placeholder {env.AGENTFM_TEST_UNSET} is empty"},
+		{`{"image":"{env.AGENTFM_TEST_UNSET}"}`, "placeholders in image"},
+		{`{"image":"a","env_file":"/nonexistent/hr.env"}`, "/nonexistent/hr.env"},
+	} {
+		var r Runtime
+		if err := caddy.StrictUnmarshalJSON([]byte(tc.config), &r); err != nil {
+			t.Fatal(err)
+		}
+		err := provision(t, &r)
+		if (tc.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.err) {
+			t.Errorf("%s: error is %v, want %q", tc.config, err, tc.err)
+		}
+		if err != nil && strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: secret in error %v", tc.config, err)
+		}
+	}
+}
+
+func TestPlaceholders(t *testing.T) {
+	t.Setenv("AGENTFM_TEST_VALUE", "value")
+	dir := folder(t, map[string]string{"value.env": "A=file\nB=file\n"})
+	t.Setenv("AGENTFM_TEST_DIR", dir)
+	r := &Runtime{
+		Image: "hr:{env.AGENTFM_TEST_VALUE}", Host: "unix://{env.AGENTFM_TEST_DIR}/x", EnvFile: "{env.AGENTFM_TEST_DIR}/value.env",
+		Env: map[string]string{"B": "{env.AGENTFM_TEST_VALUE}!", "JSON": `{"a":{}}`},
+	}
+	if err := provision(t, r); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"A=file", "B=value!", `JSON={"a":{}}`}; !slices.Equal(r.environ, want) {
+		t.Errorf("environment is %q, want %q", r.environ, want)
+	}
+	if r.Image != "hr:value" || r.Host != "unix://"+dir+"/x" {
+		t.Errorf("image %q, host %q", r.Image, r.Host)
+	}
+	// The replaced values, secrets perhaps, are not in the exported fields.
+	if r.Env["B"] != "{env.AGENTFM_TEST_VALUE}!" {
+		t.Errorf("env holds %q", r.Env["B"])
+	}
+}
+
+func TestEnvFile(t *testing.T) {
+	for _, tc := range []struct {
+		name, text string
+		want       []string
+		err        string // ends the error; empty: none
+	}{
+		{"empty", "", nil, ""},
+		{"values", "# keys\n\nA=1\r\n  B = two words \nC=\"quoted\"\nD=a=b\nE=\n", nil, ".env:4: not a line NAME=value"},
+		{"verbatim", "# keys\n\nA=1\r\n  B=two words \nC=\"quoted\"\nD=a=b\nE=\nA=later", []string{"A=later", "B=two words ", `C="quoted"`, "D=a=b", "E="}, ""},
+		{"no value", "A=1\ns3cret\n", nil, ".env:2: not a line NAME=value"},
+		{"no name", "=s3cret\n", nil, ".env:1: not a line NAME=value"},
+		{"export", "export A=s3cret\n", nil, ".env:1: not a line NAME=value"},
+		{"NUL", "A=s3cret\x00\n", nil, ".env:1: not a line NAME=value"},
+		{"too long", "A=1\nB=" + strings.Repeat("x", maxEnvLine), nil, ".env:2: bufio.Scanner: token too long"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			file := filepath.Join(folder(t, map[string]string{"hr.env": tc.text}), "hr.env")
+			got, err := environment(file, nil, caddy.NewReplacer())
+			if tc.err == "" && (err != nil || !slices.Equal(got, tc.want)) {
+				t.Errorf("got %q (%v), want %q", got, err, tc.want)
+			}
+			if tc.err != "" && (err == nil || !strings.HasSuffix(err.Error(), tc.err) || strings.Contains(err.Error(), "s3cret")) {
+				t.Errorf("error is %v, want %q", err, tc.err)
+			}
+		})
+	}
+}

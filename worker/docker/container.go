@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"fmt"
+	"path"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/mount"
+
+	"github.com/Agent-FM/caddy-agentfm/worker"
+)
+
+// Labels of our containers. They tell whose a container is after a crash.
+const (
+	labelAgent = "agentfm.agent" // peer id
+	labelTask  = "agentfm.task"  // task id
+	labelKey   = "agentfm.key"   // name of the agent in the configuration
+)
+
+// outputDir is where an agent leaves its files.
+const outputDir = "/tmp/output"
+
+// maxFiles is how many files a process of an agent may have open.
+const maxFiles = 1024
+
+// limits are the limits of one container, in bytes and CPUs.
+type limits struct {
+	memory int64
+	tmpfs  int64
+	pids   int64
+	cpus   float64
+}
+
+// spec is what all containers of an agent have in common.
+type spec struct {
+	agent   worker.Agent
+	image   string              // id of the image: its tag may move while the agent runs
+	volumes map[string]struct{} // folders that the image declares as volumes
+	stdin   bool                // the prompt goes to standard input
+	init    bool                // the engine has an init to put in front of the agent
+	limits  limits
+	env     []string
+}
+
+// config returns the configuration of a task's container.
+func (s *spec) config(task worker.Task) *container.Config {
+	c := &container.Config{
+		Image:        s.image,
+		Env:          append([]string{"AGENTFM_MODEL=" + task.Model, "AGENTFM_OUTPUT=" + outputDir}, s.env...),
+		AttachStdout: true,
+		AttachStderr: true,
+		Labels: map[string]string{
+			labelAgent: s.agent.PeerID,
+			labelTask:  task.ID,
+			labelKey:   s.agent.Key,
+		},
+		// A health check is a process that nobody asked for.
+		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
+	}
+	if s.stdin {
+		c.AttachStdin, c.OpenStdin, c.StdinOnce = true, true, true
+	} else {
+		c.Cmd = []string{task.Prompt}
+	}
+	return c
+}
+
+// hostConfig returns what the agent of a task may do and use.
+func (s *spec) hostConfig(task worker.Task) *container.HostConfig {
+	return &container.HostConfig{
+		NetworkMode:    "none",
+		IpcMode:        container.IPCModePrivate,
+		ShmSize:        s.limits.tmpfs,
+		CapDrop:        []string{"ALL"},
+		SecurityOpt:    []string{"no-new-privileges"},
+		ReadonlyRootfs: true,
+		Tmpfs:          s.tmpfs(),
+		Mounts: []mount.Mount{{
+			Type:        mount.TypeBind,
+			Source:      task.OutputDir,
+			Target:      outputDir,
+			BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
+		}},
+		Init: &s.init,
+		// The output is read as it comes; a log on the engine's disk would
+		// have no limit and no reader.
+		LogConfig: container.LogConfig{Type: "none"},
+		Resources: container.Resources{
+			Memory:     s.limits.memory,
+			MemorySwap: s.limits.memory, // the sum of both: no swap
+			NanoCPUs:   int64(s.limits.cpus * 1e9),
+			PidsLimit:  &s.limits.pids,
+			Ulimits: []*container.Ulimit{
+				{Name: "nofile", Soft: maxFiles, Hard: maxFiles},
+				{Name: "core", Soft: 0, Hard: 0},
+			},
+		},
+	}
+}
+
+// tmpfs returns the folders that are in memory: /tmp, and those that the image
+// declares as volumes, which the engine would make writable without a limit.
+func (s *spec) tmpfs() map[string]string {
+	options := fmt.Sprintf("rw,noexec,nosuid,nodev,size=%d,mode=1777", s.limits.tmpfs)
+	folders := map[string]string{"/tmp": options}
+	for dir := range s.volumes {
+		if dir = path.Clean(dir); dir != outputDir {
+			folders[dir] = options
+		}
+	}
+	return folders
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build unix
+
+// Command probe is the agent of this package's tests: it does one thing that
+// the environment variable PROBE names, and says what came of it.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+func main() {
+	mode, number, _ := strings.Cut(os.Getenv("PROBE"), " ")
+	n, _ := strconv.Atoi(number)
+	switch mode {
+	case "argument": // the prompt as it came
+		for _, arg := range os.Args[1:] {
+			fmt.Print(arg)
+		}
+	case "stdin":
+		_, _ = io.Copy(os.Stdout, os.Stdin)
+	case "streams":
+		fmt.Print("out1 ")
+		fmt.Fprint(os.Stderr, "err1 ")
+		fmt.Print("out2 ")
+		fmt.Fprint(os.Stderr, "err2")
+	case "exit":
+		os.Exit(n)
+	case "signal":
+		_ = syscall.Kill(os.Getpid(), syscall.Signal(n))
+		block()
+	case "block": // half a line, then nothing for ever
+		fmt.Print("waiting")
+		block()
+	case "flood": // n KiB
+		chunk := strings.Repeat("x", 1<<10)
+		for range n {
+			fmt.Print(chunk)
+		}
+	case "brim":
+		brim()
+	case "memory":
+		eat()
+	case "fork":
+		fork()
+	case "child":
+		block()
+	case "files":
+		files()
+	case "inspect":
+		inspect()
+	default:
+		fmt.Println("unknown PROBE", mode)
+		os.Exit(2)
+	}
+}
+
+// block waits for ever, without being a deadlock to the Go runtime.
+func block() {
+	r, _, _ := os.Pipe()
+	_, _ = r.Read(make([]byte, 1))
+}
+
+// brim writes until nobody has taken anything for a while, and leaves a file then.
+func brim() {
+	var written atomic.Int64
+	go func() {
+		for chunk := make([]byte, 1<<10); ; written.Add(1) {
+			_, _ = os.Stdout.Write(chunk)
+		}
+	}()
+	for before := int64(-1); before != written.Load(); {
+		before = written.Load()
+		time.Sleep(2 * time.Second)
+	}
+	check(os.WriteFile(filepath.Join(os.Getenv("AGENTFM_OUTPUT"), "done"), nil, 0o644))
+}
+
+// eat takes memory until the kernel minds.
+func eat() {
+	var kept [][]byte
+	for {
+		page := make([]byte, 1<<20)
+		for i := range page {
+			page[i] = 1
+		}
+		kept = append(kept, page)
+		_ = kept
+	}
+}
+
+// fork starts children until it cannot, and says how many there are.
+func fork() {
+	children := 0
+	for range 1000 {
+		c := exec.Command(os.Args[0])
+		c.Env = []string{"PROBE=child", "GOMAXPROCS=1"}
+		if err := c.Start(); err != nil {
+			break
+		}
+		children++
+	}
+	fmt.Print(children)
+}
+
+// files leaves a tree in the output folder.
+func files() {
+	out := os.Getenv("AGENTFM_OUTPUT")
+	check(os.WriteFile(filepath.Join(out, "answer.txt"), []byte("42"), 0o600))
+	check(os.Mkdir(filepath.Join(out, "sub"), 0o755))
+	check(os.WriteFile(filepath.Join(out, "sub", "deep.txt"), []byte("deep"), 0o644))
+}
+
+func check(err error) {
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
+// inspect prints what this process may do, as JSON; see Report.
+func inspect() {
+	report := map[string]any{
+		"env":        os.Environ(),
+		"status":     status(),
+		"interfaces": interfaces(),
+		"writable":   writable("/", "/data", "/tmp", "/tmp/output", "/dev/shm", "/proc/sys/kernel", "/sys"),
+		"uid":        os.Getuid(),
+		"first":      os.Getpid() == 1,
+		"data":       read("/data/kept"),
+		"mounts":     mounts(),
+	}
+	var files, core syscall.Rlimit
+	_ = syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
+	_ = syscall.Getrlimit(syscall.RLIMIT_CORE, &core)
+	report["nofile"], report["core"] = files.Max, core.Max
+	report["executes_tmp"] = executesTmp()
+	report["tmp_bytes"] = fill("/tmp/fill")
+	_ = json.NewEncoder(os.Stdout).Encode(report)
+}
+
+func status() map[string]string {
+	fields := make(map[string]string)
+	for line := range strings.Lines(read("/proc/self/status")) {
+		name, value, _ := strings.Cut(line, ":")
+		fields[name] = strings.TrimSpace(value)
+	}
+	return fields
+}
+
+func mounts() map[string]string {
+	options := make(map[string]string)
+	for line := range strings.Lines(read("/proc/self/mounts")) {
+		if fields := strings.Fields(line); len(fields) > 3 {
+			options[fields[1]] = fields[3]
+		}
+	}
+	return options
+}
+
+func interfaces() []string {
+	var names []string
+	list, _ := net.Interfaces()
+	for _, i := range list {
+		names = append(names, i.Name)
+	}
+	return names
+}
+
+// writable returns the folders in which a file can be made.
+func writable(dirs ...string) []string {
+	var yes []string
+	for _, dir := range dirs {
+		name := filepath.Join(dir, "probe-write")
+		if os.WriteFile(name, nil, 0o644) == nil {
+			yes = append(yes, dir)
+			_ = os.Remove(name)
+		}
+	}
+	return yes
+}
+
+func executesTmp() bool {
+	program, _ := os.ReadFile(os.Args[0])
+	if err := os.WriteFile("/tmp/program", program, 0o755); err != nil {
+		return true // a surprise either way
+	}
+	defer os.Remove("/tmp/program")
+	c := exec.Command("/tmp/program")
+	c.Env = []string{"PROBE=exit 0"}
+	return c.Run() == nil
+}
+
+// fill writes to a file until it cannot, and returns how much went in.
+func fill(name string) int {
+	f, err := os.Create(name)
+	if err != nil {
+		return -1
+	}
+	defer f.Close()
+	total := 0
+	for {
+		n, err := f.Write(make([]byte, 1<<16))
+		total += n
+		if err != nil || total > 1<<30 {
+			return total
+		}
+	}
+}
+
+func read(name string) string {
+	b, _ := os.ReadFile(name)
+	return string(b)
+}

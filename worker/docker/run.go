@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/go-units"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/worker"
+)
+
+const (
+	// createLimit is how long the engine may take to create a container.
+	createLimit = time.Minute
+	// codeKilled is the exit code of a process that SIGKILL has ended.
+	codeKilled = 128 + 9
+)
+
+// run runs a task in a fresh container, which is gone when run returns.
+func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, error) {
+	if ctx.Err() != nil {
+		return worker.Exit{}, context.Cause(ctx)
+	}
+	// The agent runs as whatever user its image names. Others do not get here:
+	// the folder above is private.
+	if err := os.Chmod(task.OutputDir, 0o777); err != nil {
+		return worker.Exit{}, fmt.Errorf("opening the output folder to the agent: %w", err)
+	}
+	key := taskKey{p.spec.agent.PeerID, task.ID}
+	live.add(key)
+	defer live.remove(key)
+
+	// Deferred before the removal, so waited for after it: who reads the output
+	// slowly does not keep a container alive.
+	var streams sync.WaitGroup
+	defer streams.Wait()
+
+	id, err := p.create(ctx, task)
+	if ctx.Err() != nil && err != nil {
+		return worker.Exit{}, context.Cause(ctx)
+	}
+	if err != nil {
+		return worker.Exit{}, fmt.Errorf("creating container: %w", err)
+	}
+	defer p.remove(id)
+	return p.attend(ctx, id, task, &streams)
+}
+
+// create creates the container of a task. The end of ctx does not interrupt it:
+// a container whose id got lost would stay.
+func (p *prepared) create(ctx context.Context, task worker.Task) (string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
+	defer cancel()
+	created, err := p.engine.ContainerCreate(ctx, p.spec.config(task), p.spec.hostConfig(task), nil, nil, "")
+	if err != nil {
+		p.removeLost(task)
+		return "", err
+	}
+	return created.ID, nil
+}
+
+// removeLost removes what the engine may have created without our hearing of it.
+func (p *prepared) removeLost(task worker.Task) {
+	ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
+	defer cancel()
+	found, err := containers(ctx, p.engine, labelAgent+"="+p.spec.agent.PeerID, labelTask+"="+task.ID)
+	if err != nil {
+		p.logger.Error("looking for a lost container", zap.String("task", task.ID), zap.Error(err))
+	}
+	for _, c := range found {
+		p.remove(c.ID)
+	}
+}
+
+// remove kills and removes a container. If the engine refuses, the sweep of the
+// next Prepare tries again.
+func (p *prepared) remove(id string) {
+	if err := removeContainer(context.Background(), p.engine, id); err != nil {
+		p.logger.Error("removing container", zap.String("container", id), zap.Error(err))
+	}
+}
+
+// attend starts a container and stays with it to its end. Whatever goes wrong
+// on the way ends ctx, with what went wrong as its cause. The goroutines in
+// streams end when the container does.
+func (p *prepared) attend(ctx context.Context, id string, task worker.Task, streams *sync.WaitGroup) (worker.Exit, error) {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+
+	// Attached, and waiting, before the start: so nothing is missed.
+	conn, err := p.engine.ContainerAttach(ctx, id, container.AttachOptions{
+		Stream: true, Stdin: p.spec.stdin, Stdout: true, Stderr: true,
+	})
+	if err != nil {
+		fail(fmt.Errorf("attaching to container: %w", err))
+		return worker.Exit{}, context.Cause(ctx)
+	}
+	defer conn.Close()
+	output, delivered := pump(ctx, fail, conn.Reader, task.Output, streams)
+	exited, lost := p.engine.ContainerWait(ctx, id, container.WaitConditionNextExit)
+	if err := p.engine.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
+		fail(fmt.Errorf("starting container: %w", err))
+	}
+	if p.spec.stdin {
+		streams.Go(func() { feed(conn, task.Prompt) })
+	}
+
+	state, err := p.exited(ctx, id, exited, lost)
+	if err != nil {
+		fail(err)
+	} else if finished := finishedAt(state); time.Since(finished) >= engineDrain && output.stalledSince(finished) {
+		fail(errOutputLost)
+	}
+	select { // the last output may come after the exit
+	case <-delivered:
+	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
+		return worker.Exit{}, context.Cause(ctx)
+	}
+	return p.exit(state), nil
+}
+
+// pump passes on the output of a container. The channel closes when all of it
+// is delivered, or cannot be: then fail was called, or ctx has ended.
+func pump(ctx context.Context, fail context.CancelCauseFunc, r io.Reader, w io.Writer, streams *sync.WaitGroup) (*backlog, <-chan struct{}) {
+	output := newBacklog()
+	streams.Go(func() {
+		defer output.end() // after fail: an output cut short is not a whole one
+		if err := output.fill(ctx, r); err != nil {
+			fail(fmt.Errorf("reading output: %w", err))
+		}
+	})
+	delivered := make(chan struct{})
+	streams.Go(func() {
+		defer close(delivered)
+		if err := output.deliver(ctx, w); err != nil {
+			fail(fmt.Errorf("passing on output: %w", err))
+		}
+	})
+	return output, delivered
+}
+
+// exited waits for the exit of a container and returns its state. It does not
+// look at ctx: when that ends, lost says so, and the client's goroutine behind
+// the two channels does not end before it is heard.
+func (p *prepared) exited(ctx context.Context, id string, exited <-chan container.WaitResponse, lost <-chan error) (*container.State, error) {
+	select {
+	case answer := <-exited:
+		if answer.Error != nil {
+			return nil, fmt.Errorf("waiting for container: %s", answer.Error.Message)
+		}
+	case err := <-lost:
+		return nil, fmt.Errorf("waiting for container: %w", err)
+	}
+	c, err := p.engine.ContainerInspect(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("inspecting container: %w", err)
+	}
+	if c.ContainerJSONBase == nil || c.State == nil {
+		return nil, errors.New("inspecting container: the engine does not tell its state")
+	}
+	return c.State, nil
+}
+
+// finishedAt returns when a container exited, or the beginning of time if the
+// engine does not say.
+func finishedAt(state *container.State) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, state.FinishedAt)
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// exit returns how an agent ended.
+func (p *prepared) exit(state *container.State) worker.Exit {
+	exit := worker.Exit{Code: state.ExitCode}
+	limit := units.BytesSize(float64(p.spec.limits.memory))
+	switch {
+	case state.OOMKilled && exit.Code != 0: // with 0, a child was killed, and the agent coped
+		exit.Reason = fmt.Sprintf("killed: out of memory (limit %s)", limit)
+	case exit.Code == codeKilled:
+		// The engine hears of the lack of memory apart from the exit, and
+		// does not set OOMKilled when it does so a moment later.
+		exit.Reason = fmt.Sprintf("killed by signal 9, perhaps out of memory (limit %s)", limit)
+	}
+	return exit
+}
+
+// feed gives a container its standard input. An agent need not read it, so an
+// error here means nothing.
+func feed(conn types.HijackedResponse, prompt string) {
+	_, _ = io.Copy(conn.Conn, strings.NewReader(prompt))
+	_ = conn.CloseWrite()
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/worker"
+)
+
+func TestPromptReachesTheAgentUnchanged(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "argument", nil)
+	for name, prompt := range map[string]string{
+		"empty":   "",
+		"plain":   "summarise this",
+		"options": "--help -rf / -- $(id) `id` \"'\\",
+		"unicode": "naïve 東京 🚀 \u202e\r\n\ttab",
+		"control": "\x01\x7f",
+		"longest": strings.Repeat("ab c", wire.MaxArgumentPrompt/4) + "end",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if len(prompt) > f.PromptLimit() {
+				t.Fatalf("prompt of %d bytes, limit %d", len(prompt), f.PromptLimit())
+			}
+			exit, got := f.answer(prompt)
+			if exit != (worker.Exit{}) || got != prompt {
+				t.Errorf("exit %+v, %d bytes %.80q, want %d bytes %.80q", exit, len(got), got, len(prompt), prompt)
+			}
+		})
+	}
+}
+
+func TestPromptOnStdin(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "stdin", func(r *Runtime) { r.Prompt = promptStdin })
+	for name, prompt := range map[string]string{
+		"empty":   "",
+		"bytes":   "NUL \x00, and bytes that are no text: \xff\xfe",
+		"longest": strings.Repeat("0123456789\x00\xff\n\r\t?", wire.MaxTaskFrame/16),
+	} {
+		t.Run(name, func(t *testing.T) {
+			exit, got := f.answer(prompt)
+			if exit != (worker.Exit{}) || got != prompt {
+				t.Errorf("exit %+v, %d bytes, want %d bytes", exit, len(got), len(prompt))
+			}
+		})
+	}
+}
+
+func TestPromptOnStdinThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "exit 3", func(r *Runtime) { r.Prompt = promptStdin })
+	if exit, _ := f.answer(strings.Repeat("x", wire.MaxTaskFrame)); exit.Code != 3 {
+		t.Errorf("exit %+v, want code 3", exit)
+	}
+}
+
+func TestStandardErrorIsOutputToo(t *testing.T) {
+	t.Parallel()
+	_, got := startProbe(t, "streams", nil).answer("")
+	for _, part := range []string{"out1 ", "err1 ", "out2 ", "err2"} {
+		if strings.Count(got, part) != 1 {
+			t.Errorf("output %q does not have %q once", got, part)
+		}
+	}
+	if strings.Index(got, "out1") > strings.Index(got, "out2") || len(got) != 19 {
+		t.Errorf("output is %q", got)
+	}
+}
+
+func TestExit(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		mode   string
+		code   int
+		reason string // a part of it
+	}{
+		{"exit 0", 0, ""},
+		{"exit 1", 1, ""},
+		{"exit 255", 255, ""},
+		{"signal 15", 143, ""},
+		{"signal 9", 137, "killed by signal 9"},
+		{"memory", 137, "out of memory (limit 32MiB)"},
+	} {
+		t.Run(tc.mode, func(t *testing.T) {
+			t.Parallel()
+			f := startProbe(t, tc.mode, func(r *Runtime) { r.Memory = "32MiB" })
+			if strings.HasPrefix(tc.mode, "signal") && !f.ready.Load().spec.init {
+				t.Skip("the engine has no init, and a first process cannot send itself a signal")
+			}
+			exit, out := f.answer("")
+			if exit.Code != tc.code || !strings.Contains(exit.Reason, tc.reason) || (tc.reason == "") != (exit.Reason == "") {
+				t.Errorf("exit is %d %q, want %d %q; output %q", exit.Code, exit.Reason, tc.code, tc.reason, out)
+			}
+		})
+	}
+}
+
+func TestProcessLimit(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "fork", func(r *Runtime) { r.PIDs = 64; r.Env["GOMAXPROCS"] = "1" })
+	exit, got := f.answer("")
+	if children, err := strconv.Atoi(got); exit.Code != 0 || err != nil || children < 1 || children > 63 {
+		t.Errorf("%q children, %+v; want between 1 and 63", got, exit)
+	}
+}
+
+func TestOutputFiles(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "files", nil)
+	task, out := f.task("")
+	if exit, err := f.Run(t.Context(), task); err != nil || exit.Code != 0 {
+		t.Fatalf("%+v %v: %s", exit, err, out)
+	}
+	for name, want := range map[string]string{"answer.txt": "42", "sub/deep.txt": "deep"} {
+		if got, err := os.ReadFile(filepath.Join(task.OutputDir, name)); err != nil || string(got) != want {
+			t.Errorf("%s holds %q (%v), want %q", name, got, err, want)
+		}
+	}
+}
+
+// The agent says half a line and waits for ever: so its output comes at once,
+// and only the end of ctx ends it.
+func TestOutputComesAtOnceAndCancelKills(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "block", nil)
+	task, out := f.task("")
+	cancel, done := f.start(task)
+	out.await(t, "waiting")
+	f.wantContainers(1)
+	cancel(errTest)
+	if err := <-done; !errors.Is(err, errTest) {
+		t.Errorf("Run returned %v, want %v", err, errTest)
+	}
+	f.wantContainers(0)
+}
+
+func TestCancelledBefore(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "block", nil)
+	task, _ := f.task("")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errTest)
+	if _, err := f.Run(ctx, task); !errors.Is(err, errTest) {
+		t.Errorf("Run returned %v, want %v", err, errTest)
+	}
+}
+
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { return 0, errTest }
+
+func TestNobodyListens(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "block", nil)
+	task, _ := f.task("")
+	task.Output = brokenWriter{}
+	if _, err := f.Run(t.Context(), task); !errors.Is(err, errTest) {
+		t.Errorf("Run returned %v, want %v", err, errTest)
+	}
+	f.wantContainers(0)
+}
+
+// stuckWriter takes nothing until it is told to.
+type stuckWriter struct {
+	reached chan struct{}
+	release chan struct{}
+	*recorder
+}
+
+func newStuckWriter() *stuckWriter {
+	return &stuckWriter{make(chan struct{}, 1), make(chan struct{}), newRecorder()}
+}
+
+func (w *stuckWriter) Write(b []byte) (int, error) {
+	select {
+	case w.reached <- struct{}{}:
+	default:
+	}
+	<-w.release
+	return w.recorder.Write(b)
+}
+
+func TestSlowListenerDoesNotKeepTheContainer(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"block", "flood 65536"} {
+		t.Run(mode, func(t *testing.T) {
+			f := startProbe(t, mode, nil)
+			task, _ := f.task("")
+			out := newStuckWriter()
+			task.Output = out
+			cancel, done := f.start(task)
+			select {
+			case <-out.reached:
+			case err := <-done:
+				t.Fatal(err)
+			}
+			cancel(errTest)
+			eventually(t, "the container is gone", func() bool {
+				found, err := containers(t.Context(), f.client(), labelAgent+"="+f.agent.PeerID)
+				return err == nil && len(found) == 0
+			})
+			close(out.release)
+			if err := <-done; !errors.Is(err, errTest) {
+				t.Errorf("Run returned %v, want %v", err, errTest)
+			}
+		})
+	}
+}
+
+// finished reports whether the agent's container has exited.
+func (f *fixture) finished() bool {
+	found, err := containers(f.t.Context(), f.client(), labelAgent+"="+f.agent.PeerID)
+	return err == nil && len(found) == 1 && found[0].State == container.StateExited
+}
+
+// The engine itself would drop much of this output two seconds after the exit.
+func TestSlowListenerGetsEverything(t *testing.T) {
+	t.Parallel()
+	const size = backlogLimit - 1<<20
+	f := startProbe(t, "flood "+strconv.Itoa(size>>10), nil)
+	task, _ := f.task("")
+	out := newStuckWriter()
+	task.Output = out
+	_, done := f.start(task)
+	eventually(t, "the agent has finished", f.finished)
+	close(out.release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); len(got) != size || strings.Trim(got, "x") != "" {
+		t.Errorf("output has %d bytes, want %d", len(got), size)
+	}
+}
+
+// The agent fills everything up to its own pipe, and exits.
+func TestLostOutputIsAnError(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "brim", nil)
+	task, _ := f.task("")
+	out := newStuckWriter()
+	task.Output = out
+	_, done := f.start(task)
+	eventually(t, "the engine has lost patience", func() bool {
+		info, err := os.Stat(filepath.Join(task.OutputDir, "done"))
+		return err == nil && time.Since(info.ModTime()) > engineDrain+time.Second
+	})
+	close(out.release)
+	if err := <-done; !errors.Is(err, errOutputLost) {
+		t.Errorf("Run returned %v after %d bytes, want %v", err, len(out.String()), errOutputLost)
+	}
+}
+
+func TestMuchOutput(t *testing.T) {
+	t.Parallel()
+	_, got := startProbe(t, "flood 65536", nil).answer("")
+	if len(got) != 64<<20 || strings.Trim(got, "x") != "" {
+		t.Errorf("output has %d bytes, want 64 MiB", len(got))
+	}
+}
+
+func TestConcurrentTasks(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "argument", nil)
+	for i := range 6 {
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			t.Parallel()
+			prompt := strings.Repeat(strconv.Itoa(i), 1000)
+			if exit, got := f.answer(prompt); exit.Code != 0 || got != prompt {
+				t.Errorf("%+v, output %.20q", exit, got)
+			}
+		})
+	}
+}

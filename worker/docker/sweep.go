@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"go.uber.org/zap"
+)
+
+// Removing a container has a time limit of its own, since the task's context
+// has often ended, and is tried again until then.
+const (
+	removeLimit = 30 * time.Second
+	removeRetry = time.Second
+)
+
+// live holds the tasks of this process that run or have yet to be cleaned up.
+// It is global because a reload prepares the same agent with a new Runtime,
+// which must not take the old one's containers for leftovers.
+var live = liveTasks{tasks: make(map[taskKey]struct{})}
+
+// taskKey identifies a task, and so a container.
+type taskKey struct{ peerID, taskID string }
+
+type liveTasks struct {
+	mu    sync.Mutex
+	tasks map[taskKey]struct{}
+}
+
+func (l *liveTasks) add(k taskKey) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tasks[k] = struct{}{}
+}
+
+func (l *liveTasks) remove(k taskKey) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.tasks, k)
+}
+
+func (l *liveTasks) has(k taskKey) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.tasks[k]
+	return ok
+}
+
+// sweep removes the containers of an agent that no task of this process uses.
+// One that cannot be removed is logged: it should not keep the agent from working.
+func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) error {
+	found, err := containers(ctx, e, labelAgent+"="+peerID)
+	if err != nil {
+		return fmt.Errorf("listing containers of agent %s: %w", peerID, err)
+	}
+	for _, c := range found {
+		// A task is live before its container is there, so what is
+		// listed here and not live belongs to nobody.
+		if live.has(taskKey{peerID, c.Labels[labelTask]}) {
+			continue
+		}
+		field := zap.String("container", c.ID)
+		if err := removeContainer(ctx, e, c.ID); err != nil {
+			logger.Warn("removing leftover container", field, zap.Error(err))
+			continue
+		}
+		logger.Info("removed leftover container", field, zap.String("task", c.Labels[labelTask]))
+	}
+	return nil
+}
+
+// containers lists the containers with all of the labels, stopped ones too.
+func containers(ctx context.Context, e engine, labels ...string) ([]container.Summary, error) {
+	args := filters.NewArgs()
+	for _, label := range labels {
+		args.Add("label", label)
+	}
+	return e.ContainerList(ctx, container.ListOptions{All: true, Filters: args})
+}
+
+// removeContainer kills a container, removes it with its volumes, and returns
+// when it is gone.
+func removeContainer(ctx context.Context, e engine, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, removeLimit)
+	defer cancel()
+	for {
+		err := e.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		if err == nil || cerrdefs.IsNotFound(err) {
+			return nil
+		}
+		select {
+		case <-time.After(removeRetry):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
