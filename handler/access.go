@@ -43,12 +43,23 @@ func (x *exchange) exposed() bool {
 	case *net.UnixAddr:
 		return false
 	case *net.TCPAddr:
-		return !addr.IP.IsLoopback()
+		return !addr.IP.IsLoopback() || !x.askedLocally()
 	case *net.UDPAddr:
-		return !addr.IP.IsLoopback()
+		return !addr.IP.IsLoopback() || !x.askedLocally()
 	default: // unknown is no reason to trust
 		return true
 	}
+}
+
+// askedLocally reports whether the client asked for this machine by a name that
+// only this machine has. A browser does not when a page's own name was made to
+// resolve to loopback, nor does one whose request a proxy on this machine passes on.
+func (x *exchange) askedLocally() bool {
+	host := x.r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	return loopbackHost(strings.Trim(host, "[]"))
 }
 
 // authenticate checks the key, where keys are set. A wrong key is told from none.
@@ -93,7 +104,12 @@ func loopbackOrigin(origin string) bool {
 	if err != nil || u.Scheme == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
 		return false
 	}
-	host := strings.ToLower(u.Hostname())
+	return loopbackHost(u.Hostname())
+}
+
+// loopbackHost reports whether a host name is this machine's and no other's.
+func loopbackHost(host string) bool {
+	host = strings.ToLower(host)
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		return true
 	}

@@ -287,3 +287,28 @@ func TestReplacerIsOptional(t *testing.T) {
 		t.Error("a replacer out of nothing")
 	}
 }
+
+// TestAskedLocally wants a gateway without authentication to serve this machine
+// only by the names that no other has: a page whose name resolves to loopback, and
+// a proxy that passes strangers on, come in over loopback too.
+func TestAskedLocally(t *testing.T) {
+	g := serve(t, new(fakeMesh))
+	for host, status := range map[string]int{
+		"localhost": 200, "LOCALHOST:80": 200, "127.0.0.1:8080": 200, "[::1]:8080": 200, "a.localhost": 200,
+		"rebound.example": 403, "gateway.example.com:8080": 403, "10.0.0.1": 403, "localhost.example.com": 403,
+	} {
+		req, err := http.NewRequest(http.MethodGet, g.URL+"/v1/models", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = host
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != status {
+			t.Errorf("Host %s: got %d, want %d", host, resp.StatusCode, status)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/openai"
@@ -15,7 +16,15 @@ import (
 
 // maxAnswer bounds an answer that is not streamed. It is held in memory until
 // the agent has ended well; a larger one is an error, never cut.
-const maxAnswer = 64 << 20
+const maxAnswer = 16 << 20
+
+// maxHeld bounds the answers that are being held at one time, all together: an
+// agent of a stranger can make any of them as large as it may be.
+const maxHeld = 256 << 20
+
+// held is how many bytes of answers are being held. It is one for the process, as
+// its memory is.
+var held atomic.Int64
 
 // completion is a request of one of OpenAI's two kinds.
 type completion struct {
@@ -76,18 +85,35 @@ func (x *exchange) complete(c completion) error {
 
 // wholeReply answers when the agent has ended well.
 func (x *exchange) wholeReply(task run, reply openai.Reply, c completion) error {
-	var output bytes.Buffer
-	n, err := io.Copy(&output, io.LimitReader(task, maxAnswer+1))
-	if err != nil {
+	var output answerBuffer
+	defer output.release()
+	if _, err := io.Copy(&output, task); err != nil {
 		return err
 	}
-	if n > maxAnswer {
-		return streamFailed(nil, fmt.Sprintf("the answer is over %d bytes; ask for it with \"stream\":true", maxAnswer))
-	}
-	usage := openai.EstimateUsage(len(c.prompt), output.Len())
-	x.answer(http.StatusOK, reply.Whole(openai.ValidText(output.Bytes()), usage))
+	usage := openai.EstimateUsage(len(c.prompt), output.b.Len())
+	x.answer(http.StatusOK, reply.Whole(openai.ValidText(output.b.Bytes()), usage))
 	return nil
 }
+
+// answerBuffer is an answer that is being held, within the limits.
+type answerBuffer struct {
+	b bytes.Buffer // not embedded: io.Copy would find its ReadFrom, and go around Write
+}
+
+// Write implements io.Writer.
+func (b *answerBuffer) Write(p []byte) (int, error) {
+	if b.b.Len()+len(p) > maxAnswer {
+		return 0, streamFailed(nil, fmt.Sprintf("the answer is over %d bytes; ask for it with \"stream\":true", maxAnswer))
+	}
+	if held.Add(int64(len(p))) > maxHeld {
+		held.Add(-int64(len(p)))
+		return 0, overloaded("the gateway holds too many large answers; try again later, or with \"stream\":true")
+	}
+	return b.b.Write(p)
+}
+
+// release gives back what the answer holds.
+func (b *answerBuffer) release() { held.Add(-int64(b.b.Len())) }
 
 // streamReply answers with events as the output comes. The status is decided by
 // the first read: until then, a failure has one of its own.

@@ -56,8 +56,8 @@ func (p *problem) openAI() *openai.Error {
 // Errors of access and routing.
 var (
 	errExposed = &problem{status: http.StatusForbidden, code: "authentication_not_configured",
-		message: "this gateway is reachable from outside and nothing authenticates its clients; its operator must set " +
-			"api_keys, put an authentication handler before it, or set allow_unauthenticated"}
+		message: "nothing authenticates the clients of this gateway, so it serves only this machine, by the name localhost or a " +
+			"loopback address; its operator can set api_keys, put an authentication handler before it, or set allow_unauthenticated"}
 	errNoKey = &problem{status: http.StatusUnauthorized, code: "unauthorized",
 		message: "want one header Authorization: Bearer KEY"}
 	errWrongKey    = &problem{status: http.StatusUnauthorized, code: "invalid_api_key", message: "the API key is not valid"}
@@ -82,6 +82,11 @@ func tooLarge(limit int64) *problem {
 // streamFailed is the error for a task that a worker began and did not end well.
 func streamFailed(cause error, message string) *problem {
 	return &problem{status: http.StatusBadGateway, code: "worker_stream_failed", final: true, message: message, cause: cause}
+}
+
+// overloaded is the error for a gateway that has no room for an answer.
+func overloaded(message string) *problem {
+	return &problem{status: http.StatusServiceUnavailable, code: "mesh_overloaded", retryAfter: 1, final: true, message: message}
 }
 
 // problemOf maps an error to its answer. What a dispatch returns has been

@@ -30,7 +30,7 @@ var dispatchErrors = []struct {
 }{
 	{router.ErrNoMatch, 404, "%_not_found", "", "", false},
 	{router.ErrBusy, 503, "mesh_overloaded", "capacity", "1", false},
-	{fmt.Errorf("%w: Worker is at max capacity (4/4). Try another worker.", wire.ErrCapacity), 503, "mesh_overloaded", "capacity", "1", false},
+	{fmt.Errorf("%w: %s", wire.ErrCapacity, "Worker is at max capacity (4/4). Try another worker."), 503, "mesh_overloaded", "capacity", "1", false},
 	{router.ErrPromptTooLong, 400, "context_length_exceeded", "bytes", "", false},
 	{fmt.Errorf("%w: 2000000 bytes", wire.ErrFrameTooLarge), 400, "context_length_exceeded", "shorten", "", false},
 	{router.ErrExcluded, 502, "worker_unreachable", "reached", "", false},
@@ -38,7 +38,7 @@ var dispatchErrors = []struct {
 	{fmt.Errorf("%w: stream reset by %s", mesh.ErrStream, secretAddress), 502, "worker_stream_failed", "connection", "", true},
 	{fmt.Errorf("%w: %w", mesh.ErrStream, io.ErrUnexpectedEOF), 502, "worker_stream_failed", "connection", "", true},
 	{fmt.Errorf("%w: %w", mesh.ErrStream, os.ErrDeadlineExceeded), 502, "worker_stream_failed", "too long", "", true},
-	{fmt.Errorf("%w: Version mismatch! Worker is running v1.2.0.", wire.ErrRefused), 502, "worker_stream_failed", "Version mismatch! Worker is running v1.2.0.", "", false},
+	{fmt.Errorf("%w: %s", wire.ErrRefused, "Version mismatch! Worker is running v1.2.0."), 502, "worker_stream_failed", "Version mismatch! Worker is running v1.2.0.", "", false},
 	{fmt.Errorf("attempt 1: %w: exit status 3\x1b]52;c;x\x07", wire.ErrAgentFailed), 502, "worker_stream_failed", "agent failed: exit status 3 ]52;c;x", "", true},
 	{wire.ErrTruncated, 502, "worker_stream_failed", "ended early", "", true},
 	{fmt.Errorf("%w: disk full", mesh.ErrArtifact), 502, "worker_stream_failed", "files", "", true},

@@ -148,7 +148,7 @@ func TestAnswerOverTheLimit(t *testing.T) {
 	g := serve(t, f)
 	a := g.do(t, "POST", "/v1/completions", textBody)
 	a.failed(t, 502, "worker_stream_failed")
-	if !strings.Contains(a.message(), "67108864") || a.header.Get("X-Should-Retry") != "false" {
+	if !strings.Contains(a.message(), "16777216") || a.header.Get("X-Should-Retry") != "false" {
 		t.Errorf("got %s", a.body)
 	}
 	<-closed

@@ -21,7 +21,7 @@ const readSize = 8 << 10
 // field of the prompt, for errors. The caller closes the run.
 func (x *exchange) dispatch(call mesh.Call, param string) (run, error) {
 	if strings.IndexByte(call.Prompt, 0) >= 0 {
-		return nil, badRequest(param, "the prompt contains a NUL byte, which cannot be handed to an agent as a command-line argument")
+		return nil, badRequest(param, "the prompt contains a NUL byte, which no agent is sent: as a command-line argument it could not be handed over")
 	}
 	l, err := x.takeLease()
 	if err != nil {

@@ -64,7 +64,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx, a.logger, a.storage = ctx, ctx.Logger(), ctx.Storage()
 	var err error
-	if a.settings, err = a.Mesh.resolve(); err != nil {
+	if a.settings, err = a.Mesh.resolve(a.logger); err != nil {
 		return fmt.Errorf("mesh: %w", err)
 	}
 	a.artifacts = filepath.Join(caddy.AppDataDir(), "agentfm", "artifacts")
@@ -96,6 +96,7 @@ func (a *App) Start() error {
 	if err := os.MkdirAll(a.artifacts, 0o700); err != nil {
 		return fmt.Errorf("making the folder for artifacts: %w", err)
 	}
+	removeParts(a.artifacts)
 	v, _, err := nodes.LoadOrNew(nodeKey, func() (caddy.Destructor, error) {
 		return openNode(a.settings, func() (crypto.PrivKey, error) { return a.Identity(a.settings.Identity) }, a.logger)
 	})

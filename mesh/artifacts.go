@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -42,6 +43,7 @@ type task struct {
 
 // delivery is the arrival of the files from one attempt at a task.
 type delivery struct {
+	stream  network.Stream
 	begun   chan struct{} // closed when the stream with the files begins
 	done    chan struct{} // closed when it has ended
 	claimed bool
@@ -66,8 +68,10 @@ func (tt *taskTable) begin(id, dir string) (*task, error) {
 	return t, nil
 }
 
-// end forgets a task.
+// end forgets a task. What is still being delivered for it is not wanted any
+// more: its id is free for another.
 func (tt *taskTable) end(t *task) {
+	t.deliver(nil)
 	tt.mu.Lock()
 	defer tt.mu.Unlock()
 	if tt.byID[t.id] == t {
@@ -77,7 +81,7 @@ func (tt *taskTable) end(t *task) {
 
 // claim returns the task for which a worker delivers files, and marks the
 // delivery as begun.
-func (tt *taskTable) claim(id string, worker peer.ID) (*task, *delivery, error) {
+func (tt *taskTable) claim(id string, worker peer.ID, s network.Stream) (*task, *delivery, error) {
 	tt.mu.Lock()
 	t, ok := tt.byID[id]
 	tt.mu.Unlock()
@@ -92,7 +96,7 @@ func (tt *taskTable) claim(id string, worker peer.ID) (*task, *delivery, error) 
 	case d.claimed:
 		return nil, nil, errors.New("the task's files came already")
 	default:
-		d.claimed = true
+		d.claimed, d.stream = true, s
 		close(d.begun)
 		return t, d, nil
 	}
@@ -102,9 +106,23 @@ func (tt *taskTable) claim(id string, worker peer.ID) (*task, *delivery, error) 
 // is none of it.
 func (t *task) assign(worker peer.ID) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.worker = worker
-	t.delivery = &delivery{begun: make(chan struct{}), done: make(chan struct{})}
+	t.mu.Unlock()
+	t.deliver(&delivery{begun: make(chan struct{}), done: make(chan struct{})})
+}
+
+// deliver says whose files are wanted from now on, and ends what is not.
+func (t *task) deliver(d *delivery) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if old := t.delivery; old != nil && old.stream != nil {
+		select {
+		case <-old.done:
+		default:
+			_ = old.stream.Reset()
+		}
+	}
+	t.delivery = d
 }
 
 // waitForFiles returns when the files that the worker announced are stored.
@@ -134,44 +152,50 @@ func (t *task) waitForFiles(ctx context.Context) error {
 
 // receiveArtifact handles a stream of the artifact protocol.
 func (n *node) receiveArtifact(s network.Stream) {
-	if err := n.storeArtifact(s); err != nil {
-		n.log().Warn("artifact refused", zap.Stringer("peer", s.Conn().RemotePeer()), zap.Error(err))
-		_ = s.Reset()
+	claimed, err := n.storeArtifact(s)
+	if err == nil {
+		_ = s.Close()
 		return
 	}
-	_ = s.Close()
+	level := zapcore.DebugLevel // any stranger can have this written
+	if claimed {
+		level = zapcore.WarnLevel
+	}
+	n.log().Log(level, "artifact refused", zap.Stringer("peer", s.Conn().RemotePeer()), zap.Error(err))
+	_ = s.Reset()
 }
 
-// storeArtifact reads an artifact into its file.
-func (n *node) storeArtifact(s network.Stream) error {
+// storeArtifact reads an artifact into its file. claimed says that it was one of a
+// task under way.
+func (n *node) storeArtifact(s network.Stream) (claimed bool, err error) {
 	_ = s.SetReadDeadline(time.Now().Add(FrameTimeout))
 	h, err := wire.ReadArtifactHeader(s)
 	if err != nil {
-		return err
+		return false, err
 	}
-	t, d, err := n.tasks.claim(h.TaskID, s.Conn().RemotePeer())
+	t, d, err := n.tasks.claim(h.TaskID, s.Conn().RemotePeer(), s)
 	if err != nil {
-		return fmt.Errorf("task %s: %w", h.TaskID, err)
+		return false, fmt.Errorf("task %s: %w", h.TaskID, err)
 	}
 	_ = s.SetReadDeadline(time.Now().Add(ArtifactTimeout))
-	d.err = writeArtifact(filepath.Join(t.dir, t.id+".zip"), s, h.Size, func(rename func() error) error {
+	d.err = writeArtifact(filepath.Join(t.dir, t.id+".zip"), s, h.Size, func(commit func() error) error {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if t.delivery != d {
-			return errors.New("another worker has taken the task over")
+			return errors.New("the task has ended, or gone to another worker")
 		}
-		return rename()
+		return commit()
 	})
 	close(d.done)
-	return d.err
+	return true, d.err
 }
 
 // writeArtifact writes exactly size bytes of r to file, whole or not at all, and
-// durably: the client is told that the file is there. commit is called with the
-// last step and decides whether it is still wanted.
-func writeArtifact(file string, r io.Reader, size int64, commit func(rename func() error) error) error {
+// durably: the client is told that the file is there. last is called with the
+// last step and decides whether it is still wanted. A file is never replaced.
+func writeArtifact(file string, r io.Reader, size int64, last func(commit func() error) error) error {
 	dir := filepath.Dir(file)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(file)+".*.part") // mode 0600
+	f, err := os.CreateTemp(dir, "."+filepath.Base(file)+partSuffix) // mode 0600
 	if err != nil {
 		return err
 	}
@@ -187,13 +211,26 @@ func writeArtifact(file string, r io.Reader, size int64, commit func(rename func
 	if k, err := r.Read(more[:]); k > 0 || !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: more than the announced %d bytes", wire.ErrBadFrame, size)
 	}
-	if err := commit(func() error { return os.Rename(f.Name(), file) }); err != nil {
+	if err := last(func() error { return os.Link(f.Name(), file) }); err != nil {
 		return err
 	}
 	return syncDir(dir)
 }
 
-// syncDir makes a rename in the folder durable.
+// partSuffix ends the names of artifacts that are being received.
+const partSuffix = ".*.part"
+
+// removeParts removes what a process that was killed has left of deliveries.
+func removeParts(dir string) {
+	parts, _ := filepath.Glob(filepath.Join(dir, ".*.zip.*.part"))
+	for _, p := range parts {
+		if fi, err := os.Stat(p); err == nil && time.Since(fi.ModTime()) > ArtifactTimeout {
+			_ = os.Remove(p)
+		}
+	}
+}
+
+// syncDir makes a change of the folder durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -56,7 +56,6 @@ func (h *Host) KeepConnected(ctx context.Context, targets func() []peer.AddrInfo
 		s.dialing = false
 		if err == nil {
 			s.wait = 0
-			h.ConnManager().Protect(t.ID, "agentfm-bootstrap")
 			log().Info("connected to bootstrap node", zap.Stringer("peer", t.ID))
 			return
 		}
@@ -70,7 +69,11 @@ func (h *Host) KeepConnected(ctx context.Context, targets func() []peer.AddrInfo
 	defer tick.Stop()
 	for {
 		for _, t := range targets() {
-			if t.ID == h.ID() || h.Network().Connectedness(t.ID) == network.Connected {
+			if t.ID == h.ID() {
+				continue
+			}
+			h.ConnManager().Protect(t.ID, "agentfm-bootstrap") // whoever of us dialled
+			if h.Network().Connectedness(t.ID) == network.Connected {
 				continue
 			}
 			mu.Lock()

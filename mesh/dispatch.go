@@ -89,6 +89,7 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	target := c.Target
 	target.PromptSize = len(c.Prompt)
 	target.Exclude = nil
+	deadline := time.Now().Add(TaskTimeout)
 	var failure error
 	for attempt := 1; attempt <= 1+c.Retries; attempt++ {
 		slot, err := l.node.directory.router.Acquire(target, c.Selector)
@@ -98,13 +99,13 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 			}
 			break
 		}
-		r, err := l.node.run(ctx, t, slot, frame, c.EagerNewline)
+		r, err := l.node.run(ctx, t, slot, frame, deadline, c.EagerNewline)
 		if err == nil {
 			r.served.Attempts = attempt
 			return r, nil
 		}
 		failure = err
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || !time.Now().Before(deadline) {
 			break
 		}
 		l.app.logger.Info("worker failed before its first output",
@@ -117,12 +118,12 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 
 // run sends the frame to the worker of the slot and waits for its first output.
 // The slot is released when that fails.
-func (n *node) run(ctx context.Context, t *task, slot *router.Slot, frame []byte, eager bool) (*Run, error) {
+func (n *node) run(ctx context.Context, t *task, slot *router.Slot, frame []byte, deadline time.Time, eager bool) (*Run, error) {
 	r := &Run{
 		served: Served{Peer: slot.Worker.Peer, Agent: slot.Worker.Agent, Model: slot.Worker.Model, TaskID: t.id},
 		node:   n, task: t, slot: slot, ctx: ctx,
 	}
-	if err := r.open(frame); err != nil {
+	if err := r.open(frame, deadline); err != nil {
 		r.abandon()
 		return nil, err
 	}
@@ -138,8 +139,9 @@ func (n *node) run(ctx context.Context, t *task, slot *router.Slot, frame []byte
 	return r, nil
 }
 
-// open opens the stream and sends the frame.
-func (r *Run) open(frame []byte) error {
+// open opens the stream and sends the frame. The deadline is that of the task, in
+// all its attempts.
+func (r *Run) open(frame []byte, deadline time.Time) error {
 	id, err := peer.Decode(r.served.Peer)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
@@ -162,7 +164,7 @@ func (r *Run) open(frame []byte) error {
 	if err != nil {
 		return r.streamError(err)
 	}
-	return stream.SetDeadline(time.Now().Add(TaskTimeout))
+	return stream.SetDeadline(deadline)
 }
 
 // Read gives out the agent's output, exactly as the agent wrote it. It ends with

@@ -279,6 +279,57 @@ func TestArtifacts(t *testing.T) {
 	}
 }
 
+// TestArtifactLate wants the files of a task that has ended not to become those
+// of the next task with its id.
+func TestArtifactLate(t *testing.T) {
+	a := newTestApp(t, nil)
+	begun, refused := newGate(), newGate()
+	var slow *peerHost
+	slow = newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+		_, _ = io.WriteString(s, "x")
+		art, err := slow.NewStream(context.Background(), a.node.Load().host.ID(), wire.ArtifactProtocol)
+		if err != nil {
+			t.Error(err)
+		}
+		_ = wire.WriteArtifactHeader(art, wire.ArtifactHeader{Size: 8, TaskID: req.TaskID})
+		_, _ = io.WriteString(art, "EVIL")
+		until(t, "the delivery has begun", func() bool {
+			found, _ := filepath.Glob(filepath.Join(a.artifacts, ".*.part"))
+			return len(found) > 0
+		})
+		begun.open()
+		if _, err := art.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+			t.Error("the delivery of a task that has ended goes on")
+		}
+		refused.open()
+	})
+	c := call("m")
+	c.TaskID = "job-1"
+	c.Target.Peer = slow.PeerID
+	run, err := lease(t, a).Dispatch(context.Background(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun.wait()
+	_ = run.Close()
+	refused.wait()
+	var good *peerHost
+	good = newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+		_, _ = io.WriteString(s, "ok\n\n"+wire.MarkerFiles+"\n")
+		if err := deliver(good, a, req.TaskID, "good", 4); err != nil {
+			t.Error(err)
+		}
+		_ = s.Close()
+	})
+	c.Target.Peer = good.PeerID
+	if _, _, err := ask(t, a, c); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(a.artifacts, "job-1.zip")); string(b) != "good" {
+		t.Errorf("stored %q", b)
+	}
+}
+
 // TestArtifactLies wants nothing to be stored of a zip that is not as announced.
 func TestArtifactLies(t *testing.T) {
 	for name, c := range map[string]struct {

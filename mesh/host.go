@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/libp2p/go-libp2p"
 	dht "github.com/libp2p/go-libp2p-kad-dht"
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -64,7 +65,8 @@ const (
 // Host is a libp2p host of this mesh, with its DHT where that is on.
 type Host struct {
 	host.Host
-	dht *dht.IpfsDHT
+	dht  *dht.IpfsDHT
+	lock *flock.Flock
 }
 
 // NewHost opens a host. It is bound to every address that was asked for, or it
@@ -75,6 +77,23 @@ func NewHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 	if err := portsFree(listen); err != nil {
 		return nil, err
 	}
+	lock, err := lockIdentity(key)
+	if err != nil {
+		return nil, err
+	}
+	h, err := newHost(ctx, role, key, listen, s)
+	if err != nil {
+		return nil, errors.Join(err, lock.Unlock())
+	}
+	h.lock = lock
+	if missing := unbound(listen, h.Bound()); len(missing) > 0 {
+		return nil, errors.Join(fmt.Errorf("cannot listen on %s: is the port in use?", strings.Join(missing, ", ")), h.Close())
+	}
+	return h, nil
+}
+
+// newHost is NewHost without its checks.
+func newHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Multiaddr, s Settings) (*Host, error) {
 	limits, err := resourceManager()
 	if err != nil {
 		return nil, err
@@ -115,15 +134,12 @@ func NewHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 				mode = dht.ModeClient
 			}
 			var err error
-			h.dht, err = dht.New(inner, dht.Mode(mode), dht.BootstrapPeers(s.Bootstrap...))
+			h.dht, err = dht.New(inner, dht.Mode(mode), dht.BootstrapPeers(s.Bootstrap...), dht.Datastore(newRecords()))
 			return h.dht, err
 		}))
 	}
 	if h.Host, err = libp2p.New(opts...); err != nil {
 		return nil, errors.Join(err, conns.Close(), limits.Close())
-	}
-	if missing := unbound(listen, h.Bound()); len(missing) > 0 {
-		return nil, errors.Join(fmt.Errorf("cannot listen on %s: is the port in use?", strings.Join(missing, ", ")), h.Close())
 	}
 	return h, nil
 }
@@ -134,7 +150,7 @@ func (h *Host) Close() error {
 	if h.dht != nil {
 		err = h.dht.Close()
 	}
-	return errors.Join(err, h.Host.Close())
+	return errors.Join(err, h.Host.Close(), h.lock.Unlock())
 }
 
 // Bound returns the addresses on which the host listens, without those of relays.

@@ -15,7 +15,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/certmagic"
+	"github.com/gofrs/flock"
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 )
 
@@ -44,14 +46,38 @@ func LoadIdentity(ctx context.Context, storage certmagic.Storage, name string, l
 		func(b []byte) error { return storage.Store(ctx, key, b) })
 }
 
+// lockIdentity takes the identity for one host, of this process or any other that
+// shares the data folder. Two hosts with one peer id would take each other's
+// streams, and each would clear away what the other is working on.
+func lockIdentity(key crypto.PrivKey) (*flock.Flock, error) {
+	id, err := peer.IDFromPrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(caddy.AppDataDir(), "agentfm", "locks")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	lock := flock.New(filepath.Join(dir, id.String()))
+	if ok, err := lock.TryLock(); err != nil || !ok {
+		return nil, errors.Join(fmt.Errorf("identity %s is in use, by another agent of this Caddy or another Caddy with the same data folder", id), err)
+	}
+	return lock, nil
+}
+
 // identityFromFile is LoadIdentity for a key file.
 func identityFromFile(file string, logger *zap.Logger) (crypto.PrivKey, error) {
-	if fi, err := os.Stat(file); err == nil && fi.Mode().Perm()&0o077 != 0 {
-		logger.Warn("identity file can be read by others; make it 0600", zap.String("file", file))
-	}
+	warnOpen(file, logger)
 	return loadOrGenerate("identity file "+file,
 		func() ([]byte, error) { return os.ReadFile(file) },
 		func(b []byte) error { return writeNewFile(file, b) })
+}
+
+// warnOpen warns of a file with a secret that others can read.
+func warnOpen(file string, logger *zap.Logger) {
+	if fi, err := os.Stat(file); err == nil && fi.Mode().Perm()&0o077 != 0 {
+		logger.Warn("others can read this secret; make its mode 0600", zap.String("file", file))
+	}
 }
 
 // loadOrGenerate loads a key, or makes and saves one where load finds none.

@@ -96,7 +96,7 @@ func (n *node) start(ctx context.Context) error {
 	n.host.SetStreamHandler(wire.ArtifactProtocol, n.receiveArtifact)
 	n.host.Network().Notify(&network.NotifyBundle{
 		DisconnectedF: func(_ network.Network, c network.Conn) {
-			if n.host.Network().Connectedness(c.RemotePeer()) != network.Connected {
+			if n.host.Network().Connectedness(c.RemotePeer()) == network.NotConnected {
 				n.directory.offline(c.RemotePeer().String())
 			}
 		},

@@ -4,7 +4,6 @@ package mesh
 
 import (
 	"context"
-	"net"
 	"time"
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
@@ -26,8 +25,6 @@ const (
 	// maxPubSubMessage is what AgentFM 1.3 nodes send at most. Telemetry is held
 	// to wire.MaxTelemetry by its validator.
 	maxPubSubMessage = 1 << 20
-	// coloLimit is how many peers of one IP address cost nothing.
-	coloLimit = 64
 )
 
 // topics are those of the mesh; what a peer says of others is not kept.
@@ -45,16 +42,15 @@ func NewPubSub(ctx context.Context, h host.Host, trusted func(peer.ID) bool) (*p
 			}
 			return 0
 		},
-		IPColocationFactorWeight:    -5,
-		IPColocationFactorThreshold: coloLimit,
-		IPColocationFactorWhitelist: loopback(),
-		BehaviourPenaltyWeight:      -10,
-		BehaviourPenaltyThreshold:   6,
-		BehaviourPenaltyDecay:       pubsub.ScoreParameterDecay(10 * time.Minute),
-		DecayInterval:               time.Second,
-		DecayToZero:                 0.01,
-		RetainScore:                 10 * time.Minute,
-		Topics:                      map[string]*pubsub.TopicScoreParams{wire.TelemetryTopic: telemetryScore()},
+		// many peers on one address cost nothing here: a cluster behind a router is
+		// honest, and the resource manager bounds them
+		BehaviourPenaltyWeight:    -10,
+		BehaviourPenaltyThreshold: 6,
+		BehaviourPenaltyDecay:     pubsub.ScoreParameterDecay(10 * time.Minute),
+		DecayInterval:             time.Second,
+		DecayToZero:               0.01,
+		RetainScore:               10 * time.Minute,
+		Topics:                    map[string]*pubsub.TopicScoreParams{wire.TelemetryTopic: telemetryScore()},
 	}
 	thresholds := &pubsub.PeerScoreThresholds{
 		GossipThreshold:             scoreGossip,
@@ -85,13 +81,5 @@ func telemetryScore() *pubsub.TopicScoreParams {
 		TimeInMeshQuantum:              time.Second, // divides, also where its weight is 0
 		InvalidMessageDeliveriesWeight: -10,
 		InvalidMessageDeliveriesDecay:  pubsub.ScoreParameterDecay(5 * time.Minute),
-	}
-}
-
-// loopback are the addresses of which any number may be one machine's own.
-func loopback() []*net.IPNet {
-	return []*net.IPNet{
-		{IP: net.IPv4(127, 0, 0, 0).To4(), Mask: net.CIDRMask(8, 32)},
-		{IP: net.IPv6loopback, Mask: net.CIDRMask(128, 128)},
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
 	ma "github.com/multiformats/go-multiaddr"
+	"go.uber.org/zap"
 )
 
 // off switches a list setting off.
@@ -72,7 +73,7 @@ type Settings struct {
 
 // resolve fills in defaults, replaces placeholders and reads the swarm key. It
 // opens nothing but that file.
-func (c *Config) resolve() (Settings, error) {
+func (c *Config) resolve(logger *zap.Logger) (Settings, error) {
 	if c == nil {
 		c = new(Config)
 	}
@@ -87,7 +88,7 @@ func (c *Config) resolve() (Settings, error) {
 		}
 	}
 	if c.SwarmKey != "" {
-		if s.SwarmKey, err = readSwarmKey(repl, c.SwarmKey); err != nil {
+		if s.SwarmKey, err = readSwarmKey(repl, c.SwarmKey, logger); err != nil {
 			return s, fmt.Errorf("swarm_key: %w", err)
 		}
 	}
@@ -206,11 +207,12 @@ func parseDiscovery(list []string) (mdns, dht bool, err error) {
 }
 
 // readSwarmKey reads and checks a key file. Its content never gets into an error.
-func readSwarmKey(repl *caddy.Replacer, file string) (pnet.PSK, error) {
+func readSwarmKey(repl *caddy.Replacer, file string, logger *zap.Logger) (pnet.PSK, error) {
 	file, err := repl.ReplaceOrErr(file, true, true)
 	if err != nil {
 		return nil, err
 	}
+	warnOpen(file, logger)
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err

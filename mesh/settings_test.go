@@ -8,10 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/caddyserver/certmagic"
+	"github.com/ipfs/go-datastore"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -30,26 +32,26 @@ func writeFile(t *testing.T, text string) string {
 }
 
 func TestSettingsDefaults(t *testing.T) {
-	s, err := (*Config)(nil).resolve()
+	s, err := (*Config)(nil).resolve(zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(s.Listen) != 2 || len(s.Bootstrap) != 1 || !s.MDNS || !s.DHT || s.SwarmKey != nil || s.Identity != "gateway" {
 		t.Errorf("public mesh: %+v", s)
 	}
-	s, err = (&Config{SwarmKey: writeFile(t, swarmKey)}).resolve()
+	s, err = (&Config{SwarmKey: writeFile(t, swarmKey)}).resolve(zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(s.Listen) != 1 || len(s.Bootstrap) != 0 || len(s.SwarmKey) != 32 || s.SwarmKey[31] != 0x1f {
 		t.Errorf("private swarm: %+v", s)
 	}
-	s, err = (&Config{Bootstrap: []string{"off"}, Discovery: []string{"off"}}).resolve()
+	s, err = (&Config{Bootstrap: []string{"off"}, Discovery: []string{"off"}}).resolve(zap.NewNop())
 	if err != nil || s.MDNS || s.DHT || s.Bootstrap != nil {
 		t.Errorf("off: %+v, %v", s, err)
 	}
 	t.Setenv("KEY", writeFile(t, strings.TrimSpace(swarmKey)))
-	if s, err = (&Config{SwarmKey: "{env.KEY}"}).resolve(); err != nil || s.SwarmKey == nil {
+	if s, err = (&Config{SwarmKey: "{env.KEY}"}).resolve(zap.NewNop()); err != nil || s.SwarmKey == nil {
 		t.Errorf("placeholder, no last newline: %v", err)
 	}
 }
@@ -76,7 +78,7 @@ func TestSettingsRefuse(t *testing.T) {
 		if c.config.SwarmKey == "x" {
 			c.config.SwarmKey = writeFile(t, swarmKey)
 		}
-		_, err := c.config.resolve()
+		_, err := c.config.resolve(zap.NewNop())
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v, want …%s…", name, err, c.want)
 		} else if strings.Contains(err.Error(), "secretsecret") {
@@ -172,6 +174,53 @@ func TestPortTaken(t *testing.T) {
 	if h, err := NewHost(context.Background(), RoleGateway, newKey(t), first.Bound(), Settings{}); err == nil {
 		_ = h.Close()
 		t.Error("two nodes on one port")
+	}
+}
+
+// TestIdentityInUse wants one host for an identity, and the next when it is closed.
+func TestIdentityInUse(t *testing.T) {
+	key := newKey(t)
+	open := func() (*Host, error) {
+		return NewHost(context.Background(), RoleGateway, key, []ma.Multiaddr{loopbackAddr}, Settings{})
+	}
+	first, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err := open(); err == nil || !strings.Contains(err.Error(), "is in use") {
+		t.Errorf("a second host: %v, %v", h, err)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	again, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = again.Close()
+}
+
+// TestRecordsBounded wants what strangers store to have an end.
+func TestRecordsBounded(t *testing.T) {
+	ctx := context.Background()
+	r := newRecords()
+	stored := 0
+	for i := range maxRecords + 100 {
+		if r.Put(ctx, datastore.NewKey(strconv.Itoa(i)), []byte("x")) == nil {
+			stored++
+		}
+	}
+	if stored != maxRecords || r.Put(ctx, datastore.NewKey("0"), []byte("y")) != nil {
+		t.Errorf("%d stored, or no update of what is stored", stored)
+	}
+	if err := r.Put(ctx, datastore.NewKey("0"), make([]byte, maxRecordBytes)); err == nil {
+		t.Error("no bound on bytes")
+	}
+	if err := r.Delete(ctx, datastore.NewKey("1")); err != nil || r.Put(ctx, datastore.NewKey("new"), nil) != nil {
+		t.Errorf("no room after a deletion: %v", err)
+	}
+	if batch, err := r.Batch(ctx); err != nil || batch.Put(ctx, datastore.NewKey("b"), nil) != nil || batch.Commit(ctx) == nil {
+		t.Errorf("a batch goes around the bound: %v", err)
 	}
 }
 

@@ -22,6 +22,11 @@ const (
 	senderBurst  = 20.0
 	maxSenders   = 16384
 	senderExpiry = 5 * time.Minute
+
+	// A peer can make up senders as it likes, and so cannot bring us as many as
+	// the table holds before the first of them expire.
+	newcomerRate  = 20.0
+	newcomerBurst = 2000.0
 )
 
 // senders remembers, of everyone who sent telemetry lately, the sequence number
@@ -29,48 +34,73 @@ const (
 type senders struct {
 	mu    sync.Mutex
 	byID  map[peer.ID]*sender
+	from  map[peer.ID]*bucket // newcomers by who forwards their messages
 	now   func() time.Time
 	swept time.Time
 }
 
 type sender struct {
-	seqno  uint64
+	bucket
+	seqno uint64
+}
+
+// bucket is a token bucket.
+type bucket struct {
 	tokens float64
-	last   time.Time
+	last   time.Time // when tokens were added
+}
+
+// take takes a token, of which there is a new one rate times a second, up to burst.
+func (b *bucket) take(now time.Time, rate, burst float64) bool {
+	b.tokens = min(burst, b.tokens+now.Sub(b.last).Seconds()*rate)
+	b.last = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
 }
 
 func newSenders() *senders {
-	return &senders{byID: make(map[peer.ID]*sender), now: time.Now}
+	return &senders{byID: make(map[peer.ID]*sender), from: make(map[peer.ID]*bucket), now: time.Now}
 }
 
 // admit reports whether a message is newer than all before it from its sender,
 // and within the sender's rate. Identities are free, so the table is bounded:
 // when it is full, newcomers wait until others have been silent for a while.
-func (s *senders) admit(id peer.ID, seqno uint64) bool {
+func (s *senders) admit(from, id peer.ID, seqno uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
 	e, ok := s.byID[id]
 	if !ok {
-		if len(s.byID) >= maxSenders {
+		if len(s.byID) >= maxSenders || len(s.from) >= maxSenders {
 			s.sweep(now)
 		}
-		if len(s.byID) >= maxSenders {
+		if len(s.byID) >= maxSenders || !s.mayIntroduce(from, now) {
 			return false
 		}
-		e = &sender{tokens: senderBurst, last: now}
+		e = &sender{bucket: bucket{tokens: senderBurst, last: now}}
 		s.byID[id] = e
 	}
 	if seqno <= e.seqno {
 		return false // replayed, or overtaken
 	}
-	e.tokens = min(senderBurst, e.tokens+now.Sub(e.last).Seconds()*senderRate)
-	if e.tokens < 1 {
+	if !e.bucket.take(now, senderRate, senderBurst) {
 		return false
 	}
-	e.tokens--
-	e.seqno, e.last = seqno, now
+	e.seqno = seqno
 	return true
+}
+
+// mayIntroduce reports whether a peer may bring us a sender that we do not know.
+func (s *senders) mayIntroduce(from peer.ID, now time.Time) bool {
+	b, ok := s.from[from]
+	if !ok {
+		b = &bucket{tokens: newcomerBurst, last: now}
+		s.from[from] = b
+	}
+	return b.take(now, newcomerRate, newcomerBurst)
 }
 
 // sweep forgets the silent, at most once a second.
@@ -82,6 +112,11 @@ func (s *senders) sweep(now time.Time) {
 	for id, e := range s.byID {
 		if now.Sub(e.last) > senderExpiry {
 			delete(s.byID, id)
+		}
+	}
+	for id, b := range s.from {
+		if now.Sub(b.last) > senderExpiry {
+			delete(s.from, id)
 		}
 	}
 }
@@ -103,7 +138,7 @@ func (s *senders) validate(_ context.Context, from peer.ID, m *pubsub.Message) p
 		return pubsub.ValidationReject
 	case err != nil:
 		return pubsub.ValidationIgnore
-	case !s.admit(author, binary.BigEndian.Uint64(m.GetSeqno())):
+	case !s.admit(from, author, binary.BigEndian.Uint64(m.GetSeqno())):
 		return pubsub.ValidationIgnore
 	}
 	m.ValidatorData = t

@@ -79,12 +79,12 @@ func TestSendersReplayAndRate(t *testing.T) {
 	now := time.Unix(1000, 0)
 	s.now = func() time.Time { return now }
 	id := testPeer(t)
-	if !s.admit(id, 10) || s.admit(id, 10) || s.admit(id, 9) || !s.admit(id, 11) {
+	if !s.admit(id, id, 10) || s.admit(id, id, 10) || s.admit(id, id, 9) || !s.admit(id, id, 11) {
 		t.Error("a message is admitted once, and never after a newer one")
 	}
 	admitted := 0
 	for i := range uint64(1000) {
-		if s.admit(id, 100+i) {
+		if s.admit(id, id, 100+i) {
 			admitted++
 		}
 	}
@@ -92,8 +92,38 @@ func TestSendersReplayAndRate(t *testing.T) {
 		t.Errorf("a burst of 1000: %d admitted, want %v", admitted, senderBurst-2)
 	}
 	now = now.Add(2 * time.Second)
-	if !s.admit(id, math.MaxUint32) {
+	if !s.admit(id, id, math.MaxUint32) {
 		t.Error("not admitted after a pause")
+	}
+}
+
+// TestSendersRateIsOne wants a sender who never pauses to get its rate, and no more.
+func TestSendersRateIsOne(t *testing.T) {
+	s := newSenders()
+	now := time.Unix(1000, 0)
+	s.now = func() time.Time { return now }
+	id := testPeer(t)
+	admitted := 0
+	for i := range uint64(10_000) { // 1,000 a second for ten seconds
+		now = now.Add(time.Millisecond)
+		if s.admit(id, id, 1+i) {
+			admitted++
+		}
+	}
+	if want := senderBurst + 10*senderRate; float64(admitted) > want+1 || float64(admitted) < want-1 {
+		t.Errorf("%d admitted, want %v", admitted, want)
+	}
+}
+
+// TestSendersIntroduced wants one forwarder not to fill the table.
+func TestSendersIntroduced(t *testing.T) {
+	s := newSenders()
+	forwarder, honest := testPeer(t), testPeer(t)
+	for i := range 2 * maxSenders {
+		s.admit(forwarder, peer.ID(strconv.Itoa(i)), 1)
+	}
+	if len(s.byID) > newcomerBurst+1000 || !s.admit(honest, honest, 1) {
+		t.Errorf("%d senders by one forwarder, or no room for another", len(s.byID))
 	}
 }
 
@@ -104,17 +134,17 @@ func TestSendersBounded(t *testing.T) {
 	now := time.Unix(1000, 0)
 	s.now = func() time.Time { return now }
 	for i := range 2 * maxSenders {
-		s.admit(peer.ID(strconv.Itoa(i)), 1)
+		s.admit(peer.ID(strconv.Itoa(i)), peer.ID(strconv.Itoa(i)), 1)
 	}
 	if len(s.byID) != maxSenders {
 		t.Errorf("%d senders are remembered, want %d", len(s.byID), maxSenders)
 	}
 	newcomer := peer.ID("newcomer")
-	if s.admit(newcomer, 1) {
+	if s.admit(newcomer, newcomer, 1) {
 		t.Error("admitted beyond the bound")
 	}
 	now = now.Add(senderExpiry + time.Second)
-	if !s.admit(newcomer, 2) {
+	if !s.admit(newcomer, newcomer, 2) {
 		t.Error("not admitted after the others fell silent")
 	}
 }

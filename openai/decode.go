@@ -18,6 +18,10 @@ import (
 // definitions, the deepest that clients send, stay far below.
 const maxDepth = 256
 
+// maxTokens is how many values and names a body may hold. Each costs a hundred
+// times its two bytes once it is decoded; a long conversation has some thousands.
+const maxTokens = 100_000
+
 // maxPointer bounds the JSON pointer in a message: names come from the client.
 const maxPointer = 200
 
@@ -46,10 +50,14 @@ func check(body []byte) error {
 		return invalid("", "the body begins with a byte order mark; want a JSON object")
 	}
 	dec := jsontext.NewDecoder(bytes.NewBuffer(body))
-	for first := true; first || dec.StackDepth() > 0; first = false {
+	for n := 0; n == 0 || dec.StackDepth() > 0; n++ {
 		tok, err := dec.ReadToken()
 		if err != nil {
 			return syntaxError(err)
+		}
+		first := n == 0
+		if n > maxTokens {
+			return invalid("", "the body holds more than %d values and names", maxTokens)
 		}
 		if first && tok.Kind() != '{' {
 			return invalid("", "the body is %s; want a JSON object", kindName(tok.Kind()))

@@ -168,3 +168,21 @@ func TestEstimateUsage(t *testing.T) {
 		}
 	}
 }
+
+// TestManyValues wants a body of many small values to be refused before they are
+// made: each costs a hundred times its bytes.
+func TestManyValues(t *testing.T) {
+	for name, body := range map[string]string{
+		"messages": `{"model":"m","messages":[` + strings.Repeat("{},", maxTokens) + `{}]}`,
+		"prompt":   `{"model":"m","prompt":[` + strings.Repeat("1,", maxTokens) + `1]}`,
+		"ignored":  `{"model":"m","x":[` + strings.Repeat("1,", maxTokens) + `1]}`,
+	} {
+		_, chat := DecodeChat([]byte(body))
+		_, text := DecodeCompletion([]byte(body))
+		for _, err := range []error{chat, text} {
+			if err == nil || !strings.Contains(err.Error(), "more than 100000") {
+				t.Errorf("%s: got %v", name, err)
+			}
+		}
+	}
+}

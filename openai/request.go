@@ -205,24 +205,24 @@ func (p *Prompt) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	return err
 }
 
-// onePrompt reads an array that holds one string, or nothing.
+// onePrompt reads an array that holds one string, or nothing. It stops at the
+// first element that is not that.
 func onePrompt(dec *jsontext.Decoder) (string, error) {
-	raw, err := dec.ReadValue()
-	if err != nil {
+	if _, err := dec.ReadToken(); err != nil { // the bracket
 		return "", err
-	}
-	var elems []jsontext.Value
-	if err := json.Unmarshal(raw, &elems); err != nil {
-		return "", err
-	}
-	if len(elems) == 0 {
-		return "", nil
-	}
-	if len(elems) > 1 || elems[0].Kind() != '"' {
-		return "", errPromptType
 	}
 	var text string
-	err = json.Unmarshal(elems[0], &text)
+	for n := 0; dec.PeekKind() != ']'; n++ {
+		if n > 0 || dec.PeekKind() != '"' {
+			return "", errPromptType
+		}
+		tok, err := dec.ReadToken()
+		if err != nil {
+			return "", err
+		}
+		text = tok.String()
+	}
+	_, err := dec.ReadToken()
 	return text, err
 }
 

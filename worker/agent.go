@@ -60,7 +60,11 @@ type agent struct {
 	topic    *pubsub.Topic
 	changed  chan struct{} // the telemetry is out of date
 
+	isReady    chan struct{} // closed when the agent takes tasks for the first time
+	firstReady func()
+
 	active   atomic.Pointer[generation] // whose runtime takes new tasks: the newest that is ready
+	lastHalf atomic.Int64               // when an answer to a gateway that closed its side ended
 	mu       sync.Mutex
 	leaving  bool                // takes no tasks any more
 	tasks    map[string]*running // by task id
@@ -98,16 +102,21 @@ func openAgent(g *generation) (*agent, error) {
 	if a.tasksDir, err = filepath.Abs(filepath.Join(caddy.AppDataDir(), "agentfm", "tasks", g.key)); err != nil {
 		return nil, err
 	}
+	a.isReady = make(chan struct{})
+	a.firstReady = sync.OnceFunc(func() { close(a.isReady) })
 	a.base, a.kill = context.WithCancelCause(context.Background())
 	a.closing, a.cancel = context.WithCancel(context.Background())
 	a.Lifetime = lifetime.New[*generation](a.shut)
-	// the identity is this process's alone, and so is what an earlier one left here
-	if err := errors.Join(os.RemoveAll(a.tasksDir), os.MkdirAll(a.tasksDir, 0o700)); err != nil {
-		return nil, fmt.Errorf("clearing the folder for tasks: %w", err)
-	}
 	if a.host, err = mesh.NewHost(a.closing, mesh.RoleWorker, key, g.listen, a.settings); err != nil {
 		a.cancel()
 		return nil, err
+	}
+	// The identity is this host's alone from here on, and so is what an earlier
+	// process has left here. Not all of it need be ours to remove.
+	a.remove(a.tasksDir)
+	if err := os.MkdirAll(a.tasksDir, 0o700); err != nil {
+		a.Close()
+		return nil, fmt.Errorf("making the folder for tasks: %w", err)
 	}
 	if err := a.begin(); err != nil {
 		a.Close()
@@ -153,6 +162,13 @@ func (a *agent) begin() error {
 	return nil
 }
 
+// remove removes a folder of the agent's tasks.
+func (a *agent) remove(dir string) {
+	if err := removeAll(dir); err != nil {
+		a.log().Warn("a folder of a task could not be removed", zap.String("dir", dir), zap.Error(err))
+	}
+}
+
 // neighbours returns whom the agent stays connected to: the bootstrap nodes and
 // the gateway of this process.
 func (a *agent) neighbours() []peer.AddrInfo {
@@ -172,7 +188,11 @@ func (a *agent) settle() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if g, ok := a.Newest(); ok && g.ready.Load() && g != a.active.Load() {
-		g.fallback = a.active.Swap(g)
+		before := a.active.Swap(g)
+		a.firstReady()
+		if !g.alone { // its reload may still fail
+			g.fallback = before
+		}
 	}
 	a.touch()
 }
@@ -190,8 +210,8 @@ func (a *agent) leave(g *generation) {
 		a.active.Store(before)
 	case newest == g && active == g && ok:
 		a.active.Store(g.fallback)
-	case newest != g && active != nil && active.fallback == g:
-		active.fallback = nil // the reload went well
+	case newest != g && ok: // the reload went well
+		newest.alone, newest.fallback = true, nil
 	}
 	a.touch()
 }
@@ -228,11 +248,15 @@ func (a *agent) Destruct() error {
 		return nil
 	}
 	a.setLeaving(true)
-	limit := mesh.TaskTimeout
-	if g := a.active.Load(); g != nil {
-		limit = time.Duration(g.config.Timeout)
+	var last time.Time
+	a.mu.Lock()
+	for _, t := range a.tasks {
+		if t.end.After(last) {
+			last = t.end
+		}
 	}
-	a.Drain(limit + killWait)
+	a.mu.Unlock()
+	a.Drain(max(time.Until(last), 0) + mesh.ArtifactTimeout)
 	return nil
 }
 
@@ -273,6 +297,10 @@ func (a *agent) shut() {
 	case <-time.After(killWait):
 		a.log().Error("tasks did not stop")
 	}
+	// the end of an answer may still be on its way to a gateway that cannot tell
+	if last := a.lastHalf.Load(); last != 0 {
+		time.Sleep(finishHalfTime - min(time.Since(time.Unix(0, last)), finishHalfTime))
+	}
 	a.cancel()
 	_ = a.host.Close()
 	a.services.Wait()
@@ -294,7 +322,7 @@ func closeAll(context.Context) {
 	live.Unlock()
 	var closing sync.WaitGroup
 	for _, a := range rest {
-		closing.Go(a.Close)
+		closing.Go(func() { a.shutDown(defaultGracePeriod) })
 	}
 	closing.Wait()
 }

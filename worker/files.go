@@ -25,12 +25,8 @@ import (
 const maxFiles = 100_000
 
 // answerFiles ends the answer of a task that succeeded: with the marker for no
-// files, or with the other and the files. scratch is a folder for the zip.
-func answerFiles(ctx context.Context, h host.Host, s network.Stream, taskID, scratch, dir string) error {
-	zipped, err := zipFiles(ctx, filepath.Join(scratch, "artifact.zip"), dir)
-	if err != nil {
-		return err
-	}
+// files when there is no zip, or with the other and the zip, which it closes.
+func answerFiles(ctx context.Context, h host.Host, s network.Stream, taskID string, zipped *os.File) error {
 	if zipped == nil {
 		return answer(s, "\n"+wire.MarkerNoFiles+"\n")
 	}
@@ -75,21 +71,25 @@ func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID str
 
 // zipFiles zips the regular files and folders below dir into file. It returns
 // nil when there are none. Whatever else an agent left is passed over: a link
-// leads out, a FIFO blocks its reader for ever.
-func zipFiles(ctx context.Context, file, dir string) (*os.File, error) {
+// leads out, a FIFO blocks its reader for ever. What cannot be read, because a
+// container has made it as another user, is counted as skipped.
+func zipFiles(ctx context.Context, file, dir string) (zipped *os.File, skipped int, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer root.Close()
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	z := zip.NewWriter(&limitedWriter{f, wire.MaxArtifact})
-	entries := 0
+	z := zip.NewWriter(f)
+	entries, budget := 0, int64(wire.MaxArtifact)
 	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		switch {
+		case errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist):
+			skipped++
+			return nil
 		case err != nil:
 			return err
 		case ctx.Err() != nil:
@@ -104,21 +104,27 @@ func zipFiles(ctx context.Context, file, dir string) (*os.File, error) {
 			_, err := z.Create(name + "/")
 			return err
 		}
-		return zipFile(ctx, z, root, name)
+		switch err := zipFile(ctx, z, root, name, &budget); {
+		case errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist):
+			skipped++
+			return nil
+		default:
+			return err
+		}
 	})
 	if err = errors.Join(err, z.Close()); err == nil && entries > 0 {
 		_, err = f.Seek(0, io.SeekStart)
 	}
 	if err != nil || entries == 0 {
 		_ = f.Close()
-		return nil, err
+		return nil, skipped, err
 	}
-	return f, nil
+	return f, skipped, nil
 }
 
 // zipFile adds one regular file. By now the name may be a link, which root keeps
 // within the folder, or a FIFO, for which the opening must not wait.
-func zipFile(ctx context.Context, z *zip.Writer, root *os.Root, name string) error {
+func zipFile(ctx context.Context, z *zip.Writer, root *os.Root, name string, budget *int64) error {
 	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
@@ -135,33 +141,40 @@ func zipFile(ctx context.Context, z *zip.Writer, root *os.Root, name string) err
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(w, readerWithContext{ctx, f})
+	_, err = io.Copy(w, &budgetedReader{ctx, f, budget})
 	return err
 }
 
-// readerWithContext ends with the context.
-type readerWithContext struct {
-	ctx context.Context
-	r   io.Reader
+// budgetedReader ends with the context, and fails when all files together are too
+// large: a sparse file costs its agent nothing, and us the reading.
+type budgetedReader struct {
+	ctx    context.Context
+	r      io.Reader
+	budget *int64 // bytes that may still be read
 }
 
-func (r readerWithContext) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
+func (b *budgetedReader) Read(p []byte) (int, error) {
+	if b.ctx.Err() != nil {
+		return 0, context.Cause(b.ctx)
 	}
-	return r.r.Read(p)
-}
-
-// limitedWriter fails beyond n bytes.
-type limitedWriter struct {
-	w io.Writer
-	n int64
-}
-
-func (l *limitedWriter) Write(p []byte) (int, error) {
-	if int64(len(p)) > l.n {
-		return 0, errors.New("the files are too large")
+	n, err := b.r.Read(p)
+	if *b.budget -= int64(n); *b.budget < 0 {
+		return 0, fmt.Errorf("the files are over %d bytes", int64(wire.MaxArtifact))
 	}
-	l.n -= int64(len(p))
-	return l.w.Write(p)
+	return n, err
+}
+
+// removeAll removes a folder, also where an agent took away our right to.
+func removeAll(dir string) error {
+	err := os.RemoveAll(dir)
+	if err == nil {
+		return nil
+	}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if d != nil && d.IsDir() {
+			_ = os.Chmod(path, 0o700) // before its entries are read
+		}
+		return nil
+	})
+	return os.RemoveAll(dir)
 }

@@ -36,7 +36,10 @@ type generation struct {
 	image  atomic.Pointer[Image]
 	ready  atomic.Bool // image is set, and the runtime can run tasks
 
-	fallback *generation // was active before this one; under the agent's mutex
+	// Under the agent's mutex: what was active before this one, until its reload
+	// has gone well.
+	fallback *generation
+	alone    bool
 }
 
 // start opens or joins the agent and makes the runtime ready in the background.
@@ -50,8 +53,8 @@ func (g *generation) start() error {
 	if err := g.fits(a); err != nil {
 		return err
 	}
-	a.setLeaving(false)
 	a.Join(g)
+	a.setLeaving(false)
 	var ctx context.Context
 	ctx, g.cancel = context.WithCancel(a.closing)
 	a.services.Go(func() { g.prepare(ctx, a) })

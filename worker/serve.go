@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -31,6 +32,7 @@ const (
 
 // running is a task that has a slot.
 type running struct {
+	end     time.Time // when its time is up
 	conn    network.Conn
 	ctx     context.Context
 	stop    context.CancelCauseFunc
@@ -40,6 +42,11 @@ type running struct {
 // serve handles a stream of the task protocol.
 func (a *agent) serve(s network.Stream) {
 	log := a.log().With(zap.Stringer("gateway", s.Conn().RemotePeer()))
+	if !a.allows(s.Conn().RemotePeer()) {
+		log.Debug("task refused: the gateway is not in allow_peers")
+		refuse(s, wire.Refuse("This gateway is not on the worker's list."))
+		return
+	}
 	req, err := a.readTask(s)
 	if err != nil {
 		log.Debug("task stream refused", zap.Error(err))
@@ -49,10 +56,8 @@ func (a *agent) serve(s network.Stream) {
 	log = log.With(zap.String("task", req.TaskID))
 	t, g, refusal := a.admit(s, req)
 	if refusal != "" {
-		log.Info("task refused", zap.String("reason", refusal))
-		_ = s.SetWriteDeadline(time.Now().Add(writeTimeout))
-		_, _ = io.WriteString(s, refusal+"\n")
-		_ = s.Close()
+		log.Debug("task refused", zap.String("reason", refusal))
+		refuse(s, refusal)
 		return
 	}
 	began := time.Now()
@@ -67,6 +72,22 @@ func (a *agent) serve(s network.Stream) {
 	a.working.Done()
 	a.Release()
 	log.Info("task ended", zap.String("how", how), zap.Duration("took", time.Since(began)), zap.Error(err))
+}
+
+// allows reports whether a gateway may send tasks. The list of the newest
+// configuration holds at once, also while its runtime is not ready.
+func (a *agent) allows(gateway peer.ID) bool {
+	g, ok := a.Newest()
+	if !ok {
+		g = a.active.Load() // the agent is leaving, or coming back
+	}
+	return g != nil && (len(g.allow) == 0 || slices.Contains(g.allow, gateway))
+}
+
+// refuse answers a task that is not run.
+func refuse(s network.Stream, refusal string) {
+	_ = answer(s, refusal+"\n")
+	_ = s.Close()
 }
 
 // readTask reads the task frame. A stream that withholds it holds a little of
@@ -109,11 +130,8 @@ func (b *budgetReader) release() { b.scope.ReleaseMemory(b.reserved) }
 // admit takes a slot for a task whose frame is complete, or returns the text of
 // a refusal.
 func (a *agent) admit(s network.Stream, req wire.TaskRequest) (*running, *generation, string) {
-	newest, ok := a.Newest()
 	g := a.active.Load()
 	switch {
-	case ok && len(newest.allow) > 0 && !slices.Contains(newest.allow, s.Conn().RemotePeer()):
-		return nil, nil, wire.Refuse("This gateway is not on the worker's list.")
 	case req.Version != wire.Version:
 		return nil, nil, wire.RefuseVersion()
 	case g == nil:
@@ -138,7 +156,7 @@ func (a *agent) admit(s network.Stream, req wire.TaskRequest) (*running, *genera
 		a.Release()
 		return nil, nil, wire.RefuseTasks(len(a.tasks), g.config.MaxTasks)
 	}
-	t := &running{conn: s.Conn(), watched: make(chan struct{})}
+	t := &running{conn: s.Conn(), watched: make(chan struct{}), end: time.Now().Add(time.Duration(g.config.Timeout))}
 	t.ctx, t.stop = context.WithCancelCause(a.base)
 	a.tasks[req.TaskID] = t
 	a.working.Add(1)
@@ -181,6 +199,8 @@ func (a *agent) finish(s network.Stream, t *running) {
 	case leaving:
 		wait.Reset(finishHalfTime)
 		<-wait.C
+	default:
+		a.lastHalf.Store(time.Now().UnixNano())
 	}
 	_ = s.Close()
 }
@@ -224,7 +244,7 @@ func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRe
 	if err != nil {
 		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errNoFolder)))
 	}
-	defer os.RemoveAll(dir)
+	defer a.remove(dir)
 	out := filepath.Join(dir, "output")
 	if err := os.Mkdir(out, 0o700); err != nil {
 		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errNoFolder)))
@@ -244,8 +264,15 @@ func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRe
 	case exit.Code != 0 || exit.Reason != "":
 		return failed, errors.Join(errors.New(exit.String()), answerFailure(s, wire.Exited(exit.String())))
 	}
-	if err := answerFiles(ctx, a.host, s, req.TaskID, dir, out); err != nil {
-		return cancelled, fmt.Errorf("sending files: %w", err) // announced files that do not come: no clean end
+	zipped, skipped, err := zipFiles(ctx, filepath.Join(dir, "artifact.zip"), out)
+	if err != nil {
+		return failed, errors.Join(err, answerFailure(s, wire.Exited("its files could not be collected")))
+	}
+	if skipped > 0 {
+		a.log().Warn("files of a task were left out: not readable", zap.String("task", req.TaskID), zap.Int("count", skipped))
+	}
+	if err := answerFiles(ctx, a.host, s, req.TaskID, zipped); err != nil {
+		return cancelled, fmt.Errorf("sending files: %w", err) // announced, and not come: no clean end
 	}
 	return succeeded, nil
 }
@@ -255,10 +282,21 @@ func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRe
 // output, or when its connection ends.
 func watch(s network.Stream, stop context.CancelCauseFunc) {
 	var b [1]byte
-	if n, err := s.Read(b[:]); n > 0 || !errors.Is(err, io.EOF) {
-		stop(errGatewayGone)
+	for range maxTrailing {
+		n, err := s.Read(b[:])
+		if n == 1 && err == nil && strings.IndexByte(" \t\r\n", b[0]) >= 0 {
+			continue // after the object, as encoders write it
+		}
+		if n > 0 || !errors.Is(err, io.EOF) {
+			stop(errGatewayGone)
+		}
+		return
 	}
+	stop(errGatewayGone)
 }
+
+// maxTrailing is how much white space may follow a frame, in bytes.
+const maxTrailing = 1 << 10
 
 // output is the stream as a task's output. A gateway that does not take it ends
 // the task.

@@ -85,6 +85,22 @@ func TestBadFrames(t *testing.T) {
 	}
 }
 
+// TestTrailingSpace sends frames as an encoder writes them, with a newline after
+// the object, also where the object ends with a reader's buffer.
+func TestTrailingSpace(t *testing.T) {
+	a := ready(t, start(t, behaviour{run: echo}, nil))
+	g := newGateway(t, a)
+	for _, size := range []int{100, 512, 1536, 3584, 7680} {
+		frame, _ := wire.EncodeTask("t1", "")
+		prompt := strings.Repeat("x", size-len(frame))
+		frame, _ = wire.EncodeTask("t1", prompt)
+		b, err := io.ReadAll(g.open(t, string(frame)+"\n"))
+		if string(b) != prompt+noFiles || err != nil {
+			t.Errorf("frame of %d bytes: got %.50q, %v", len(frame), b, err)
+		}
+	}
+}
+
 // TestSlots fills an agent. Streams that withhold their frame take no slot.
 func TestSlots(t *testing.T) {
 	hold := make(chan struct{})

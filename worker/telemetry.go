@@ -18,11 +18,19 @@ const (
 	// publishSpacing is the least time between two announcements when something
 	// has changed.
 	publishSpacing = 250 * time.Millisecond
+	// publishPatience is how long an agent that is being prepared is not announced.
+	publishPatience = time.Second
 )
 
 // publish announces the agent every two seconds, and soon after a change, until
 // ctx ends.
 func (a *agent) publish(ctx context.Context) {
+	select { // most agents are ready at once, and need not be BUSY first
+	case <-ctx.Done():
+		return
+	case <-a.isReady:
+	case <-time.After(publishPatience):
+	}
 	tick := time.NewTicker(publishInterval)
 	defer tick.Stop()
 	for {

@@ -79,10 +79,10 @@ func (l *Lifetime[G]) Lease() bool {
 func (l *Lifetime[G]) Release() {
 	l.mu.Lock()
 	l.leases--
-	end := l.draining && l.leases == 0
+	end := l.draining && l.leases == 0 && l.begin()
 	l.mu.Unlock()
 	if end {
-		l.Close()
+		l.end()
 	}
 }
 
@@ -91,13 +91,23 @@ func (l *Lifetime[G]) Release() {
 func (l *Lifetime[G]) Drain(limit time.Duration) {
 	l.mu.Lock()
 	l.draining = true
-	idle := l.leases == 0
-	if !idle && !l.closing && l.limit == nil {
-		l.limit = time.AfterFunc(limit, l.Close)
+	end := l.leases == 0 && l.begin()
+	if !end && !l.closing && l.limit == nil {
+		l.limit = time.AfterFunc(limit, l.expire)
 	}
 	l.mu.Unlock()
-	if idle {
-		l.Close()
+	if end {
+		l.end()
+	}
+}
+
+// expire ends a drain that took too long, unless it was taken back.
+func (l *Lifetime[G]) expire() {
+	l.mu.Lock()
+	end := l.draining && l.begin()
+	l.mu.Unlock()
+	if end {
+		l.end()
 	}
 }
 
@@ -122,16 +132,30 @@ func (l *Lifetime[G]) Revive() bool {
 // needs what it holds. It must not be called from within the close function.
 func (l *Lifetime[G]) Close() {
 	l.mu.Lock()
-	if l.closing {
-		l.mu.Unlock()
+	end := l.begin()
+	l.mu.Unlock()
+	if end {
+		l.end()
+	} else {
 		<-l.closed
-		return
+	}
+}
+
+// begin decides, under the mutex, that the caller ends the lifetime: nobody can
+// revive it any more. It is false for all but the first.
+func (l *Lifetime[G]) begin() bool {
+	if l.closing {
+		return false
 	}
 	l.closing = true
 	if l.limit != nil {
 		l.limit.Stop()
 	}
-	l.mu.Unlock()
+	return true
+}
+
+// end closes the value, after begin.
+func (l *Lifetime[G]) end() {
 	defer close(l.closed)
 	l.close()
 }

@@ -34,8 +34,10 @@ func TestGenerations(t *testing.T) {
 func TestDrain(t *testing.T) {
 	closed := 0
 	l := New[string](func() { closed++ })
-	if !l.Lease() || !l.Lease() {
-		t.Fatal("no lease")
+	for range 2 {
+		if !l.Lease() {
+			t.Fatal("no lease")
+		}
 	}
 	l.Drain(time.Hour)
 	if l.Lease() {

@@ -13,7 +13,7 @@ import (
 )
 
 func TestTaskRoundTrip(t *testing.T) {
-	for _, prompt := range []string{"", "hello", "a\r\nb\x00c", "<&>", "  ‮ 日本", strings.Repeat("x", MaxTaskFrame-200)} {
+	for _, prompt := range []string{"", "hello", "a\r\nb\x00c", "<&>", "  \u202e 日本", strings.Repeat("x", MaxTaskFrame-200)} {
 		frame, err := EncodeTask("task_1", prompt)
 		if err != nil {
 			t.Fatalf("EncodeTask(%.20q): %v", prompt, err)
