@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build unix
+
+// Package e2e tests the ready-made binary from outside: real processes, real
+// clients, a real Docker engine. e2e/run sets up what the tests need and says
+// where it is in AGENTFM_TEST_* variables; a test that misses one is skipped,
+// or fails when AGENTFM_TEST_STRICT is 1.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	// root is the repository, seen from here.
+	root = ".."
+
+	// patience is how long a condition may take to come true. It is long for
+	// a machine that is busy with other tests, and never slept through.
+	patience = 2 * time.Minute
+
+	// testKey is the API key of the gateways that want one.
+	testKey = "a-key-of-the-test-gateway"
+
+	// pollInterval is how often a condition is looked at.
+	pollInterval = 50 * time.Millisecond
+)
+
+var httpClient = &http.Client{Timeout: patience}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	os.RemoveAll(binaryDir)
+	os.Exit(code)
+}
+
+var binaryDir string
+
+// binary builds the ready-made binary, once, with the race detector when the
+// tests have it.
+var binary = sync.OnceValues(func() (string, error) {
+	var err error
+	if binaryDir, err = os.MkdirTemp("", "agentfm-e2e"); err != nil {
+		return "", err
+	}
+	path := filepath.Join(binaryDir, "agentfm")
+	args := []string{"build", "-o", path}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	cmd := exec.Command("go", append(args, "./xcaddy")...)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the binary: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// need returns the value of an AGENTFM_TEST_* variable.
+func need(t *testing.T, name string) string {
+	t.Helper()
+	value := os.Getenv(name)
+	if value == "" {
+		missing(t, name+" is not set (e2e/run sets it)")
+	}
+	return value
+}
+
+// needProgram skips the test where a program is not installed.
+func needProgram(t *testing.T, name string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		missing(t, err.Error())
+	}
+}
+
+// missing ends a test that lacks something.
+func missing(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("AGENTFM_TEST_STRICT") == "1" {
+		t.Fatal(what)
+	}
+	t.Skip(what)
+}
+
+// process is one running binary.
+type process struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	url  string // of its site
+	log  *logBuffer
+	done chan struct{} // closed at its end
+}
+
+// home is where a process keeps its state, and its working folder. A second
+// process with the same home is the same node.
+func home(t *testing.T) string {
+	dir := t.TempDir()
+	examples, err := filepath.Abs(filepath.Join(root, "examples"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(examples, filepath.Join(dir, "examples")); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// start runs the binary with a Caddyfile. In it, ADMIN stands for the address
+// of the admin API and SITE for the address of the site.
+func start(t *testing.T, home, caddyfile string) *process {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports := freePorts(t, 2)
+	p := &process{
+		t:    t,
+		url:  "http://127.0.0.1:" + ports[0],
+		log:  &logBuffer{},
+		done: make(chan struct{}),
+	}
+	caddyfile = strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile)
+	config := filepath.Join(home, "Caddyfile")
+	if err := os.WriteFile(config, []byte(caddyfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.cmd = exec.Command(path, "run", "--config", config)
+	p.cmd.Dir = home
+	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home}
+	p.cmd.Stderr = p.log
+	p.cmd.WaitDelay = 5 * time.Second // a child that outlives the process may hold its standard error
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = p.cmd.Wait() // how it ended is in p.cmd.ProcessState
+		close(p.done)
+	}()
+	t.Cleanup(func() {
+		p.stop()
+		if strings.Contains(p.log.String(), "WARNING: DATA RACE") {
+			t.Error("data race in the process")
+		}
+		if t.Failed() {
+			t.Logf("Caddyfile:\n%s\nlog of process %d:\n%s", caddyfile, p.cmd.Process.Pid, p.log)
+		}
+	})
+	return p
+}
+
+// in returns the process for use in a subtest.
+func (p *process) in(t *testing.T) *process {
+	q := *p
+	q.t = t
+	return &q
+}
+
+// stop ends the process as a service manager does, and checks that it ended
+// well. It does nothing when the process has ended.
+func (p *process) stop() {
+	p.t.Helper()
+	select {
+	case <-p.done:
+		return
+	default:
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it fails only when the process has ended
+	select {
+	case <-p.done:
+		if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+			p.t.Errorf("after SIGTERM: %v", p.cmd.ProcessState)
+		}
+	case <-time.After(patience):
+		p.t.Errorf("still running %v after SIGTERM", patience)
+		p.kill()
+	}
+}
+
+// kill ends the process at once.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it fails only when the process has ended
+	<-p.done
+}
+
+// await waits until a condition holds while the process runs.
+func (p *process) await(what string, holds func() bool) {
+	p.t.Helper()
+	await(p.t, what, func() bool {
+		p.t.Helper()
+		select {
+		case <-p.done:
+			p.t.Fatalf("%s: the process has ended: %v", what, p.cmd.ProcessState)
+		default:
+		}
+		return holds()
+	})
+}
+
+// await waits until a condition holds.
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(pollInterval) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v", what, patience)
+		}
+	}
+}
+
+// awaitWorkers waits until n workers take tasks.
+func (p *process) awaitWorkers(n int) {
+	p.t.Helper()
+	p.await(fmt.Sprintf("%d available workers", n), func() bool {
+		resp, err := p.send(p.t.Context(), http.MethodGet, "/api/workers", nil)
+		if err != nil {
+			return false // not serving yet
+		}
+		defer resp.Body.Close()
+		var list workerList
+		p.decode(resp, &list)
+		available := 0
+		for _, w := range list.Agents {
+			if w.Status == "AVAILABLE" {
+				available++
+			}
+		}
+		return available == n
+	})
+}
+
+// awaitLog waits for a log entry and returns it.
+func (p *process) awaitLog(message string) map[string]any {
+	p.t.Helper()
+	var found map[string]any
+	p.await("log entry "+message, func() bool {
+		for line := range strings.Lines(p.log.String()) {
+			var entry map[string]any
+			if json.Unmarshal([]byte(line), &entry) == nil && entry["msg"] == message {
+				found = entry
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// workerID returns the peer id of the agent with that name.
+func (p *process) workerID(name string) string {
+	p.t.Helper()
+	for _, w := range p.workers().Agents {
+		if w.Name == name {
+			return w.PeerID
+		}
+	}
+	p.t.Fatalf("no agent %q online", name)
+	return ""
+}
+
+type workerList struct {
+	Agents []struct {
+		PeerID string `json:"peer_id"`
+		Name   string `json:"name"`
+		Status string `json:"status"`
+	} `json:"agents"`
+}
+
+func (p *process) workers() workerList {
+	p.t.Helper()
+	var list workerList
+	p.decode(p.get("/api/workers"), &list)
+	return list
+}
+
+func (p *process) get(path string) *http.Response {
+	p.t.Helper()
+	return p.do(p.t.Context(), http.MethodGet, path, nil)
+}
+
+func (p *process) post(path string, body any) *http.Response {
+	p.t.Helper()
+	return p.do(p.t.Context(), http.MethodPost, path, body)
+}
+
+// do sends a request, with the body as JSON, and wants status 200.
+func (p *process) do(ctx context.Context, method, path string, body any) *http.Response {
+	p.t.Helper()
+	resp, err := p.send(ctx, method, path, body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { resp.Body.Close() })
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(resp.Body) // whatever there is, for the message
+		p.t.Fatalf("%s %s: %s: %s", method, path, resp.Status, text)
+	}
+	return resp
+}
+
+func (p *process) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	p.t.Helper()
+	var payload bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&payload).Encode(body); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, p.url+path, &payload)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+testKey)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return httpClient.Do(req)
+}
+
+func (p *process) decode(resp *http.Response, v any) {
+	p.t.Helper()
+	if err := json.NewDecoder(resp.Body).Decode(v); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// logBuffer keeps what a process writes, for readers at any time.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// freePorts returns ports of the loopback interface that are free now.
+func freePorts(t *testing.T, n int) []string {
+	t.Helper()
+	var ports []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close() // only at the end, so that no port comes twice
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports = append(ports, port)
+	}
+	return ports
+}
+
+// localMesh keeps a node away from all others.
+const localMesh = `
+			listen /ip4/127.0.0.1/tcp/0
+			bootstrap off
+			discovery off`
+
+// caddyfile puts a Caddyfile together from the lines of the mesh block, of the
+// site's block (no site when it is empty) and of one block for each agent.
+func caddyfile(mesh, site string, agents ...string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "{\n\tadmin ADMIN\n\tagentfm {\n\t\tmesh {%s\n\t\t}\n\t\tartifacts artifacts\n\t}\n", mesh)
+	if len(agents) > 0 {
+		fmt.Fprintf(&b, "\tagentfm_worker {\n%s\t}\n", strings.Join(agents, ""))
+	}
+	b.WriteString("}\n")
+	if site != "" {
+		fmt.Fprintf(&b, "SITE {\n\tbind 127.0.0.1\n\t%s\n}\n", site)
+	}
+	return b.String()
+}
+
+// agent returns the block of an agent.
+func agent(key, name, model, runtime string) string {
+	return fmt.Sprintf("\t\tagent %s {\n\t\t\tname %q\n\t\t\tmodel %s\n\t\t\tmax_tasks 4\n\t\t\tmax_cpu off\n\t\t\truntime %s\n\t\t}\n",
+		key, name, model, runtime)
+}
+
+// command returns the runtime of an agent that is a local shell script, with
+// pairs of names and values for its environment.
+func command(script string, env ...string) string {
+	block := fmt.Sprintf("process {\n\t\t\t\tcommand sh %q\n\t\t\t\tprompt stdin\n", script)
+	for pair := range slices.Chunk(env, 2) {
+		block += fmt.Sprintf("\t\t\t\tenv %s %q\n", pair[0], pair[1])
+	}
+	return block + "\t\t\t}"
+}
+
+// writeScript writes an agent into a file and returns its path.
+func writeScript(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent.sh")
+	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// gatedScript waits between its two lines until the file $GATE is there.
+const gatedScript = `printf 'first line\n'
+until [ -e "$GATE" ]; do sleep 0.02; done
+printf 'second line\n'
+`
+
+// ended reports whether a process that is not our child has ended. One that
+// nobody has collected yet counts.
+func ended(pid int) bool {
+	if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		return true
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // "pid (name) state …"; on Linux alone
+	return err == nil && bytes.Contains(stat, []byte(") Z "))
+}
