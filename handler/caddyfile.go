@@ -17,14 +17,10 @@ import (
 //		allow_unauthenticated
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the directive's name
-	if d.NextArg() {
-		return d.ArgErr()
-	}
 	return option.Set{
 		"api_keys":              option.Strings(&h.APIKeys),
 		"retries":               option.Count(&h.Retries),
 		"body_limit":            option.Size(&h.BodyLimit),
 		"allow_unauthenticated": option.Flag(&h.AllowUnauthenticated),
-	}.Block(d)
+	}.Unmarshal(d)
 }

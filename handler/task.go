@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -83,29 +84,11 @@ func (x *exchange) promptLimit(target router.Request) int {
 	return limit
 }
 
-// matching returns the workers that a request may go to, as the router decides
-// it: the peer id, else the agent names, else the model engines.
+// matching returns the workers that a request may go to, as the router decides it.
 func matching(workers []mesh.WorkerInfo, target router.Request) []mesh.WorkerInfo {
-	name := target.Peer
-	if name == "" {
-		name = strings.TrimSpace(target.Model)
-	}
-	var agents, engines []mesh.WorkerInfo
-	for _, w := range workers {
-		switch {
-		case w.PeerID == name:
-			return []mesh.WorkerInfo{w}
-		case target.Peer != "":
-		case strings.EqualFold(w.AgentName, name):
-			agents = append(agents, w)
-		case strings.EqualFold(w.Model, name):
-			engines = append(engines, w)
-		}
-	}
-	if len(agents) > 0 {
-		return agents
-	}
-	return engines
+	return router.Match(slices.Values(workers), target, func(w mesh.WorkerInfo) (string, string, string) {
+		return w.PeerID, w.AgentName, w.Model
+	})
 }
 
 // shorten keeps a client's text from filling an error message.

@@ -21,14 +21,10 @@ import (
 //		artifacts <dir>
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the option's name
-	if d.NextArg() {
-		return d.ArgErr()
-	}
 	return option.Set{
 		"mesh":      option.Func(a.unmarshalMesh),
 		"artifacts": option.String(&a.Artifacts),
-	}.Block(d)
+	}.Unmarshal(d)
 }
 
 // unmarshalMesh reads the mesh block.

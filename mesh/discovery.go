@@ -25,11 +25,12 @@ const (
 	keepInterval = 500 * time.Millisecond
 	// keepBackoff bounds the wait between two attempts to dial one of them.
 	keepBackoff = 30 * time.Second
-	// findInterval is how often the DHT is searched for workers.
-	findInterval = 10 * time.Second
 	// maxFinds bounds the dials to found nodes under way at once.
 	maxFinds = 16
 )
+
+// findInterval is how often the DHT is searched for workers. A variable for tests.
+var findInterval = 10 * time.Second
 
 // KeepConnected dials the targets and stays connected to them until ctx ends. A
 // target that does not answer is tried again, less and less often, at most every

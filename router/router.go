@@ -7,6 +7,7 @@ package router
 
 import (
 	"errors"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -155,7 +156,7 @@ func (s *Slot) Release() {
 func (r *Router) Acquire(req Request, sel Selector) (*Slot, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	tier := r.match(req)
+	tier := Match(r.online, req, func(e *worker) (string, string, string) { return e.Peer, e.Agent, e.Model })
 	if len(tier) == 0 {
 		return nil, ErrNoMatch
 	}
@@ -168,33 +169,43 @@ func (r *Router) Acquire(req Request, sel Selector) (*Slot, error) {
 	return &Slot{Worker: chosen, router: r}, nil
 }
 
-// match returns the workers of the first tier that has any: peer id exactly,
-// then agent name, then model, both in any case.
-func (r *Router) match(req Request) []*worker {
+// Match returns those of the workers to whom a request may go, the first tier
+// that has any: the peer id exactly, then the agent's name, then the model engine,
+// both in any case. names tells them apart.
+func Match[T any](workers iter.Seq[T], req Request, names func(T) (peer, agent, model string)) []T {
 	name := req.Peer
 	if name == "" {
 		name = strings.TrimSpace(req.Model)
 	}
-	if e, ok := r.workers[name]; ok && e.online {
-		return []*worker{e}
-	}
-	if req.Peer != "" || name == "" {
+	if name == "" {
 		return nil
 	}
-	var agents, models []*worker
-	for _, e := range r.workers {
+	var agents, models []T
+	for w := range workers {
+		peer, agent, model := names(w)
 		switch {
-		case !e.online:
-		case strings.EqualFold(e.Agent, name):
-			agents = append(agents, e)
-		case strings.EqualFold(e.Model, name):
-			models = append(models, e)
+		case peer == name:
+			return []T{w}
+		case req.Peer != "":
+		case strings.EqualFold(agent, name):
+			agents = append(agents, w)
+		case strings.EqualFold(model, name):
+			models = append(models, w)
 		}
 	}
 	if len(agents) > 0 {
 		return agents
 	}
 	return models
+}
+
+// online yields the workers that are online.
+func (r *Router) online(yield func(*worker) bool) {
+	for _, e := range r.workers {
+		if e.online && !yield(e) {
+			return
+		}
+	}
 }
 
 // eligible returns the workers of a tier that can take the request now, sorted

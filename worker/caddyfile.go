@@ -40,14 +40,10 @@ const runtimes = "agentfm.runtimes"
 //
 // There may be any number of agents.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the option's name
-	if d.NextArg() {
-		return d.ArgErr()
-	}
 	return option.Set{
 		"grace_period": option.Duration(&a.GracePeriod),
 		"agent":        option.Each(a.unmarshalAgent),
-	}.Block(d)
+	}.Unmarshal(d)
 }
 
 // unmarshalAgent reads one agent.

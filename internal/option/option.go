@@ -29,6 +29,16 @@ func Func(read func(*caddyfile.Dispenser) error) Option { return Option{read: re
 // Each is like Func, for an option that may stand more than once.
 func Each(read func(*caddyfile.Dispenser) error) Option { return Option{read: read, repeat: true} }
 
+// Unmarshal reads a directive, a global option or a module that has nothing but a
+// block: the name, no arguments, the block.
+func (s Set) Unmarshal(d *caddyfile.Dispenser) error {
+	d.Next() // consume the name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return s.Block(d)
+}
+
 // Block reads the block at the dispenser's cursor.
 func (s Set) Block(d *caddyfile.Dispenser) error {
 	seen := make(map[string]bool)

@@ -10,10 +10,6 @@ import (
 
 // UnmarshalCaddyfile reads the runtime's options; see [Runtime] for its syntax.
 func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the runtime's name
-	if d.NextArg() {
-		return d.ArgErr()
-	}
 	return option.Set{
 		"image":    option.String(&r.Image),
 		"build":    option.String(&r.Build),
@@ -25,5 +21,5 @@ func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"pids":     option.PositiveInt(&r.PIDs),
 		"env":      option.Map(&r.Env),
 		"env_file": option.String(&r.EnvFile),
-	}.Block(d)
+	}.Unmarshal(d)
 }

@@ -10,16 +10,12 @@ import (
 
 // UnmarshalCaddyfile reads the runtime's options; see [Runtime].
 func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the runtime's name
-	if d.NextArg() {
-		return d.ArgErr()
-	}
 	return option.Set{
 		"command": option.Strings(&r.Command),
 		"prompt":  option.String(&r.Prompt),
 		"dir":     option.String(&r.Dir),
 		"env":     option.Map(&r.Env),
-	}.Block(d)
+	}.Unmarshal(d)
 }
 
 // Interface guard

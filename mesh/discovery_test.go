@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"go.uber.org/zap"
+)
+
+// TestDHT has a gateway find a worker of which it knows nothing, through a node
+// that both know. The gateway connects to the worker by itself.
+func TestDHT(t *testing.T) {
+	old := findInterval
+	findInterval = 100 * time.Millisecond
+	t.Cleanup(func() { findInterval = old })
+
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	t.Cleanup(func() { cancel(); running.Wait() })
+	open := func(role Role, bootstrap ...peer.AddrInfo) *Host {
+		s := Settings{DHT: true, Bootstrap: bootstrap}
+		h, err := NewHost(ctx, role, newKey(t), []ma.Multiaddr{loopbackAddr}, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cancel(); running.Wait(); _ = h.Close() })
+		running.Go(func() {
+			h.KeepConnected(ctx, func() []peer.AddrInfo { return bootstrap }, zap.NewNop)
+		})
+		running.Go(func() { h.Discover(ctx, role, s, zap.NewNop) })
+		return h
+	}
+	middle := open(RoleGateway)
+	known := peer.AddrInfo{ID: middle.ID(), Addrs: middle.Addrs()}
+	worker := open(RoleWorker, known)
+	gateway := open(RoleGateway, known)
+	until(t, "the gateway has found the worker", func() bool {
+		return gateway.Network().Connectedness(worker.ID()) == network.Connected
+	})
+}
+
+// TestKeepConnected wants a bootstrap node that goes and comes back to be
+// connected again.
+func TestKeepConnected(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	key := newKey(t)
+	first, err := NewHost(ctx, RoleGateway, key, []ma.Multiaddr{loopbackAddr}, Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound := first.Bound()
+	info := peer.AddrInfo{ID: first.ID(), Addrs: bound}
+	h, err := NewHost(ctx, RoleWorker, newKey(t), []ma.Multiaddr{loopbackAddr}, Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	var running sync.WaitGroup
+	running.Go(func() { h.KeepConnected(ctx, func() []peer.AddrInfo { return []peer.AddrInfo{info} }, zap.NewNop) })
+	defer running.Wait()
+	defer cancel()
+	connected := func() bool { return h.Network().Connectedness(info.ID) == network.Connected }
+	until(t, "connected", connected)
+	_ = first.Close()
+	until(t, "disconnected", func() bool { return !connected() })
+	var second *Host
+	until(t, "the node is back", func() bool { // its port can take a moment
+		second, err = NewHost(ctx, RoleGateway, key, bound, Settings{})
+		return err == nil
+	})
+	defer second.Close()
+	until(t, "connected again", connected)
+}
