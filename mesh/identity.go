@@ -5,12 +5,14 @@ package mesh
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -30,12 +32,12 @@ func LoadIdentity(ctx context.Context, storage certmagic.Storage, name string, l
 	if strings.ContainsAny(name, `/\`) {
 		return identityFromFile(name, logger)
 	}
-	instance, err := caddy.InstanceID()
+	instance, err := instanceID()
 	if err != nil {
 		return nil, fmt.Errorf("finding the id of this instance of Caddy: %w", err)
 	}
-	key := path.Join("agentfm", instance.String(), certmagic.StorageKeys.Safe(name)+".key")
-	lock := "agentfm_identity_" + instance.String() // storages need not tell a lock from a folder
+	key := path.Join("agentfm", instance, certmagic.StorageKeys.Safe(name)+".key")
+	lock := "agentfm_identity_" + instance // storages need not tell a lock from a folder
 	if err := storage.Lock(ctx, lock); err != nil {
 		return nil, fmt.Errorf("locking identity %q: %w", name, err)
 	}
@@ -44,6 +46,35 @@ func LoadIdentity(ctx context.Context, storage certmagic.Storage, name string, l
 	return loadOrGenerate("identity "+key+" in Caddy's storage",
 		func() ([]byte, error) { return storage.Load(ctx, key) },
 		func(b []byte) error { return storage.Store(ctx, key, b) })
+}
+
+// instanceForm is the form of the id of an instance.
+var instanceForm = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+// instanceID returns the id of this instance of Caddy, and makes it on first use.
+// It is not caddy.InstanceID, which can return different ids to those who ask at
+// the same time on a first start: the key of one of them would never be found again.
+func instanceID() (string, error) {
+	file := filepath.Join(caddy.AppDataDir(), "agentfm", "instance")
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		var id [16]byte
+		_, _ = rand.Read(id[:])
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return "", err
+		}
+		if err := writeNewFile(file, []byte(hex.EncodeToString(id[:]))); err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+		b, err = os.ReadFile(file) // whoever was first
+	}
+	if err != nil {
+		return "", err
+	}
+	if !instanceForm.Match(b) {
+		return "", fmt.Errorf("%s is damaged: restore it from a backup; it says where the keys of this instance are", file)
+	}
+	return string(b), nil
 }
 
 // lockIdentity takes the identity for one host, of this process or any other that

@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/certmagic"
 	"github.com/ipfs/go-datastore"
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -108,6 +110,36 @@ func TestIdentity(t *testing.T) {
 		t.Error("no second identity")
 	} else if b, _ := load("gateway"); a.Equals(b) {
 		t.Error("two names have one key")
+	}
+}
+
+// TestInstanceID wants one id for all who ask at the same time on a first start.
+func TestInstanceID(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	ids := make(chan string, 50)
+	var asking sync.WaitGroup
+	for range cap(ids) {
+		asking.Go(func() {
+			id, err := instanceID()
+			if err != nil {
+				t.Error(err)
+			}
+			ids <- id
+		})
+	}
+	asking.Wait()
+	first := <-ids
+	for range cap(ids) - 1 {
+		if id := <-ids; id != first {
+			t.Fatalf("%s and %s", first, id)
+		}
+	}
+	file := filepath.Join(caddy.AppDataDir(), "agentfm", "instance")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if id, err := instanceID(); err == nil {
+		t.Errorf("damaged, and still %s", id)
 	}
 }
 

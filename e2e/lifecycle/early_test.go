@@ -44,6 +44,7 @@ func TestRequestBeforeStart(t *testing.T) {
 		{http.MethodPost, "/api/execute", `{"worker_id":"12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL","prompt":"now"}`},
 	} {
 		req := httptest.NewRequest(r.method, r.path, strings.NewReader(r.body))
+		req.Host = "localhost"
 		local := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: s.place.port}
 		req = req.WithContext(context.WithValue(req.Context(), http.LocalAddrContextKey, local))
 		w := httptest.NewRecorder()
