@@ -92,7 +92,8 @@ func TestRemoveAgent(t *testing.T) {
 	s.wantAnswer("other", "other")
 }
 
-// A reload that changes allow_peers holds for the next task.
+// A reload that changes allow_peers holds for the next task, also while the
+// runtime that came with it is not ready.
 func TestAllowPeers(t *testing.T) {
 	s := newServer(t)
 	c := oneAgent("hello")
@@ -102,18 +103,24 @@ func TestAllowPeers(t *testing.T) {
 	k := newTask(t)
 	running := s.chat("echo", k.prompt)
 	running.awaitLine("hello")
-	for i, allowed := range []bool{false, true, false, true} {
-		peer := gateway
-		if !allowed {
-			peer = echo // some other peer id
+	for i, step := range []struct{ allowed, ready bool }{
+		{false, true}, {true, true}, {false, false}, {true, false}, {false, true}, {true, true},
+	} {
+		changed := agent{key: "echo", label: "hello"}
+		if !step.ready {
+			changed = missing(t)
 		}
-		s.load(c.with(fmt.Sprintf("allow-%d", i), agent{key: "echo", label: "hello", lines: "allow_peers " + peer}))
+		changed.lines = "allow_peers " + gateway
+		if !step.allowed {
+			changed.lines = "allow_peers " + echo // some other peer id
+		}
+		s.load(c.with(fmt.Sprintf("allow-%d", i), changed))
 		got, err := s.ask("echo")
 		switch {
-		case allowed && (err != nil || got != "hello"):
-			t.Errorf("an allowed gateway is told %q (%v)", got, err)
-		case !allowed && (err == nil || !strings.Contains(err.Error(), "not on the worker's list")):
-			t.Errorf("a gateway that is not allowed is told %q (%v)", got, err)
+		case step.allowed && (err != nil || got != "hello"):
+			t.Errorf("%+v: the gateway is told %q (%v)", step, got, err)
+		case !step.allowed && (err == nil || !strings.Contains(err.Error(), "not on the worker's list")):
+			t.Errorf("%+v: the gateway is told %q (%v)", step, got, err)
 		}
 	}
 	k.end()

@@ -14,8 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// files returns what is in a folder, with the content of small files. What
-// Caddy writes about itself, such as its log, is left out.
+// files returns the files below a folder and what is in them.
 func files(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	all := make(map[string]string)

@@ -6,7 +6,7 @@ package lifecycle
 
 import (
 	"fmt"
-	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -14,6 +14,18 @@ import (
 
 // slack is by how many goroutines an idle Caddy may differ from another time.
 const slack = 10
+
+// count counts the goroutines, but for those that earlier tests can still have
+// left to Caddy; see caddyGoroutines.
+func count() int {
+	n := 0
+	for _, stack := range goroutines() {
+		if !strings.Contains(stack, "certmagic.keepLockfileFresh") {
+			n++
+		}
+	}
+	return n
+}
 
 // Neither reloads nor validations leave goroutines behind.
 func TestReloadsLeaveNothing(t *testing.T) {
@@ -24,7 +36,7 @@ func TestReloadsLeaveNothing(t *testing.T) {
 	s.wantAnswer("echo", "hello")
 	before, looks := 0, 0
 	await(t, "the number of goroutines settles", func() bool {
-		n := runtime.NumGoroutine()
+		n := count()
 		if looks++; n != before {
 			before, looks = n, 0
 		}
@@ -49,5 +61,5 @@ func TestReloadsLeaveNothing(t *testing.T) {
 			t.Errorf("after reload %d: %q %v", i, got, err)
 		}
 	}
-	await(t, fmt.Sprintf("at most %d goroutines, as before", before+slack), func() bool { return runtime.NumGoroutine() <= before+slack })
+	await(t, fmt.Sprintf("at most %d goroutines, as before", before+slack), func() bool { return count() <= before+slack })
 }

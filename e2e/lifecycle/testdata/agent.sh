@@ -11,8 +11,8 @@ fifo=${prompt%%[[:space:]]*}
 
 exec 3<"$fifo"
 if [ -n "$STUBBORN" ]; then # has a child, and both take no hint
-	trap '' TERM
-	sh -c 'trap "" TERM; while :; do sleep 1; done' &
+	trap '' TERM # which the child inherits
+	sleep 300 &
 	echo $! >"$fifo.child"
 fi
 echo $$ >"$fifo.pid"
