@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
@@ -24,7 +25,7 @@ import (
 const (
 	// writeTimeout is how long a gateway may take to accept a piece of output.
 	writeTimeout = time.Minute
-	// finishTimeout is how long it may take to read the last of it.
+	// finishTimeout is how long it may take to read the last of it when Caddy exits.
 	finishTimeout = 10 * time.Second
 	// finishHalfTime is what it gets when it cannot tell that it has.
 	finishHalfTime = time.Second
@@ -188,7 +189,11 @@ func (a *agent) finish(s network.Stream, t *running) {
 	a.mu.Lock()
 	leaving := a.leaving
 	a.mu.Unlock()
-	wait := time.NewTimer(finishTimeout)
+	patience := writeTimeout
+	if caddy.Exiting() {
+		patience = finishTimeout
+	}
+	wait := time.NewTimer(patience)
 	defer wait.Stop()
 	switch {
 	case !half:

@@ -26,6 +26,7 @@ type Lifetime[G comparable] struct {
 	closed      chan struct{}
 	close       func()
 	limit       *time.Timer
+	drains      int // counts the timers
 }
 
 // New returns a lifetime that calls close once, at its end.
@@ -93,7 +94,9 @@ func (l *Lifetime[G]) Drain(limit time.Duration) {
 	l.draining = true
 	end := l.leases == 0 && l.begin()
 	if !end && !l.closing && l.limit == nil {
-		l.limit = time.AfterFunc(limit, l.expire)
+		l.drains++
+		drain := l.drains
+		l.limit = time.AfterFunc(limit, func() { l.expire(drain) })
 	}
 	l.mu.Unlock()
 	if end {
@@ -102,9 +105,9 @@ func (l *Lifetime[G]) Drain(limit time.Duration) {
 }
 
 // expire ends a drain that took too long, unless it was taken back.
-func (l *Lifetime[G]) expire() {
+func (l *Lifetime[G]) expire(drain int) {
 	l.mu.Lock()
-	end := l.draining && l.begin()
+	end := l.draining && l.drains == drain && l.begin()
 	l.mu.Unlock()
 	if end {
 		l.end()
