@@ -50,6 +50,7 @@ var allowed = map[string][]string{
 	"openai":                       {},
 	"mesh/wire":                    {},
 	"router":                       {},
+	"internal/await":               {},
 	"internal/lifetime":            {},
 	"internal/option":              {},
 	"mesh":                         {"mesh/wire", "router", "internal/lifetime", "internal/option"},

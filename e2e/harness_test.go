@@ -26,6 +26,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/e2e/internal/build"
 )
 
 const (
@@ -53,24 +55,13 @@ func TestMain(m *testing.M) {
 
 var binaryDir string
 
-// binary builds the ready-made binary, once, with the race detector when the
-// tests have it.
+// binary builds the ready-made binary, once.
 var binary = sync.OnceValues(func() (string, error) {
 	var err error
 	if binaryDir, err = os.MkdirTemp("", "agentfm-e2e"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(binaryDir, "agentfm")
-	args := []string{"build", "-o", path}
-	if raceEnabled {
-		args = append(args, "-race")
-	}
-	cmd := exec.Command("go", append(args, "./xcaddy")...)
-	cmd.Dir = root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the binary: %w\n%s", err, out)
-	}
-	return path, nil
+	return build.Build(binaryDir, root, nil)
 })
 
 // need returns the value of an AGENTFM_TEST_* variable.

@@ -118,7 +118,7 @@ func (b *answerBuffer) release() { held.Add(-int64(b.b.Len())) }
 // streamReply answers with events as the output comes. The status is decided by
 // the first read: until then, a failure has one of its own.
 func (x *exchange) streamReply(task run, reply openai.Reply, c completion) error {
-	buf := make([]byte, readSize)
+	buf := make([]byte, mesh.ReadSize)
 	n, err := task.Read(buf)
 	if n == 0 && err != nil && err != io.EOF {
 		return err

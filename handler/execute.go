@@ -104,7 +104,7 @@ func (x *exchange) execute() error {
 // streamOutput answers with the agent's output as it comes, and a line after it
 // that says how it ended.
 func (x *exchange) streamOutput(task run) error {
-	buf := make([]byte, readSize)
+	buf := make([]byte, mesh.ReadSize)
 	n, err := task.Read(buf)
 	if n == 0 && err != nil && err != io.EOF {
 		return err

@@ -29,6 +29,7 @@ func useMesh(ctx caddy.Context) (gateway, error) {
 // theirs return their own types, not our interfaces.
 type meshGateway struct{ app *mesh.App }
 
+// Lease implements gateway.
 func (g meshGateway) Lease() (lease, error) {
 	l, err := g.app.Lease()
 	if err != nil {
@@ -40,6 +41,7 @@ func (g meshGateway) Lease() (lease, error) {
 // meshLease makes a lease of the app's.
 type meshLease struct{ *mesh.Lease }
 
+// Dispatch implements lease.
 func (l meshLease) Dispatch(ctx context.Context, c mesh.Call) (run, error) {
 	r, err := l.Lease.Dispatch(ctx, c)
 	if err != nil {

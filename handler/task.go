@@ -15,8 +15,8 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
-// readSize is how much of an agent's output is read at a time.
-const readSize = 8 << 10
+// maxQuote bounds a client's text in an error message, in bytes.
+const maxQuote = 128
 
 // dispatch sends a task over the mesh and says who serves it. param names the
 // field of the prompt, for errors. The caller closes the run.
@@ -54,7 +54,7 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 // modelNotFound is the error for a model that nobody online serves.
 func modelNotFound(model string) *problem {
 	return &problem{status: http.StatusNotFound, code: "model_not_found", param: "model",
-		message: fmt.Sprintf("no worker that is online has the peer id, agent name or model engine %q; GET /v1/models lists them", shorten(model))}
+		message: fmt.Sprintf("no worker that is online has the peer id, agent name or model engine %q; GET /v1/models lists them", openai.Clip(model, maxQuote))}
 }
 
 // promptTooLong is the error for a prompt of size bytes where limit is allowed.
@@ -89,13 +89,4 @@ func matching(workers []mesh.WorkerInfo, target router.Request) []mesh.WorkerInf
 	return router.Match(slices.Values(workers), target, func(w mesh.WorkerInfo) (string, string, string) {
 		return w.PeerID, w.AgentName, w.Model
 	})
-}
-
-// shorten keeps a client's text from filling an error message.
-func shorten(s string) string {
-	const limit = 128
-	if len(s) <= limit {
-		return s
-	}
-	return openai.ValidText([]byte(s[:limit])) + "…"
 }

@@ -105,7 +105,7 @@ func (a *App) Start() error {
 	}
 	a.held = true
 	n := v.(*node)
-	if err := a.settings.sameNode(n.settings); err != nil {
+	if err := a.settings.Fits(n.settings); err != nil {
 		return fmt.Errorf("mesh: %w", err)
 	}
 	a.node.Store(n)

@@ -12,6 +12,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
 // TestDHT has a gateway find a worker of which it knows nothing, through a node
@@ -41,7 +43,7 @@ func TestDHT(t *testing.T) {
 	known := peer.AddrInfo{ID: middle.ID(), Addrs: middle.Addrs()}
 	worker := open(RoleWorker, known)
 	gateway := open(RoleGateway, known)
-	until(t, "the gateway has found the worker", func() bool {
+	await.Until(t, "the gateway has found the worker", func() bool {
 		return gateway.Network().Connectedness(worker.ID()) == network.Connected
 	})
 }
@@ -68,14 +70,14 @@ func TestKeepConnected(t *testing.T) {
 	defer running.Wait()
 	defer cancel()
 	connected := func() bool { return h.Network().Connectedness(info.ID) == network.Connected }
-	until(t, "connected", connected)
+	await.Until(t, "connected", connected)
 	_ = first.Close()
-	until(t, "disconnected", func() bool { return !connected() })
+	await.Until(t, "disconnected", func() bool { return !connected() })
 	var second *Host
-	until(t, "the node is back", func() bool { // its port can take a moment
+	await.Until(t, "the node is back", func() bool { // its port can take a moment
 		second, err = NewHost(ctx, RoleGateway, key, bound, Settings{})
 		return err == nil
 	})
 	defer second.Close()
-	until(t, "connected again", connected)
+	await.Until(t, "connected again", connected)
 }

@@ -21,9 +21,9 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
-// readSize is how much of an agent's output is read at a time. Escaped as JSON
+// ReadSize is how much of an agent's output is read at a time. Escaped as JSON
 // it can grow sixfold, and a line of an event stream must stay under 64 KiB.
-const readSize = 8 << 10
+const ReadSize = 8 << 10
 
 // Lease is the use of the node by one request.
 type Lease struct {
@@ -127,9 +127,9 @@ func (n *node) run(ctx context.Context, t *task, slot *router.Slot, frame []byte
 		r.abandon()
 		return nil, err
 	}
-	r.out = wire.NewOutputReader(r.stream, readSize)
+	r.out = wire.NewOutputReader(r.stream, ReadSize)
 	r.out.EagerNewline = eager
-	buf := make([]byte, readSize)
+	buf := make([]byte, ReadSize)
 	k, err := r.read(buf)
 	if err != nil && !errors.Is(err, io.EOF) {
 		r.abandon()

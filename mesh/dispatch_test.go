@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	ma "github.com/multiformats/go-multiaddr"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
@@ -105,7 +106,7 @@ func TestFailover(t *testing.T) {
 	good.CurrentTasks = 3 // the good one is tried last
 	good.publish(t)
 	l := lease(t, a)
-	until(t, "the load is known", func() bool {
+	await.Until(t, "the load is known", func() bool {
 		for _, w := range l.Workers(false) {
 			if w.PeerID == good.PeerID && w.CurrentTasks == 3 {
 				return true
@@ -134,7 +135,7 @@ func TestUnreachable(t *testing.T) {
 	a := newTestApp(t, nil)
 	w := newWorker(t, a, say("ok"+noFiles))
 	_ = w.Close()
-	until(t, "the worker is offline", func() bool { return lease(t, a).Online() == 0 })
+	await.Until(t, "the worker is offline", func() bool { return lease(t, a).Online() == 0 })
 	// as if its last words had come by another peer just now
 	a.node.Load().directory.update(w.Telemetry)
 	if _, _, err := ask(t, a, call("m")); !errors.Is(err, ErrUnreachable) {
@@ -183,7 +184,7 @@ func testCancel(t *testing.T, listen ma.Multiaddr, duplex bool) {
 		}
 	})
 	w.publish(t)
-	until(t, "the worker is online", func() bool { return lease(t, a).Online() == 1 })
+	await.Until(t, "the worker is online", func() bool { return lease(t, a).Online() == 1 })
 	ctx, cancel := context.WithCancel(context.Background())
 	run, err := lease(t, a).Dispatch(ctx, call("m"))
 	if err != nil {
@@ -293,7 +294,7 @@ func TestArtifactLate(t *testing.T) {
 		}
 		_ = wire.WriteArtifactHeader(art, wire.ArtifactHeader{Size: 8, TaskID: req.TaskID})
 		_, _ = io.WriteString(art, "EVIL")
-		until(t, "the delivery has begun", func() bool {
+		await.Until(t, "the delivery has begun", func() bool {
 			found, _ := filepath.Glob(filepath.Join(a.artifacts, ".*.part"))
 			return len(found) > 0
 		})

@@ -22,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
@@ -109,7 +110,7 @@ func newPeer(t testing.TB, a *App) *peerHost {
 	if err := h.Connect(ctx, peer.AddrInfo{ID: node.ID(), Addrs: node.Addrs()}); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the node subscribes", func() bool { return len(topic.ListPeers()) > 0 })
+	await.Until(t, "the node subscribes", func() bool { return len(topic.ListPeers()) > 0 })
 	return &peerHost{Host: h, topic: topic, Telemetry: wire.Telemetry{
 		PeerID: h.ID().String(), CPUCores: 1, Status: wire.StatusAvailable, MaxTasks: 4, Model: "m", AgentName: "a",
 	}}
@@ -147,7 +148,7 @@ func newWorker(t testing.TB, a *App, serve func(network.Stream, wire.TaskRequest
 		serve(s, req)
 	})
 	w.publish(t)
-	until(t, "the worker is online", func() bool {
+	await.Until(t, "the worker is online", func() bool {
 		lease, err := a.Lease()
 		if err != nil {
 			return false
@@ -161,16 +162,6 @@ func newWorker(t testing.TB, a *App, serve func(network.Stream, wire.TaskRequest
 		return false
 	})
 	return w
-}
-
-// until waits for a condition.
-func until(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
 }
 
 // lease returns a lease that ends with the test.

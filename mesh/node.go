@@ -53,7 +53,7 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 	opening.Lock()
 	defer opening.Unlock()
 	if n := live.Load(); n != nil {
-		if s.sameNode(n.settings) == nil && n.Revive() {
+		if s.Fits(n.settings) == nil && n.Revive() {
 			return n, nil
 		}
 		n.Close()

@@ -224,11 +224,11 @@ func readSwarmKey(repl *caddy.Replacer, file string, logger *zap.Logger) (pnet.P
 	return psk, nil
 }
 
-// sameNode returns an error that names the first setting which an open node
-// cannot change.
-func (s Settings) sameNode(t Settings) error {
+// Fits returns an error that names the first setting which a host that is open
+// with the settings t cannot change to s.
+func (s Settings) Fits(t Settings) error {
 	changed := func(what string) error {
-		return fmt.Errorf("changing %s needs a restart of Caddy; the running node keeps what it has", what)
+		return fmt.Errorf("changing %s needs a restart of Caddy; what is open keeps what it has", what)
 	}
 	switch {
 	case s.Identity != t.Identity:

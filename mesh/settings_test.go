@@ -256,7 +256,7 @@ func TestRecordsBounded(t *testing.T) {
 	}
 }
 
-func TestSameNode(t *testing.T) {
+func TestFits(t *testing.T) {
 	base := Settings{Identity: "a", Listen: []ma.Multiaddr{loopbackAddr}}
 	for want, s := range map[string]Settings{
 		"identity":  {Identity: "b", Listen: base.Listen},
@@ -264,11 +264,11 @@ func TestSameNode(t *testing.T) {
 		"swarm_key": {Identity: "a", Listen: base.Listen, SwarmKey: make([]byte, 32)},
 		"discovery": {Identity: "a", Listen: base.Listen, DHT: true},
 	} {
-		if err := s.sameNode(base); err == nil || !strings.Contains(err.Error(), want) {
+		if err := s.Fits(base); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v", want, err)
 		}
 	}
-	if err := base.sameNode(base); err != nil {
+	if err := base.Fits(base); err != nil {
 		t.Error(err)
 	}
 }

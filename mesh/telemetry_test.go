@@ -18,6 +18,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
@@ -160,7 +161,7 @@ func TestTelemetryNotRelayed(t *testing.T) {
 		t.Fatal(err)
 	}
 	node := a.node.Load()
-	until(t, "the third subscribes", func() bool {
+	await.Until(t, "the third subscribes", func() bool {
 		for _, p := range liar.topic.ListPeers() {
 			if p == node.host.ID() {
 				return len(third.topic.ListPeers()) > 0
@@ -168,7 +169,7 @@ func TestTelemetryNotRelayed(t *testing.T) {
 		}
 		return false
 	})
-	until(t, "the mesh stands", func() bool { // a message gets through
+	await.Until(t, "the mesh stands", func() bool { // a message gets through
 		liar.publish(t)
 		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 		defer cancel()
@@ -183,7 +184,7 @@ func TestTelemetryNotRelayed(t *testing.T) {
 		liar.publishRaw(t, lie)
 	}
 	truthful := newPeer(t, a)
-	until(t, "the truth gets through", func() bool {
+	await.Until(t, "the truth gets through", func() bool {
 		truthful.publish(t)
 		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 		defer cancel()

@@ -89,7 +89,7 @@ func invalid(param, format string, args ...any) *Error {
 
 // outOfRange is the error for a number that no reader can hold.
 func outOfRange(p jsontext.Pointer) *Error {
-	return invalid(paramOf(p), "%s: number out of range", clip(string(p), maxPointer))
+	return invalid(paramOf(p), "%s: number out of range", Clip(string(p), maxPointer))
 }
 
 // syntaxError says what is wrong with a body that is not JSON.
@@ -106,7 +106,7 @@ func syntaxError(err error) error {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		what = "it ends early"
 	case syn.Err != nil:
-		what = clip(strings.TrimPrefix(syn.Err.Error(), "jsontext: "), maxPointer)
+		what = Clip(strings.TrimPrefix(syn.Err.Error(), "jsontext: "), maxPointer)
 	}
 	return invalid("", "the body is not valid JSON: %s, at byte %d%s", what, syn.ByteOffset+1, within(syn.JSONPointer))
 }
@@ -116,7 +116,7 @@ func within(p jsontext.Pointer) string {
 	if p == "" {
 		return ""
 	}
-	return ", in " + clip(string(p), maxPointer)
+	return ", in " + Clip(string(p), maxPointer)
 }
 
 // typeError says which value has a type that was not asked for.
@@ -128,7 +128,7 @@ func typeError(err error) error {
 	if !ok {
 		return syntaxError(err)
 	}
-	param, at := paramOf(sem.JSONPointer), clip(string(sem.JSONPointer), maxPointer)
+	param, at := paramOf(sem.JSONPointer), Clip(string(sem.JSONPointer), maxPointer)
 	want := typeName(sem.GoType)
 	switch {
 	case want == "":
@@ -194,5 +194,5 @@ func paramOf(p jsontext.Pointer) string {
 			b.WriteString(token)
 		}
 	}
-	return clip(b.String(), maxPointer)
+	return Clip(b.String(), maxPointer)
 }

@@ -62,10 +62,10 @@ type envelope struct {
 // Envelope returns the JSON object {"error":{…}} that clients read.
 func (e *Error) Envelope() []byte {
 	var env envelope
-	env.Error.Message = clip(e.Message, maxErrorText)
+	env.Error.Message = Clip(e.Message, maxErrorText)
 	env.Error.Type, env.Error.Code = e.Type, e.Code
 	if e.Param != "" {
-		param := clip(e.Param, maxErrorText)
+		param := Clip(e.Param, maxErrorText)
 		env.Error.Param = &param
 	}
 	return marshal(env)
@@ -82,8 +82,8 @@ func marshal(v any) []byte {
 	return b
 }
 
-// clip shortens s to at most n bytes, between two characters.
-func clip(s string, n int) string {
+// Clip shortens s to at most n bytes, between two characters.
+func Clip(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}

@@ -78,7 +78,7 @@ func wrongType(dec *jsontext.Decoder, want string) error {
 		return err
 	}
 	p := dec.StackPointer()
-	return invalid(paramOf(p), "%s: want %s, not %s", clip(string(p), maxPointer), want, kindName(kind))
+	return invalid(paramOf(p), "%s: want %s, not %s", Clip(string(p), maxPointer), want, kindName(kind))
 }
 
 // joinParts returns the text of the parts, which are the value at p.
@@ -94,7 +94,7 @@ func joinParts(parts []part, p jsontext.Pointer) (string, error) {
 			return "", invalid(paramOf(at+"/type"), "%s: a part needs a type", at)
 		case part.Type != "text":
 			return "", &Error{
-				Message: fmt.Sprintf("%s: parts of type %q are not supported; agents take text", at, clip(part.Type, 64)),
+				Message: fmt.Sprintf("%s: parts of type %q are not supported; agents take text", at, Clip(part.Type, 64)),
 				Type:    TypeInvalidRequest, Code: CodeUnsupportedPromptType, Param: paramOf(at + "/type"),
 			}
 		case part.Text == nil:
@@ -149,7 +149,7 @@ func (m Message) check(i int) error {
 	case strings.ContainsFunc(m.Role, unicode.IsControl):
 		return invalid(fmt.Sprintf("messages[%d].role", i), "/messages/%d/role: control characters are not allowed", i)
 	case !m.Content.given && m.Role != "assistant": // one that calls tools has no content
-		return invalid(fmt.Sprintf("messages[%d].content", i), "/messages/%d: a message of role %s needs a content", i, clip(m.Role, 64))
+		return invalid(fmt.Sprintf("messages[%d].content", i), "/messages/%d: a message of role %s needs a content", i, Clip(m.Role, 64))
 	}
 	return nil
 }

@@ -17,7 +17,6 @@ import (
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/lifetime"
@@ -52,8 +51,6 @@ var (
 type agent struct {
 	*lifetime.Lifetime[*generation]
 	key      string
-	identity string
-	listen   []ma.Multiaddr
 	settings mesh.Settings
 	host     *mesh.Host
 	tasksDir string
@@ -85,7 +82,7 @@ func openAgent(g *generation) (*agent, error) {
 	old := live.byKey[g.key]
 	live.Unlock()
 	if old != nil {
-		if g.fits(old) == nil && old.Revive() {
+		if g.settings.Fits(old.settings) == nil && old.Revive() {
 			return old, nil
 		}
 		old.Close()
@@ -95,7 +92,7 @@ func openAgent(g *generation) (*agent, error) {
 		return nil, err
 	}
 	a := &agent{
-		key: g.key, identity: g.config.Identity, listen: g.listen, settings: g.mesh.Settings(),
+		key: g.key, settings: g.settings,
 		changed: make(chan struct{}, 1),
 		tasks:   make(map[string]*running),
 	}
@@ -107,7 +104,7 @@ func openAgent(g *generation) (*agent, error) {
 	a.base, a.kill = context.WithCancelCause(context.Background())
 	a.closing, a.cancel = context.WithCancel(context.Background())
 	a.Lifetime = lifetime.New[*generation](a.shut)
-	if a.host, err = mesh.NewHost(a.closing, mesh.RoleWorker, key, g.listen, a.settings); err != nil {
+	if a.host, err = mesh.NewHost(a.closing, mesh.RoleWorker, key, a.settings.Listen, a.settings); err != nil {
 		a.cancel()
 		return nil, err
 	}
@@ -174,7 +171,7 @@ func (a *agent) remove(dir string) {
 func (a *agent) neighbours() []peer.AddrInfo {
 	var out []peer.AddrInfo
 	if g, ok := a.Newest(); ok {
-		out = append(out, g.mesh.Settings().Bootstrap...)
+		out = append(out, g.settings.Bootstrap...)
 	}
 	if node, ok := mesh.LocalNode(); ok {
 		out = append(out, node)

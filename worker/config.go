@@ -98,7 +98,9 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 	}
 	g.defaults()
 	var err error
-	if g.listen, err = mesh.ParseListen(c.Listen, app.Settings().SwarmKey != nil, sameWithAnyPort(app.Settings().Listen)); err != nil {
+	g.settings = app.Settings()
+	g.settings.Identity = g.config.Identity
+	if g.settings.Listen, err = mesh.ParseListen(c.Listen, app.Settings().SwarmKey != nil, sameWithAnyPort(app.Settings().Listen)); err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	for _, s := range c.AllowPeers {

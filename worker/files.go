@@ -153,6 +153,7 @@ type budgetedReader struct {
 	budget *int64 // bytes that may still be read
 }
 
+// Read implements io.Reader.
 func (b *budgetedReader) Read(p []byte) (int, error) {
 	if b.ctx.Err() != nil {
 		return 0, context.Cause(b.ctx)

@@ -4,14 +4,11 @@ package worker
 
 import (
 	"context"
-	"fmt"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/libp2p/go-libp2p/core/peer"
-	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -23,13 +20,13 @@ const prepareBackoff = time.Minute
 
 // generation is an agent as one configuration has it.
 type generation struct {
-	key     string
-	config  Config
-	listen  []ma.Multiaddr
-	allow   []peer.ID
-	runtime Runtime
-	mesh    *mesh.App
-	logger  *zap.Logger
+	key      string
+	config   Config
+	settings mesh.Settings // those of the mesh, with the agent's own identity and addresses
+	allow    []peer.ID
+	runtime  Runtime
+	mesh     *mesh.App
+	logger   *zap.Logger
 
 	agent  *agent // once started
 	cancel context.CancelFunc
@@ -50,7 +47,7 @@ func (g *generation) start() error {
 	}
 	a := v.(*agent)
 	g.agent = a
-	if err := g.fits(a); err != nil {
+	if err := g.settings.Fits(a.settings); err != nil {
 		return err
 	}
 	a.Join(g)
@@ -74,26 +71,6 @@ func (g *generation) leave() {
 	}
 	a.leave(g)
 	_, _ = agents.Delete(g.key)
-}
-
-// fits returns an error that names the first setting which an open agent cannot
-// change.
-func (g *generation) fits(a *agent) error {
-	s, t := g.mesh.Settings(), a.settings
-	changed := ""
-	switch {
-	case g.config.Identity != a.identity:
-		changed = "identity"
-	case !slices.EqualFunc(g.listen, a.listen, ma.Multiaddr.Equal):
-		changed = "listen"
-	case !slices.Equal(s.SwarmKey, t.SwarmKey):
-		changed = "swarm_key"
-	case s.MDNS != t.MDNS || s.DHT != t.DHT:
-		changed = "discovery"
-	default:
-		return nil
-	}
-	return fmt.Errorf("changing %s needs a restart of Caddy; the running agent keeps what it has", changed)
 }
 
 // prepare makes the runtime ready, and tries again until it is or ctx ends.

@@ -229,14 +229,10 @@ const (
 	cancelled = "cancelled"
 )
 
-// errNoFolder is what a gateway is told when the worker cannot make a folder.
-var errNoFolder = errors.New("the worker has no folder for it")
-
 // run runs a task and answers on its stream, which it leaves open. It returns how
 // the task ended, and what the operator should know of it.
 func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRequest) (string, error) {
-	timeout := time.Duration(g.config.Timeout)
-	ctx, cancel := context.WithTimeoutCause(t.ctx, timeout, fmt.Errorf("timed out after %s", timeout))
+	ctx, cancel := context.WithDeadlineCause(t.ctx, t.end, fmt.Errorf("timed out after %s", time.Duration(g.config.Timeout)))
 	defer cancel()
 	go func() {
 		defer close(t.watched)
@@ -246,13 +242,13 @@ func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRe
 		t.stop(errGatewayGone)
 	}
 	dir, err := os.MkdirTemp(a.tasksDir, req.TaskID+"-")
-	if err != nil {
-		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errNoFolder)))
-	}
-	defer a.remove(dir)
 	out := filepath.Join(dir, "output")
-	if err := os.Mkdir(out, 0o700); err != nil {
-		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errNoFolder)))
+	if err == nil {
+		defer a.remove(dir)
+		err = os.Mkdir(out, 0o700)
+	}
+	if err != nil {
+		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errors.New("the worker has no folder for it"))))
 	}
 	exit, err := g.runtime.Run(ctx, Task{
 		ID: req.TaskID, Prompt: req.Data, Model: g.config.Model,

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
@@ -190,7 +191,7 @@ func TestGatewayGone(t *testing.T) {
 			if err := <-ended; !errors.Is(err, errGatewayGone) {
 				t.Errorf("stopped by %v", err)
 			}
-			until(t, "the slot is free", func() bool {
+			await.Until(t, "the slot is free", func() bool {
 				a.mu.Lock()
 				defer a.mu.Unlock()
 				return len(a.tasks) == 0
@@ -306,5 +307,5 @@ func TestFiles(t *testing.T) {
 	if got := g.ask(t, "t2", "none"); got != noFiles {
 		t.Errorf("no files: got %q", got)
 	}
-	until(t, "the folders are gone", func() bool { return len(leftovers(t)) == 0 })
+	await.Until(t, "the folders are gone", func() bool { return len(leftovers(t)) == 0 })
 }

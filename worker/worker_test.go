@@ -23,6 +23,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/goleak"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -141,17 +142,8 @@ func start(t *testing.T, b behaviour, settings map[string]any) *agent {
 // ready waits until the agent takes tasks.
 func ready(t *testing.T, a *agent) *agent {
 	t.Helper()
-	until(t, "the agent is ready", func() bool { return a.active.Load() != nil })
+	await.Until(t, "the agent is ready", func() bool { return a.active.Load() != nil })
 	return a
-}
-
-func until(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
 }
 
 // gateway is a gateway as AgentFM 1.3 has it: it closes its side after the frame.

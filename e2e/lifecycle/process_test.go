@@ -12,8 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,28 +20,19 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/e2e/internal/build"
 )
 
 var binaryDir string
 
-// binary builds the ready-made binary, once, with the race detector when the
-// tests have it.
+// binary builds the ready-made binary, once.
 var binary = sync.OnceValues(func() (string, error) {
 	var err error
 	if binaryDir, err = os.MkdirTemp("", "lifecycle-bin"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(binaryDir, "agentfm")
-	args := []string{"build", "-o", path}
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		args = append(args, "-race")
-	}
-	cmd := exec.Command("go", append(args, "./xcaddy")...)
-	cmd.Dir, cmd.Env = "../..", outerEnv
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the binary: %w\n%s", err, out)
-	}
-	return path, nil
+	return build.Build(binaryDir, "../..", outerEnv)
 })
 
 // command returns a command of the binary on a configuration.

@@ -60,6 +60,7 @@ type filler struct {
 	b   *backlog
 }
 
+// Write implements io.Writer.
 func (f filler) Write(p []byte) (int, error) {
 	for !f.b.add(p) {
 		select {

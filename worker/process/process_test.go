@@ -15,12 +15,12 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/goleak"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
@@ -81,22 +81,13 @@ func gone(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, "process "+strconv.Itoa(pid)+" is gone", func() bool {
+	await.Until(t, "process "+strconv.Itoa(pid)+" is gone", func() bool {
 		state, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 		if err == nil && strings.Contains(string(state), ") Z ") { // somebody else's to reap
 			return true
 		}
 		return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
 	})
-}
-
-func until(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
 }
 
 func TestPrompt(t *testing.T) {
@@ -191,7 +182,7 @@ func TestCancel(t *testing.T) {
 				defer close(done)
 				_, _ = shell(t, script, nil).Run(ctx, k)
 			}()
-			until(t, "the agent and its child run", func() bool {
+			await.Until(t, "the agent and its child run", func() bool {
 				_, err := os.Stat(filepath.Join(k.OutputDir, "child"))
 				return err == nil && out.String() == "ready\n"
 			})

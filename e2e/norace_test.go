@@ -1,8 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-
-//go:build unix && !race
-
-package e2e
-
-// raceEnabled says whether the tests are built with the race detector.
-const raceEnabled = false

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package await is how tests wait: for a condition, with a limit, and not for a
+// length of time.
+package await
+
+import (
+	"testing"
+	"time"
+)
+
+// Until waits until condition holds, and fails the test when it does not within
+// 20 seconds. what says in the failure what was waited for.
+func Until(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
