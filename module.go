@@ -10,6 +10,7 @@ import (
 	_ "github.com/Agent-FM/caddy-agentfm/caddyfile"
 	_ "github.com/Agent-FM/caddy-agentfm/handler"
 	_ "github.com/Agent-FM/caddy-agentfm/mesh"
+	_ "github.com/Agent-FM/caddy-agentfm/router/policy"
 	_ "github.com/Agent-FM/caddy-agentfm/worker"
 	_ "github.com/Agent-FM/caddy-agentfm/worker/docker"
 	_ "github.com/Agent-FM/caddy-agentfm/worker/process"

@@ -27,6 +27,10 @@ func TestModules(t *testing.T) {
 		"agentfm",
 		"agentfm.runtimes.docker",
 		"agentfm.runtimes.process",
+		"agentfm.selection_policies.least_loaded",
+		"agentfm.selection_policies.power_of_two",
+		"agentfm.selection_policies.round_robin",
+		"agentfm.selection_policies.sticky",
 		"agentfm_worker",
 		"http.handlers.agentfm",
 	}
@@ -57,9 +61,10 @@ var allowed = map[string][]string{
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
 	"worker/docker":                {"worker", "mesh/wire", "internal/option"},
-	"handler":                      {"openai", "router", "mesh", "mesh/wire", "internal/option"},
+	"router/policy":                {"router", "internal/option"},
+	"handler":                      {"openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler"},
-	"":                             {"caddyfile", "handler", "mesh", "worker", "worker/docker", "worker/process"},
+	"":                             {"caddyfile", "handler", "mesh", "router/policy", "worker", "worker/docker", "worker/process"},
 	"xcaddy":                       {""},
 	"worker/docker/internal/probe": {},
 }

@@ -27,29 +27,52 @@ var (
 
 // Call is one task for the mesh.
 type Call struct {
-	// Target says who may serve it. Its PromptSize and Exclude are set by Dispatch.
+	// Target says who may serve it. Its PromptSize is set by Dispatch.
 	Target router.Request
 	// Selector chooses among the matching workers.
 	Selector router.Selector
+	// Queue says how the call waits when all of them are full.
+	Queue Queue
 	// Prompt is the prompt, in UTF-8.
 	Prompt string
 	// TaskID names the task; one is minted when it is empty.
 	TaskID string
 	// Retries is how many other workers are tried when one fails before the
-	// first byte of its output.
+	// first byte of its output. Refusals of workers that turn out to be full do
+	// not count; of these there may be four.
 	Retries int
+	// FirstByte bounds the time from the sending of the task to the first byte
+	// of output, in each attempt; 0 for no such limit.
+	FirstByte time.Duration
+	// Timeout bounds the task in all its attempts, from the first slot to the
+	// last byte; 0 for [TaskTimeout].
+	Timeout time.Duration
 	// EagerNewline gives newlines out at once; see [wire.OutputReader].
 	EagerNewline bool
+}
+
+// Queue is how a call waits for a slot.
+type Queue struct {
+	// Wait is how long; 0 for not at all.
+	Wait time.Duration
+	// Size is how many calls may wait at one time, of everybody.
+	Size int
+	// Client is whose call it is: slots go to the clients in turn.
+	Client string
 }
 
 // Served names who serves a call.
 type Served struct {
 	// Peer, Agent and Model are those of the worker.
 	Peer, Agent, Model string
+	// Tier says by which of these the worker was found.
+	Tier router.Tier
 	// TaskID is the task's id.
 	TaskID string
 	// Attempts counts the workers that were tried, this one included.
 	Attempts int
+	// Queued is how long the call waited for a slot.
+	Queued time.Duration
 }
 
 // WorkerInfo is an entry of the directory of workers.

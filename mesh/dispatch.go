@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,19 +54,23 @@ func (l *Lease) OpenArtifact(taskID string) (*os.File, error) {
 	return os.Open(filepath.Join(l.app.artifacts, taskID+".zip"))
 }
 
+// maxBounces is how many workers may refuse a call because they are full.
+const maxBounces = 4
+
 // Run is a task that a worker has begun to answer.
 type Run struct {
-	served Served
-	node   *node
-	task   *task
-	slot   *router.Slot
-	stream network.Stream
-	out    *wire.OutputReader
-	first  []byte // read by Dispatch
-	ctx    context.Context
-	stop   func() bool // of the watch over ctx
-	err    error       // the end, once it is known
-	once   sync.Once
+	served  Served
+	node    *node
+	task    *task
+	slot    router.Slot
+	stream  network.Stream
+	out     *wire.OutputReader
+	first   []byte // read by Dispatch
+	ctx     context.Context
+	stop    func() bool // of the watch over ctx
+	timeout time.Duration
+	err     error // the end, once it is known
+	once    sync.Once
 }
 
 // Served names who serves the task.
@@ -72,11 +78,14 @@ func (r *Run) Served() Served { return r.served }
 
 // Dispatch sends a task to a worker and returns when its output begins, or when
 // the agent ended well without any. A worker that fails before that is replaced
-// by another, up to c.Retries times. The caller must Close the run. The end of
-// ctx stops the agent.
+// by another, up to c.Retries times, and one that refuses because it is full by up
+// to four. The caller must Close the run. The end of ctx stops the agent.
 func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	if c.TaskID == "" {
 		c.TaskID = wire.NewTaskID()
+	}
+	if c.Timeout == 0 {
+		c.Timeout = TaskTimeout
 	}
 	frame, err := wire.EncodeTask(c.TaskID, c.Prompt)
 	if err != nil {
@@ -86,62 +95,110 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	target := c.Target
-	target.PromptSize = len(c.Prompt)
-	target.Exclude = nil
-	deadline := time.Now().Add(TaskTimeout)
+	c.Target.PromptSize = len(c.Prompt)
+	c.Target.Exclude = slices.Clone(c.Target.Exclude)
+	d := &dispatch{Call: c, lease: l, task: t, frame: frame, begun: time.Now()}
+	r, err := d.try(ctx)
+	if err != nil {
+		l.node.tasks.end(t)
+	}
+	return r, err
+}
+
+// dispatch is a call on its way to a worker.
+type dispatch struct {
+	Call
+	lease    *Lease
+	task     *task
+	frame    []byte
+	begun    time.Time
+	queued   time.Duration
+	deadline time.Time // of the task; set with the first slot
+	attempts int
+	bounces  int
+}
+
+// try sends the task to one worker after another, until one answers or none is left.
+func (d *dispatch) try(ctx context.Context) (*Run, error) {
 	var failure error
-	for attempt := 1; attempt <= 1+c.Retries; attempt++ {
-		slot, err := l.node.directory.router.Acquire(target, c.Selector)
+	for {
+		slot, err := d.acquire(ctx)
 		if err != nil {
-			if failure == nil {
-				failure = err
-			}
-			break
+			return nil, cmp.Or(failure, err)
 		}
-		r, err := l.node.run(ctx, t, slot, frame, deadline, c.EagerNewline)
+		d.attempts++
+		r, err := d.run(ctx, slot)
 		if err == nil {
-			r.served.Attempts = attempt
 			return r, nil
 		}
 		failure = err
-		if ctx.Err() != nil || !time.Now().Before(deadline) {
-			break
+		if ctx.Err() != nil || !time.Now().Before(d.deadline) || !d.again(err, slot.Worker.Peer) {
+			return nil, failure
 		}
-		l.app.logger.Info("worker failed before its first output",
-			zap.String("peer", slot.Worker.Peer), zap.String("task", c.TaskID), zap.Int("attempt", attempt), zap.Error(err))
-		target.Exclude = append(target.Exclude, slot.Worker.Peer)
+		d.lease.app.logger.Info("worker failed before its first output", zap.String("peer", slot.Worker.Peer),
+			zap.String("task", d.TaskID), zap.Int("attempt", d.attempts), zap.Error(err))
 	}
-	l.node.tasks.end(t)
-	return nil, failure
+}
+
+// again reports whether another worker may be tried.
+func (d *dispatch) again(err error, peer string) bool {
+	if errors.Is(err, wire.ErrCapacity) { // the router knows that it is full
+		d.bounces++
+		return d.bounces <= maxBounces
+	}
+	d.Target.Exclude = append(d.Target.Exclude, peer)
+	return d.attempts-d.bounces <= d.Retries
+}
+
+// acquire takes a slot, and waits for one where the call may.
+func (d *dispatch) acquire(ctx context.Context) (router.Slot, error) {
+	workers := d.lease.node.directory.router
+	rest := time.Until(d.begun.Add(d.Queue.Wait))
+	if d.Queue.Wait == 0 || rest <= 0 {
+		slot, err := workers.Acquire(&d.Target, d.Selector)
+		return d.acquired(slot, err)
+	}
+	waitCtx, cancel := context.WithTimeout(ctx, rest)
+	defer cancel()
+	slot, err := workers.Wait(waitCtx, &d.Target, d.Selector, d.Queue.Client, d.Queue.Size)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return d.acquired(slot, err)
+}
+
+// acquired notes when the task's time began.
+func (d *dispatch) acquired(slot router.Slot, err error) (router.Slot, error) {
+	if err == nil && d.attempts == 0 {
+		d.queued = time.Since(d.begun)
+		d.deadline = time.Now().Add(d.Timeout)
+	}
+	return slot, err
 }
 
 // run sends the frame to the worker of the slot and waits for its first output.
 // The slot is released when that fails.
-func (n *node) run(ctx context.Context, t *task, slot *router.Slot, frame []byte, deadline time.Time, eager bool) (*Run, error) {
+func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	r := &Run{
-		served: Served{Peer: slot.Worker.Peer, Agent: slot.Worker.Agent, Model: slot.Worker.Model, TaskID: t.id},
-		node:   n, task: t, slot: slot, ctx: ctx,
+		served: Served{
+			Peer: slot.Worker.Peer, Agent: slot.Worker.Agent, Model: slot.Worker.Model, Tier: slot.Tier,
+			TaskID: d.TaskID, Attempts: d.attempts, Queued: d.queued,
+		},
+		node: d.lease.node, task: d.task, slot: slot, ctx: ctx, timeout: d.Timeout,
 	}
-	if err := r.open(frame, deadline); err != nil {
-		r.abandon()
+	if err := r.open(d.frame); err != nil {
+		r.abandon(err)
 		return nil, err
 	}
-	r.out = wire.NewOutputReader(r.stream, ReadSize)
-	r.out.EagerNewline = eager
-	buf := make([]byte, ReadSize)
-	k, err := r.read(buf)
-	if err != nil && !errors.Is(err, io.EOF) {
-		r.abandon()
+	if err := r.readFirst(d); err != nil {
+		r.abandon(err)
 		return nil, err
 	}
-	r.first, r.err = buf[:k], err
 	return r, nil
 }
 
-// open opens the stream and sends the frame. The deadline is that of the task, in
-// all its attempts.
-func (r *Run) open(frame []byte, deadline time.Time) error {
+// open opens the stream and sends the frame.
+func (r *Run) open(frame []byte) error {
 	id, err := peer.Decode(r.served.Peer)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
@@ -164,7 +221,34 @@ func (r *Run) open(frame []byte, deadline time.Time) error {
 	if err != nil {
 		return r.streamError(err)
 	}
-	return stream.SetDeadline(deadline)
+	return nil
+}
+
+// readFirst waits for the first output. It does not come when the worker goes
+// offline: a process that is frozen keeps its connections.
+func (r *Run) readFirst(d *dispatch) error {
+	stream := r.stream
+	if r.slot.Here != nil {
+		defer context.AfterFunc(r.slot.Here, func() { _ = stream.Reset() })()
+	}
+	first := d.deadline
+	if limit := time.Now().Add(d.FirstByte); d.FirstByte > 0 && limit.Before(first) {
+		first = limit
+	}
+	_ = stream.SetDeadline(first)
+	r.out = wire.NewOutputReader(stream, ReadSize)
+	r.out.EagerNewline = d.EagerNewline
+	buf := make([]byte, ReadSize)
+	k, err := r.read(buf)
+	switch {
+	case err == nil || errors.Is(err, io.EOF):
+		r.first, r.err = buf[:k], err
+		_ = stream.SetDeadline(d.deadline)
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded) && first.Before(d.deadline):
+		return fmt.Errorf("%w: no output within %s: %w", ErrStream, d.FirstByte, os.ErrDeadlineExceeded)
+	}
+	return err
 }
 
 // Read gives out the agent's output, exactly as the agent wrote it. It ends with
@@ -211,7 +295,10 @@ func (r *Run) streamError(err error) error {
 		return context.Cause(r.ctx)
 	}
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
-		return fmt.Errorf("%w: the task took longer than %s: %w", ErrStream, TaskTimeout, os.ErrDeadlineExceeded)
+		return fmt.Errorf("%w: the task took longer than %s: %w", ErrStream, r.timeout, os.ErrDeadlineExceeded)
+	}
+	if r.slot.Here != nil && r.slot.Here.Err() != nil {
+		return fmt.Errorf("%w: the worker went offline: %w", ErrStream, err)
 	}
 	return fmt.Errorf("%w: %w", ErrStream, err)
 }
@@ -223,19 +310,23 @@ func (r *Run) HasFiles() bool { return errors.Is(r.err, io.EOF) && r.out.Files()
 // called more than once.
 func (r *Run) Close() error {
 	r.once.Do(func() {
-		r.hangUp()
+		err := r.err
+		if errors.Is(err, io.EOF) || err == nil { // or the caller has enough
+			err = r.ctx.Err()
+		}
+		r.hangUp(r.outcome(err))
 		r.node.tasks.end(r.task)
 	})
 	return nil
 }
 
-// abandon ends an attempt whose task goes on elsewhere.
-func (r *Run) abandon() {
-	r.once.Do(r.hangUp)
+// abandon ends an attempt that failed; the task may go on elsewhere.
+func (r *Run) abandon(err error) {
+	r.once.Do(func() { r.hangUp(r.outcome(err)) })
 }
 
 // hangUp gives back what the attempt holds.
-func (r *Run) hangUp() {
+func (r *Run) hangUp(o router.Outcome) {
 	if r.stop != nil {
 		r.stop()
 	}
@@ -246,5 +337,24 @@ func (r *Run) hangUp() {
 			_ = r.stream.Reset()
 		}
 	}
-	r.slot.Release()
+	r.slot.Release(o)
+}
+
+// outcome says what the end of an attempt tells of its worker. A client that went
+// away is not the worker's fault, whatever broke with it.
+func (r *Run) outcome(err error) router.Outcome {
+	switch {
+	case errors.Is(r.err, io.EOF), err == nil:
+		return router.Succeeded
+	case r.ctx.Err() != nil:
+		return router.Unjudged
+	case errors.Is(err, wire.ErrCapacity):
+		return router.Refused
+	case errors.Is(err, wire.ErrAgentFailed), errors.Is(err, wire.ErrRefused):
+		return router.AgentFailed
+	case errors.Is(err, os.ErrDeadlineExceeded) && r.first != nil: // it worked, if for too long
+		return router.AgentFailed
+	default:
+		return router.Failed
+	}
 }

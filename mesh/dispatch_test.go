@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	ma "github.com/multiformats/go-multiaddr"
@@ -28,6 +30,13 @@ func say(text string) func(network.Stream, wire.TaskRequest) {
 		_, _ = io.WriteString(s, text)
 		_ = s.Close()
 	}
+}
+
+// silence says nothing until the test ends. It tells when it has begun.
+func silence(t *testing.T) (serve func(network.Stream, wire.TaskRequest), begun *gate) {
+	begun, end := newGate(), newGate()
+	t.Cleanup(end.open)
+	return func(network.Stream, wire.TaskRequest) { begun.open(); end.wait() }, begun
 }
 
 func call(model string) Call {
@@ -57,13 +66,14 @@ func TestDispatch(t *testing.T) {
 	c := call("m")
 	c.TaskID, c.Prompt = "my-task", "a <b>\x00 ü"
 	out, served, err := ask(t, a, c)
+	served.Queued = 0
 	if out != "one\ntwo\r\nthree" || err != nil {
 		t.Errorf("got %q, %v", out, err)
 	}
 	if got.Data != c.Prompt || got.TaskID != c.TaskID {
 		t.Errorf("the worker got %+v", got)
 	}
-	if want := (Served{Peer: w.PeerID, Agent: "a", Model: "m", TaskID: "my-task", Attempts: 1}); served != want {
+	if want := (Served{Peer: w.PeerID, Agent: "a", Model: "m", Tier: router.TierModel, TaskID: "my-task", Attempts: 1}); served != want {
 		t.Errorf("served by %+v, want %+v", served, want)
 	}
 }
@@ -119,14 +129,179 @@ func TestFailover(t *testing.T) {
 		t.Errorf("got %q by %+v, %v", out, served, err)
 	}
 	c := call("")
-	c.Target.Peer = bad.PeerID // pinned: nobody else
-	if _, _, err := ask(t, a, c); !errors.Is(err, wire.ErrCapacity) {
+	c.Target.Peer = bad.PeerID // pinned: nobody else, and it has just said that it is full
+	if _, _, err := ask(t, a, c); !errors.Is(err, router.ErrBusy) {
 		t.Errorf("pinned: got %v", err)
 	}
-	c = call("m")
+}
+
+// TestBounce wants workers that say that they are full to be passed by, and not
+// for ever.
+func TestBounce(t *testing.T) {
+	a := newTestApp(t, nil)
+	var refusals atomic.Int32
+	for range maxBounces + 2 {
+		newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+			refusals.Add(1)
+			say(wire.RefuseTasks(1, 1)+"\n")(s, req)
+		})
+	}
+	c := call("m")
 	c.Retries = 0
 	if _, _, err := ask(t, a, c); !errors.Is(err, wire.ErrCapacity) {
-		t.Errorf("no retries: got %v", err)
+		t.Errorf("got %v, want ErrCapacity", err)
+	}
+	if n := refusals.Load(); n != maxBounces+1 {
+		t.Errorf("%d workers were tried, want %d", n, maxBounces+1)
+	}
+	if _, _, err := ask(t, a, c); !errors.Is(err, wire.ErrCapacity) {
+		t.Errorf("the last one: got %v, want ErrCapacity", err)
+	}
+	if _, _, err := ask(t, a, c); !errors.Is(err, router.ErrBusy) {
+		t.Errorf("none is left: got %v, want ErrBusy", err)
+	}
+}
+
+// TestRetries wants no more workers to be tried than the call allows.
+func TestRetries(t *testing.T) {
+	a := newTestApp(t, nil)
+	var tries atomic.Int32
+	for range 4 {
+		newWorker(t, a, func(s network.Stream, _ wire.TaskRequest) {
+			tries.Add(1)
+			_ = s.Reset()
+		})
+	}
+	for retries := range 2 {
+		tries.Store(0)
+		c := call("m")
+		c.Retries = retries
+		if _, _, err := ask(t, a, c); !errors.Is(err, ErrStream) || int(tries.Load()) != retries+1 {
+			t.Errorf("%d retries: %d tries, %v", retries, tries.Load(), err)
+		}
+	}
+}
+
+// TestFirstByte wants a worker that says nothing to be given up for another.
+func TestFirstByte(t *testing.T) {
+	a := newTestApp(t, nil)
+	silent, _ := silence(t)
+	newWorker(t, a, silent)
+	c := call("m")
+	c.FirstByte = 200 * time.Millisecond
+	if _, _, err := ask(t, a, c); !errors.Is(err, os.ErrDeadlineExceeded) || !errors.Is(err, ErrStream) {
+		t.Errorf("alone: got %v", err)
+	}
+	newWorker(t, a, say("ok"+noFiles))
+	if out, _, err := ask(t, a, c); out != "ok" || err != nil {
+		t.Errorf("got %q, %v", out, err)
+	}
+}
+
+// TestOffline wants a task to leave a worker that goes silent before its first
+// byte, as a frozen process does.
+func TestOffline(t *testing.T) {
+	a := newTestApp(t, nil)
+	serve, running := silence(t)
+	silent := newWorker(t, a, serve)
+	done := make(chan error, 1)
+	l := lease(t, a)
+	go func() {
+		_, err := l.Dispatch(context.Background(), call("m"))
+		done <- err
+	}()
+	running.wait()
+	a.node.Load().directory.offline(silent.PeerID)
+	if err := <-done; !errors.Is(err, ErrStream) || !strings.Contains(err.Error(), "offline") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestDrip wants the time limit of a task to hold for a worker that always says a
+// little more.
+func TestDrip(t *testing.T) {
+	a := newTestApp(t, nil)
+	stopped := newGate()
+	newWorker(t, a, func(s network.Stream, _ wire.TaskRequest) {
+		defer stopped.open()
+		for {
+			if _, err := s.Write([]byte(".")); err != nil {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	c := call("m")
+	c.Timeout = 300 * time.Millisecond
+	out, _, err := ask(t, a, c)
+	if out == "" || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %q, %v", out, err)
+	}
+	stopped.wait()
+}
+
+// TestWaiting wants a call to wait for a slot as long as it may.
+func TestWaiting(t *testing.T) {
+	a := newTestApp(t, nil)
+	running, finish := newGate(), newGate()
+	w := newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+		_, _ = io.WriteString(s, "o")
+		running.open()
+		finish.wait()
+		say("k"+noFiles)(s, req)
+	})
+	c := call("m")
+	results := make(chan Served, 1)
+	for range w.MaxTasks {
+		go func() { _, _, _ = ask(t, a, c) }()
+	}
+	running.wait()
+	c.Queue = Queue{Wait: time.Minute, Size: 10, Client: "me"}
+	go func() {
+		_, served, err := ask(t, a, c)
+		if err != nil {
+			t.Error(err)
+		}
+		results <- served
+	}()
+	r := a.node.Load().directory.router
+	await.Until(t, "the call waits", func() bool { return r.Waiting() == 1 })
+	short := c
+	short.Queue.Wait = 20 * time.Millisecond
+	if _, _, err := ask(t, a, short); !errors.Is(err, router.ErrBusy) {
+		t.Errorf("got %v, want ErrBusy", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := lease(t, a).Dispatch(ctx, c); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+	finish.open()
+	if served := <-results; served.Queued < 20*time.Millisecond {
+		t.Errorf("it says that it waited for %s", served.Queued)
+	}
+}
+
+// TestUnjudged wants a client's going away not to count against the worker.
+func TestUnjudged(t *testing.T) {
+	a := newTestApp(t, nil)
+	newWorker(t, a, func(s network.Stream, _ wire.TaskRequest) { _, _ = io.WriteString(s, "o") })
+	for range 5 {
+		ctx, cancel := context.WithCancel(context.Background())
+		run, err := lease(t, a).Dispatch(ctx, call("m"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		_, _ = io.ReadAll(run)
+		_ = run.Close()
+	}
+	for range 2 { // a worker that rests would be tried by one at a time
+		s, err := a.node.Load().directory.router.Acquire(&router.Request{Model: "m"}, router.LeastLoaded{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Release(router.Unjudged)
 	}
 }
 

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package router decides which worker serves a request: the hybrid matcher
-// (peer id, then agent name, then model), the load of each worker, and the
-// choice among equals. It knows no libp2p and no HTTP.
+// (peer id, then agent name, then model), the load of each worker, the choice
+// among equals, who rests after failures and who waits for a slot. It knows no
+// libp2p and no HTTP.
 package router
 
 import (
+	"context"
 	"errors"
-	"iter"
-	"slices"
+	"math/rand/v2"
 	"strings"
 	"sync"
+	"time"
 )
 
-// Errors of [Router.Acquire].
+// Errors of [Router.Acquire] and [Router.Wait].
 var (
 	// ErrNoMatch says that no worker has that peer id, agent name or model.
 	ErrNoMatch = errors.New("no worker matches")
@@ -54,42 +56,68 @@ type Request struct {
 	Peer string
 	// PromptSize is the size of the prompt in bytes.
 	PromptSize int
-	// Exclude lists peers that were tried already.
+	// Exclude lists peers that must not serve the request.
 	Exclude []string
+	// Affinity is the same for requests that one worker should serve, such as
+	// those of a conversation; empty for none. See [Sticky].
+	Affinity string
+	// May, when set, says whether the client may use a worker. To the client
+	// there are no others.
+	May func(peer, agent, model string) bool
 }
 
-// Candidate is a worker with a free slot, as a [Selector] sees it.
-type Candidate struct {
-	Worker
-	// Load is the number of tasks that the worker is believed to run: what it
-	// reported, and what was sent to it since, less what ended since.
-	Load int
-}
+// Tier says by which of its names a worker was found.
+type Tier int
 
-// Selector chooses one of several candidates. It is called with at least one,
-// sorted by peer id, and returns the index of its choice. It is called under
-// the router's lock and must not block.
-type Selector interface {
-	Select(candidates []Candidate) int
-}
+// The tiers, in the order in which they are tried.
+const (
+	TierPeer Tier = iota
+	TierAgent
+	TierModel
+	tiers
+)
+
+// String implements fmt.Stringer.
+func (t Tier) String() string { return [...]string{"peer", "agent", "model"}[t] }
 
 // Router holds the workers that are online. The zero value is not usable; see [New].
 type Router struct {
+	now func() time.Time
+
 	mu      sync.Mutex
 	workers map[string]*worker // by peer id
+	names   map[string]*name   // by folded name
+	resting []*worker          // those whose until lies ahead, or did lately
+	picks   uint64             // counts the choices
+	choices Choices            // of the choice under way; here so that it needs no allocation
+	queue   queue
 }
 
-// worker is a Worker with the slots that this process holds on it.
+// name is the workers of one agent name and of one model engine.
+type name struct{ agents, models group }
+
+// worker is a Worker with what this process knows of it.
 type worker struct {
 	Worker
 	online   bool
 	inflight int // slots held now
 	baseline int // slots held when Tasks was reported
+
+	hash   uint64 // of the peer id
+	tie    uint32 // the order of equals: random, so that gateways differ
+	picked uint64 // when it was chosen last
+	health health
+
+	keys  [tiers]string // where it is in names
+	place [tiers]place
+	self  group // the worker alone
+	gone  context.CancelFunc
+	here  context.Context // ends when the worker goes offline
 }
 
 // New returns an empty router.
 func New() *Router {
-	return &Router{workers: make(map[string]*worker)}
+	return &Router{now: time.Now, workers: make(map[string]*worker), names: make(map[string]*name)}
 }
 
 // Update adds a worker, or replaces what is known of it.
@@ -98,25 +126,78 @@ func (r *Router) Update(w Worker) {
 	defer r.mu.Unlock()
 	e, ok := r.workers[w.Peer]
 	if !ok {
-		e = new(worker)
+		e = &worker{hash: hashText(w.Peer), tie: rand.Uint32()}
 		r.workers[w.Peer] = e
 	}
-	e.Worker, e.online, e.baseline = w, true, e.inflight
+	if e.online && (e.Agent != w.Agent || e.Model != w.Model) {
+		r.unlist(e)
+		e.online = false
+	}
+	e.Worker, e.baseline, e.health.full = w, e.inflight, false
+	if e.online {
+		e.moved()
+	} else {
+		r.list(e)
+	}
+	r.serveQueue()
 }
 
 // Remove takes a worker out of the choice. Slots held on it stay valid.
 func (r *Router) Remove(peer string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e, ok := r.workers[peer]; ok {
+	if e, ok := r.workers[peer]; ok && e.online {
+		r.unlist(e)
 		e.online = false
+		e.gone()
 		r.drop(e)
 	}
 }
 
-// drop forgets a worker that is offline and on which nothing is held.
+// list makes a worker one to choose from.
+func (r *Router) list(e *worker) {
+	e.online = true
+	if e.here == nil || e.here.Err() != nil {
+		e.here, e.gone = context.WithCancel(context.Background())
+	}
+	e.keys[TierAgent], e.keys[TierModel] = fold(e.Agent), fold(e.Model)
+	e.self.add(e, TierPeer)
+	if key := e.keys[TierAgent]; key != "" {
+		r.name(key).agents.add(e, TierAgent)
+	}
+	if key := e.keys[TierModel]; key != "" {
+		r.name(key).models.add(e, TierModel)
+	}
+}
+
+// name returns the groups of a folded name, which it makes.
+func (r *Router) name(key string) *name {
+	n, ok := r.names[key]
+	if !ok {
+		n = new(name)
+		r.names[key] = n
+	}
+	return n
+}
+
+// unlist takes a worker out of its groups.
+func (r *Router) unlist(e *worker) {
+	for t := range e.place {
+		if g := e.place[t].group; g != nil {
+			g.remove(e, Tier(t))
+		}
+	}
+	for _, key := range e.keys {
+		if n, ok := r.names[key]; ok && len(n.agents)+len(n.models) == 0 {
+			delete(r.names, key)
+		}
+	}
+}
+
+// drop forgets a worker that is offline, on which nothing is held, and which
+// would not come back rested.
 func (r *Router) drop(e *worker) {
-	if !e.online && e.inflight == 0 {
+	if !e.online && e.inflight == 0 && !e.health.resting {
 		delete(r.workers, e.Peer)
 	}
 }
@@ -132,106 +213,113 @@ func (e *worker) load() int {
 type Slot struct {
 	// Worker is the chosen worker, as it was known when the slot was taken.
 	Worker Worker
+	// Tier says by which name it was found.
+	Tier Tier
+	// Here ends when the worker goes offline.
+	Here context.Context
 
 	router *Router
-	once   sync.Once
+	held   *worker
 }
 
-// Release gives the slot back. It may be called more than once.
-func (s *Slot) Release() {
-	s.once.Do(func() {
-		s.router.mu.Lock()
-		defer s.router.mu.Unlock()
-		if e, ok := s.router.workers[s.Worker.Peer]; ok {
-			e.inflight--
-			s.router.drop(e)
-		}
-	})
+// Release gives the slot back and says how the task went. It may be called more
+// than once, but not by two at a time; the first call counts.
+func (s *Slot) Release(o Outcome) {
+	e := s.held
+	if e == nil {
+		return
+	}
+	s.held = nil
+	r := s.router
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e.inflight--
+	r.judge(e, o)
+	if e.online {
+		e.moved()
+	}
+	r.drop(e)
+	r.serveQueue()
 }
 
 // Acquire matches the request, lets sel choose among the workers of the tier
 // that have a free slot, and takes a slot on the chosen one, all in one step:
 // a burst of requests spreads. It returns one of this package's errors when
 // there is no such worker.
-func (r *Router) Acquire(req Request, sel Selector) (*Slot, error) {
+func (r *Router) Acquire(req *Request, sel Selector) (Slot, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	tier := Match(r.online, req, func(e *worker) (string, string, string) { return e.Peer, e.Agent, e.Model })
-	if len(tier) == 0 {
-		return nil, ErrNoMatch
-	}
-	candidates, err := eligible(tier, req)
-	if err != nil {
-		return nil, err
-	}
-	chosen := candidates[sel.Select(candidates)].Worker
-	r.workers[chosen.Peer].inflight++
-	return &Slot{Worker: chosen, router: r}, nil
+	return r.acquire(req, sel)
 }
 
-// Match returns those of the workers to whom a request may go, the first tier
-// that has any: the peer id exactly, then the agent's name, then the model engine,
-// both in any case. names tells them apart.
-func Match[T any](workers iter.Seq[T], req Request, names func(T) (peer, agent, model string)) []T {
-	name := req.Peer
-	if name == "" {
-		name = strings.TrimSpace(req.Model)
+// acquire is Acquire under the mutex.
+func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
+	r.wake()
+	g, tier := r.match(req)
+	if len(g) == 0 {
+		return Slot{}, ErrNoMatch
 	}
-	if name == "" {
-		return nil
+	c := &r.choices
+	*c = Choices{workers: g, req: req}
+	defer func() { *c = Choices{} }() // it must not keep the request alive
+	i := c.choose(sel)
+	if i < 0 && c.allRest() {
+		c.last = true
+		i = c.choose(sel)
 	}
-	var agents, models []T
-	for w := range workers {
-		peer, agent, model := names(w)
-		switch {
-		case peer == name:
-			return []T{w}
-		case req.Peer != "":
-		case strings.EqualFold(agent, name):
-			agents = append(agents, w)
-		case strings.EqualFold(model, name):
-			models = append(models, w)
-		}
+	if i < 0 {
+		return Slot{}, c.reason()
 	}
-	if len(agents) > 0 {
-		return agents
-	}
-	return models
+	e := g[i]
+	e.inflight++
+	r.picks++
+	e.picked = r.picks
+	e.moved()
+	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e}, nil
 }
 
-// online yields the workers that are online.
-func (r *Router) online(yield func(*worker) bool) {
-	for _, e := range r.workers {
-		if e.online && !yield(e) {
-			return
-		}
+// match returns the workers of the first tier that has any for this client.
+func (r *Router) match(req *Request) (group, Tier) {
+	asked := req.Peer
+	if asked == "" {
+		asked = strings.TrimSpace(req.Model)
 	}
+	if e, ok := r.workers[asked]; ok && e.online && req.may(e) {
+		return e.self, TierPeer
+	}
+	if req.Peer != "" || asked == "" {
+		return nil, TierPeer
+	}
+	var buf [64]byte
+	n, ok := r.names[string(appendFold(buf[:0], asked))]
+	switch {
+	case !ok:
+		return nil, TierModel
+	case n.agents.any(req):
+		return n.agents, TierAgent
+	case n.models.any(req):
+		return n.models, TierModel
+	}
+	return nil, TierModel
 }
 
-// eligible returns the workers of a tier that can take the request now, sorted
-// by peer id, or the reason why there is none.
-func eligible(tier []*worker, req Request) ([]Candidate, error) {
-	var out []Candidate
-	reason := ErrPromptTooLong
-	for _, e := range tier {
-		if req.PromptSize > e.MaxPrompt {
-			continue
-		}
-		if slices.Contains(req.Exclude, e.Peer) {
-			if reason == ErrPromptTooLong {
-				reason = ErrExcluded
-			}
-			continue
-		}
-		if e.Busy || e.load() >= e.MaxTasks {
-			reason = ErrBusy
-			continue
-		}
-		out = append(out, Candidate{Worker: e.Worker, Load: e.load()})
+// may reports whether the client may use a worker.
+func (q *Request) may(e *worker) bool {
+	return q.May == nil || q.May(e.Peer, e.Agent, e.Model)
+}
+
+// hashText is a hash that is the same in every process.
+func hashText(s string) uint64 {
+	h := uint64(14695981039346656037) // FNV-1a
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * 1099511628211
 	}
-	if len(out) == 0 {
-		return nil, reason
-	}
-	slices.SortFunc(out, func(a, b Candidate) int { return strings.Compare(a.Peer, b.Peer) })
-	return out, nil
+	return mix(h)
+}
+
+// mix spreads the bits of a hash over all of it (the finalizer of MurmurHash3).
+func mix(h uint64) uint64 {
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
 }

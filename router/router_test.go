@@ -12,7 +12,15 @@ import (
 // first chooses the first candidate: the one with the lowest peer id.
 type first struct{}
 
-func (first) Select([]Candidate) int { return 0 }
+func (first) Select(c *Choices) int {
+	best := -1
+	for i := range c.Len() {
+		if c.Free(i) && (best < 0 || c.Worker(i).Peer < c.Worker(best).Peer) {
+			best = i
+		}
+	}
+	return best
+}
 
 func newRouter(workers ...Worker) *Router {
 	r := New()
@@ -58,7 +66,7 @@ func TestMatch(t *testing.T) {
 		{req: Request{Model: "mistral", Exclude: []string{"p2"}}, want: "p3"},
 		{req: Request{Model: "mistral", Exclude: []string{"p2", "p3"}}, err: ErrExcluded},
 	} {
-		slot, err := r.Acquire(c.req, first{})
+		slot, err := r.Acquire(&c.req, first{})
 		if !errors.Is(err, c.err) {
 			t.Errorf("%+v: error %v, want %v", c.req, err, c.err)
 			continue
@@ -67,7 +75,7 @@ func TestMatch(t *testing.T) {
 			if slot.Worker.Peer != c.want {
 				t.Errorf("%+v: got %s, want %s", c.req, slot.Worker.Peer, c.want)
 			}
-			slot.Release()
+			slot.Release(Succeeded)
 		}
 	}
 }
@@ -79,11 +87,11 @@ func TestPromptLimits(t *testing.T) {
 		Worker{Peer: "a", Model: "m", MaxPrompt: 10},
 		Worker{Peer: "b", Model: "m", MaxPrompt: 1000, MaxTasks: 1},
 	)
-	slot, err := r.Acquire(Request{Model: "m", PromptSize: 11}, first{})
+	slot, err := r.Acquire(&Request{Model: "m", PromptSize: 11}, first{})
 	if err != nil || slot.Worker.Peer != "b" {
 		t.Fatalf("got %+v, %v", slot, err)
 	}
-	if _, err := r.Acquire(Request{Model: "m", PromptSize: 11}, first{}); !errors.Is(err, ErrBusy) {
+	if _, err := r.Acquire(&Request{Model: "m", PromptSize: 11}, first{}); !errors.Is(err, ErrBusy) {
 		t.Errorf("got %v, want ErrBusy", err)
 	}
 }
@@ -92,9 +100,9 @@ func TestPromptLimits(t *testing.T) {
 func TestLoad(t *testing.T) {
 	w := Worker{Peer: "p", Model: "m", MaxTasks: 3, MaxPrompt: 1}
 	r := newRouter(w)
-	acquire := func() *Slot {
+	acquire := func() Slot {
 		t.Helper()
-		s, err := r.Acquire(Request{Model: "m"}, first{})
+		s, err := r.Acquire(&Request{Model: "m"}, first{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +110,7 @@ func TestLoad(t *testing.T) {
 	}
 	full := func() {
 		t.Helper()
-		if _, err := r.Acquire(Request{Model: "m"}, first{}); !errors.Is(err, ErrBusy) {
+		if _, err := r.Acquire(&Request{Model: "m"}, first{}); !errors.Is(err, ErrBusy) {
 			t.Fatalf("got %v, want ErrBusy", err)
 		}
 	}
@@ -113,38 +121,38 @@ func TestLoad(t *testing.T) {
 	w.Tasks = 3 // the report that knows of the burst
 	r.Update(w)
 	full()
-	a.Release()
-	a.Release() // once is enough
+	a.Release(Succeeded)
+	a.Release(Succeeded) // once is enough
 	d := acquire()
 	full()
-	b.Release()
-	c.Release()
-	d.Release()
+	b.Release(Succeeded)
+	c.Release(Succeeded)
+	d.Release(Succeeded)
 	w.Tasks = 2 // somebody else's
 	r.Update(w)
 	e := acquire()
 	full()
-	e.Release()
+	e.Release(Succeeded)
 }
 
 // TestRemove wants the slots of a worker that comes and goes to be counted.
 func TestRemove(t *testing.T) {
 	w := Worker{Peer: "p", Model: "m", MaxTasks: 1, MaxPrompt: 1}
 	r := newRouter(w)
-	s, _ := r.Acquire(Request{Model: "m"}, first{})
+	s, _ := r.Acquire(&Request{Model: "m"}, first{})
 	r.Remove("p")
-	if _, err := r.Acquire(Request{Model: "m"}, first{}); !errors.Is(err, ErrNoMatch) {
+	if _, err := r.Acquire(&Request{Model: "m"}, first{}); !errors.Is(err, ErrNoMatch) {
 		t.Errorf("removed: got %v, want ErrNoMatch", err)
 	}
 	r.Update(w)
-	if _, err := r.Acquire(Request{Model: "m"}, first{}); !errors.Is(err, ErrBusy) {
+	if _, err := r.Acquire(&Request{Model: "m"}, first{}); !errors.Is(err, ErrBusy) {
 		t.Errorf("back, with its task running: got %v, want ErrBusy", err)
 	}
 	r.Remove("p")
-	s.Release()
+	s.Release(Succeeded)
 	r.Remove("p")
 	r.Remove("unknown")
-	if len(r.workers) != 0 {
+	if len(r.workers)+len(r.names) != 0 {
 		t.Errorf("%d workers are still known", len(r.workers))
 	}
 }
@@ -161,7 +169,7 @@ func TestBurst(t *testing.T) {
 	got := make(chan string, workers*slots)
 	for range workers * slots {
 		wg.Go(func() {
-			s, err := r.Acquire(Request{Model: "m"}, LeastLoaded{})
+			s, err := r.Acquire(&Request{Model: "m"}, LeastLoaded{})
 			if err != nil {
 				t.Error(err)
 				return
@@ -179,55 +187,5 @@ func TestBurst(t *testing.T) {
 		if n != slots {
 			t.Errorf("%s got %d tasks, want %d", p, n, slots)
 		}
-	}
-}
-
-func TestLeastLoaded(t *testing.T) {
-	candidate := func(load, slots int, cpu float64) Candidate {
-		return Candidate{Worker: Worker{MaxTasks: slots, CPU: cpu}, Load: load}
-	}
-	for name, c := range map[string]struct {
-		in   []Candidate
-		want int
-	}{
-		"one":               {[]Candidate{candidate(3, 4, 99)}, 0},
-		"share, not number": {[]Candidate{candidate(1, 2, 0), candidate(3, 8, 90)}, 1},
-		"CPU breaks ties":   {[]Candidate{candidate(1, 4, 50), candidate(2, 8, 20), candidate(1, 4, 30)}, 1},
-	} {
-		for range 20 {
-			if got := (LeastLoaded{}).Select(c.in); got != c.want {
-				t.Errorf("%s: got %d, want %d", name, got, c.want)
-			}
-		}
-	}
-	// equals share the work
-	equal := []Candidate{candidate(0, 4, 1), candidate(0, 4, 1), candidate(0, 4, 1)}
-	seen := make(map[int]int)
-	for range 3000 {
-		seen[(LeastLoaded{}).Select(equal)]++
-	}
-	for i := range equal {
-		if seen[i] < 700 {
-			t.Errorf("candidate %d was chosen %d times of 3000", i, seen[i])
-		}
-	}
-}
-
-func BenchmarkAcquire(b *testing.B) {
-	for _, n := range []int{100, 10_000} {
-		b.Run(strconv.Itoa(n), func(b *testing.B) {
-			r := New()
-			for i := range n {
-				r.Update(Worker{Peer: "p" + strconv.Itoa(i), Agent: "a" + strconv.Itoa(i%100), Model: "m" + strconv.Itoa(i%50), MaxTasks: 1000, MaxPrompt: 1})
-			}
-			b.ReportAllocs()
-			for b.Loop() {
-				s, err := r.Acquire(Request{Model: "m7"}, LeastLoaded{})
-				if err != nil {
-					b.Fatal(err)
-				}
-				s.Release()
-			}
-		})
 	}
 }

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"math/rand/v2"
+	"slices"
+)
+
+// Selector chooses one of the workers that match a request. It is called under
+// the router's lock and must not block or keep the choices.
+type Selector interface {
+	// Select returns the index of a worker that is [Choices.Free], or -1 when
+	// there is none.
+	Select(c *Choices) int
+}
+
+// Choices are the workers of the tier that a request matches. Their order has no
+// meaning.
+type Choices struct {
+	workers group
+	req     *Request
+	last    bool // none but workers that rest are left
+}
+
+// Len returns the number of workers.
+func (c *Choices) Len() int { return len(c.workers) }
+
+// Worker returns the i-th worker. It must not be changed.
+func (c *Choices) Worker(i int) *Worker { return &c.workers[i].Worker }
+
+// Load is the number of tasks that the worker is believed to run: what it
+// reported, and what was sent to it since, less what ended since.
+func (c *Choices) Load(i int) int { return c.workers[i].load() }
+
+// Share is the load as a share of the worker's slots.
+func (c *Choices) Share(i int) float64 {
+	return float64(c.workers[i].load()) / float64(c.workers[i].MaxTasks)
+}
+
+// Less reports whether worker i is to be preferred to worker j by load, then CPU.
+func (c *Choices) Less(i, j int) bool { return less(c.workers[i], c.workers[j]) }
+
+// Picked tells, by comparison, which of two workers was chosen later.
+func (c *Choices) Picked(i int) uint64 { return c.workers[i].picked }
+
+// Affinity is the affinity of the request; see [Request.Affinity].
+func (c *Choices) Affinity() string { return c.req.Affinity }
+
+// Free reports whether the request may go to the worker now. A worker that rests
+// after failures may be tried when there is no other, by one request at a time.
+func (c *Choices) Free(i int) bool {
+	e := c.workers[i]
+	switch e.state() {
+	case full:
+		return false
+	case resting:
+		if c.req.Peer == "" && (!c.last || e.inflight > 0) {
+			return false
+		}
+	}
+	return c.fits(e) && !slices.Contains(c.req.Exclude, e.Peer)
+}
+
+// fits reports whether the worker would take the request if it had a slot.
+func (c *Choices) fits(e *worker) bool {
+	return c.req.PromptSize <= e.MaxPrompt && c.req.may(e)
+}
+
+// Least returns the free worker with the smallest share of its slots in use,
+// among those the one with the lowest CPU use; -1 when none is free.
+func (c *Choices) Least() int {
+	if c.Free(0) { // the best of all
+		return 0
+	}
+	if !c.last && c.req.Peer == "" && c.workers[0].state() != free {
+		return -1
+	}
+	best := -1
+	for i := range c.workers {
+		if c.Free(i) && (best < 0 || c.Less(i, best)) {
+			best = i
+		}
+	}
+	return best
+}
+
+// choose asks the selector, and does not trust its answer.
+func (c *Choices) choose(sel Selector) int {
+	i := sel.Select(c)
+	if i < 0 || i >= len(c.workers) || !c.Free(i) {
+		return c.Least()
+	}
+	return i
+}
+
+// allRest reports whether all of the workers that could serve the request rest.
+func (c *Choices) allRest() bool {
+	found := false
+	for _, e := range c.workers {
+		if !c.fits(e) || slices.Contains(c.req.Exclude, e.Peer) {
+			continue
+		}
+		if !e.health.resting {
+			return false
+		}
+		found = true
+	}
+	return found
+}
+
+// reason says why no worker is free.
+func (c *Choices) reason() error {
+	err := ErrPromptTooLong
+	for _, e := range c.workers {
+		switch {
+		case !c.fits(e):
+		case !slices.Contains(c.req.Exclude, e.Peer):
+			return ErrBusy
+		default:
+			err = ErrExcluded
+		}
+	}
+	return err
+}
+
+// LeastLoaded chooses the worker with the smallest share of its slots in use;
+// among those the one with the lowest CPU use, and among those any.
+type LeastLoaded struct{}
+
+// Select implements [Selector].
+func (LeastLoaded) Select(c *Choices) int { return c.Least() }
+
+// PowerOfTwo chooses the less loaded of two workers that it takes at random:
+// many gateways that share a mesh and know little of each other do not all
+// choose the same worker.
+type PowerOfTwo struct{}
+
+// Select implements [Selector].
+func (PowerOfTwo) Select(c *Choices) int {
+	i, j := rand.IntN(c.Len()), rand.IntN(c.Len())
+	switch {
+	case c.Free(i) && (!c.Free(j) || c.Less(i, j)):
+		return i
+	case c.Free(j):
+		return j
+	}
+	return c.Least()
+}
+
+// RoundRobin chooses the worker that was not chosen for the longest time.
+type RoundRobin struct{}
+
+// Select implements [Selector].
+func (RoundRobin) Select(c *Choices) int {
+	best := -1
+	for i := range c.Len() {
+		if c.Free(i) && (best < 0 || c.Picked(i) < c.Picked(best)) {
+			best = i
+		}
+	}
+	return best
+}
+
+// Sticky sends requests of one affinity to one worker, as long as it has a slot
+// and is not much busier than the least loaded. When workers come and go, only
+// those affinities move whose worker went, or for whom the new one is best.
+// Requests without an affinity go to the least loaded.
+type Sticky struct{}
+
+// stickyShare is how much more of its slots than the least loaded worker one may
+// have in use and still be chosen for its affinity.
+const stickyShare = 0.5
+
+// Select implements [Selector].
+func (Sticky) Select(c *Choices) int {
+	least := c.Least()
+	if least < 0 || c.Affinity() == "" {
+		return least
+	}
+	limit := c.Share(least) + stickyShare
+	best, bestRank := least, uint64(0)
+	affinity := hashText(c.Affinity())
+	for i := range c.Len() {
+		if !c.Free(i) || c.Share(i) > limit {
+			continue
+		}
+		if rank := mix(affinity ^ c.workers[i].hash); rank >= bestRank {
+			best, bestRank = i, rank
+		}
+	}
+	return best
+}
+
+// Interface guards
+var (
+	_ Selector = LeastLoaded{}
+	_ Selector = PowerOfTwo{}
+	_ Selector = RoundRobin{}
+	_ Selector = Sticky{}
+)
