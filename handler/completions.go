@@ -4,6 +4,7 @@ package handler
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -28,12 +29,15 @@ var held atomic.Int64
 
 // completion is a request of one of OpenAI's two kinds.
 type completion struct {
-	kind   openai.Kind
-	model  string
-	prompt string
-	param  string // the field that the prompt came in
-	stream bool
-	usage  bool // asked for at the end of a stream
+	kind     openai.Kind
+	model    string
+	prompt   string
+	param    string // the field that the prompt came in
+	affinity string
+	choices  int
+	limits   openai.Limits
+	stream   bool
+	usage    bool // asked for at the end of a stream
 }
 
 // chat serves POST /v1/chat/completions.
@@ -47,8 +51,8 @@ func (x *exchange) chat() error {
 		return err
 	}
 	return x.complete(completion{
-		kind: openai.KindChat, model: req.Model, prompt: req.Prompt(), param: "messages",
-		stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
+		kind: openai.KindChat, model: req.Model, prompt: req.Prompt(), param: "messages", affinity: req.Affinity(),
+		choices: req.N, limits: req.Limits, stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
 	})
 }
 
@@ -63,91 +67,158 @@ func (x *exchange) completions() error {
 		return err
 	}
 	return x.complete(completion{
-		kind: openai.KindText, model: req.Model, prompt: string(req.Prompt), param: "prompt",
-		stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
+		kind: openai.KindText, model: req.Model, prompt: string(req.Prompt), param: "prompt", affinity: req.Affinity(),
+		choices: req.N, limits: req.Limits, stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
 	})
 }
 
-// complete runs the task and answers with its output.
+// complete runs the tasks and answers with their output.
 func (x *exchange) complete(c completion) error {
-	task, err := x.dispatch(mesh.Call{Target: router.Request{Model: c.model}, Prompt: c.prompt}, c.param)
+	reply := openai.NewReply(c.kind, c.model)
+	if c.stream {
+		return x.streamReply(c, reply)
+	}
+	return x.wholeReply(c, reply)
+}
+
+// call is the task of one choice.
+func (c *completion) call() mesh.Call {
+	return mesh.Call{Target: router.Request{Model: c.model, Affinity: c.affinity}, Prompt: c.prompt}
+}
+
+// promptTokens estimates the size of the prompt.
+func (c *completion) promptTokens() int { return openai.CountTokens(c.prompt) }
+
+// wholeReply answers when the agents have ended well.
+func (x *exchange) wholeReply(c completion, reply openai.Reply) error {
+	answers := make([]heldAnswer, c.choices)
+	defer func() {
+		for i := range answers {
+			answers[i].release()
+		}
+	}()
+	err := x.runChoices(c, func(_ context.Context, i int, task run) error {
+		return answers[i].read(task, c.limits)
+	})
+	if s := answers[0].served; s.Peer != "" { // also of a failure
+		x.served(s)
+	}
 	if err != nil {
 		return err
 	}
-	defer task.Close()
-	reply := openai.NewReply(c.kind, c.model)
-	reply.PeerID, reply.TaskID = task.Served().Peer, task.Served().TaskID
-	if c.stream {
-		return x.streamReply(task, reply, c)
+	choices, tokens := make([]openai.Choice, c.choices), 0
+	for i := range answers {
+		choices[i] = openai.Choice{Text: answers[i].b.String(), FinishReason: answers[i].text.FinishReason()}
+		tokens += answers[i].text.Tokens()
 	}
-	return x.wholeReply(task, reply, c)
-}
-
-// wholeReply answers when the agent has ended well.
-func (x *exchange) wholeReply(task run, reply openai.Reply, c completion) error {
-	var output answerBuffer
-	defer output.release()
-	if _, err := io.Copy(&output, task); err != nil {
-		return err
-	}
-	usage := openai.EstimateUsage(len(c.prompt), output.b.Len())
-	x.answer(http.StatusOK, reply.Whole(openai.ValidText(output.b.Bytes()), usage))
+	x.answer(http.StatusOK, reply.Whole(choices, openai.EstimateUsage(c.promptTokens(), tokens)))
 	return nil
 }
 
-// answerBuffer is an answer that is being held, within the limits.
-type answerBuffer struct {
-	b bytes.Buffer // not embedded: io.Copy would find its ReadFrom, and go around Write
+// heldAnswer is the answer of one task that is being held, within the limits.
+type heldAnswer struct {
+	b      bytes.Buffer // not embedded: io.Copy would find its ReadFrom, and go around Write
+	text   *openai.Text
+	served mesh.Served
 }
 
-// Write implements io.Writer.
-func (b *answerBuffer) Write(p []byte) (int, error) {
-	if b.b.Len()+len(p) > maxAnswer {
-		return 0, streamFailed(nil, fmt.Sprintf("the answer is over %d bytes; ask for it with \"stream\":true", maxAnswer))
+// read holds the task's output, up to where the request wants it cut.
+func (a *heldAnswer) read(task run, limits openai.Limits) error {
+	a.served = task.Served()
+	a.text = openai.NewText(limits, true)
+	buf := make([]byte, mesh.ReadSize)
+	for !a.text.Done() {
+		n, err := task.Read(buf)
+		if err := a.hold(a.text.Next(buf[:n])); err != nil {
+			return err
+		}
+		if err == io.EOF {
+			return a.hold(a.text.Rest())
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if held.Add(int64(len(p))) > maxHeld {
-		held.Add(-int64(len(p)))
-		return 0, overloaded("the gateway holds too many large answers; try again later, or with \"stream\":true")
+	return nil
+}
+
+// hold adds to the answer.
+func (a *heldAnswer) hold(text string) error {
+	if a.b.Len()+len(text) > maxAnswer {
+		return streamFailed(nil, fmt.Sprintf("the answer is over %d bytes; ask for it with \"stream\":true", maxAnswer))
 	}
-	return b.b.Write(p)
+	if held.Add(int64(len(text))) > maxHeld {
+		held.Add(-int64(len(text)))
+		return overloaded("the gateway holds too many large answers; try again later, or with \"stream\":true")
+	}
+	a.b.WriteString(text)
+	return nil
 }
 
 // release gives back what the answer holds.
-func (b *answerBuffer) release() { held.Add(-int64(b.b.Len())) }
+func (a *heldAnswer) release() { held.Add(-int64(a.b.Len())) }
 
 // streamReply answers with events as the output comes. The status is decided by
-// the first read: until then, a failure has one of its own.
-func (x *exchange) streamReply(task run, reply openai.Reply, c completion) error {
-	buf := make([]byte, mesh.ReadSize)
-	n, err := task.Read(buf)
-	if n == 0 && err != nil && err != io.EOF {
-		return err
-	}
-	out := x.begin("text/event-stream; charset=utf-8")
-	stream := openai.NewStream(out, reply, c.usage)
-	if err := stream.Start(); err != nil {
+// the first output, or by the first heartbeat: until then, a failure has one of
+// its own.
+func (x *exchange) streamReply(c completion, reply openai.Reply) error {
+	out := &eventWriter{x: x}
+	stream := openai.NewStream(out, reply, openai.StreamConfig{
+		Choices: c.choices, Limits: c.limits, IncludeUsage: c.usage, PromptTokens: c.promptTokens,
+	})
+	stop := out.keepAlive(x.h.heartbeat, stream.Ping)
+	err := x.runChoices(c, func(_ context.Context, i int, task run) error {
+		out.served(task.Served())
+		return streamChoice(stream.Choice(i), task)
+	})
+	stop()
+	switch {
+	case x.r.Context().Err() != nil:
+		if !out.begun {
+			return err
+		}
 		x.gone(err)
 		return nil
-	}
-	for {
-		if _, err := stream.Write(buf[:n]); err != nil {
-			x.gone(err)
-			return nil
-		}
-		if err != nil {
-			break
-		}
-		n, err = task.Read(buf)
-	}
-	if err == io.EOF {
-		err = stream.Finish(len(c.prompt))
-	} else {
-		err = x.broken(err, func(p *problem) error { return stream.Fail(p.openAI()) })
+	case err == nil:
+		err = stream.Finish()
+	case !out.begun:
+		return err
+	default:
+		p := problemOf(err)
+		x.logProblem(p)
+		err = stream.Fail(p.openAI())
 	}
 	if err != nil {
 		x.gone(err)
 	}
 	return nil
+}
+
+// streamChoice writes a task's output as it comes. Its first read decides the
+// status of the answer, so that nothing is written before.
+func streamChoice(choice *openai.StreamChoice, task run) error {
+	buf := make([]byte, mesh.ReadSize)
+	for started := false; ; started = true {
+		n, err := task.Read(buf)
+		if n == 0 && err != nil && err != io.EOF {
+			return err
+		}
+		if !started {
+			if err := choice.Start(task.Served().Peer, task.Served().TaskID); err != nil {
+				return err
+			}
+		}
+		switch _, limit := choice.Write(buf[:n]); {
+		case limit == openai.ErrLimit:
+			return choice.End()
+		case limit != nil:
+			return limit
+		case err == io.EOF:
+			return choice.End()
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // broken ends an answer that has begun already with an error, unless it is the

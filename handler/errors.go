@@ -13,6 +13,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -21,6 +22,14 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
+
+// codeRateLimit is the code of requests that come too often. That of failed logins
+// is another.
+const codeRateLimit = "rate_limit_exceeded"
+
+// queueRetryAfter is when a request may come again that found no place in the
+// queue, in seconds.
+const queueRetryAfter = 2
 
 // statusClientGone is what the access log says of a request whose client did not
 // wait for the answer.
@@ -108,6 +117,12 @@ func problemOf(err error) *problem {
 	case is(router.ErrBusy), is(wire.ErrCapacity):
 		return &problem{status: http.StatusServiceUnavailable, code: "mesh_overloaded", retryAfter: 1,
 			message: "every worker that matches is at capacity", cause: err}
+	case is(router.ErrQueueFull):
+		return &problem{status: http.StatusServiceUnavailable, code: "mesh_overloaded", retryAfter: queueRetryAfter,
+			message: "every worker that matches is at capacity, and too many requests wait for one already", cause: err}
+	case is(router.ErrCrowdedOut):
+		return &problem{status: http.StatusTooManyRequests, code: codeRateLimit, retryAfter: queueRetryAfter,
+			message: "too many of your requests wait for a worker; others have their turn", cause: err}
 	case is(wire.ErrRefused): // no agent ran
 		p := streamFailed(err, reason(err, wire.ErrRefused))
 		p.final = false
@@ -118,7 +133,7 @@ func problemOf(err error) *problem {
 		return streamFailed(err, "the worker's output ended early")
 	case is(mesh.ErrArtifact):
 		return streamFailed(err, "the worker announced files and did not deliver them")
-	case is(mesh.ErrUnreachable), is(router.ErrExcluded):
+	case is(mesh.ErrUnreachable):
 		return &problem{status: http.StatusBadGateway, code: "worker_unreachable", message: "no matching worker could be reached", cause: err}
 	case is(os.ErrDeadlineExceeded), is(context.DeadlineExceeded):
 		return streamFailed(err, "the worker took too long")
@@ -145,6 +160,31 @@ func reason(err, from error) string {
 	}, text)
 }
 
+// caddyProblem returns an error of another of Caddy's handlers. What it says is
+// not for strangers; the log has it.
+func caddyProblem(err error) *problem {
+	status := http.StatusInternalServerError
+	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok && e.StatusCode >= 400 {
+		status = e.StatusCode
+	}
+	code, ok := map[int]string{
+		http.StatusUnauthorized:          "unauthorized",
+		http.StatusForbidden:             "forbidden",
+		http.StatusNotFound:              "not_found",
+		http.StatusMethodNotAllowed:      "method_not_allowed",
+		http.StatusRequestEntityTooLarge: "request_too_large",
+		http.StatusTooManyRequests:       codeRateLimit,
+	}[status]
+	switch {
+	case ok:
+	case status < http.StatusInternalServerError:
+		code = openai.CodeInvalidRequest
+	default:
+		code = "internal_error"
+	}
+	return &problem{status: status, code: code, message: "the request was refused: " + strings.ToLower(http.StatusText(status)), cause: err}
+}
+
 // fail answers with an error.
 func (x *exchange) fail(err error) {
 	if x.r.Context().Err() != nil {
@@ -155,7 +195,7 @@ func (x *exchange) fail(err error) {
 	p := problemOf(err)
 	x.logProblem(p)
 	h := x.w.Header()
-	if p.status == http.StatusUnauthorized {
+	if p.status == http.StatusUnauthorized && h.Get("WWW-Authenticate") == "" {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
 	if p.retryAfter > 0 {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"go.uber.org/zap"
@@ -32,9 +33,10 @@ type exchange struct {
 	rc    *http.ResponseController
 	repl  *caddy.Replacer // nil outside of Caddy
 	id    string          // of the request
-	param string          // in the path
-	lease lease           // once the mesh is in use
-	task  mesh.Served     // once a worker serves it
+	begun time.Time
+	param string      // in the path
+	lease lease       // once the mesh is in use
+	task  mesh.Served // once a worker serves it
 }
 
 // newExchange begins an exchange.
@@ -46,6 +48,8 @@ func newExchange(h *Handler, w http.ResponseWriter, r *http.Request) *exchange {
 		rc:   http.NewResponseController(w),
 		repl: replacer(r),
 		id:   hex.EncodeToString(id[:]),
+
+		begun: time.Now(),
 	}
 	w.Header().Set("X-Request-Id", x.id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -98,7 +102,7 @@ func (x *exchange) answer(status int, body []byte) {
 	h := x.w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
-	x.w.WriteHeader(status)
+	x.writeHeader(status)
 	for len(body) > 0 { // in pieces, so that a slow client has time for each
 		n := min(len(body), 64<<10)
 		if _, err := (sender{x}).Write(body[:n]); err != nil {
@@ -108,13 +112,20 @@ func (x *exchange) answer(status int, body []byte) {
 	}
 }
 
+// writeHeader sends the status and the headers, and how long they took: clients
+// of OpenAI's look for that.
+func (x *exchange) writeHeader(status int) {
+	x.w.Header().Set("OpenAI-Processing-Ms", strconv.FormatInt(time.Since(x.begun).Milliseconds(), 10))
+	x.w.WriteHeader(status)
+}
+
 // begin starts an answer of status 200 that is sent as it comes.
 func (x *exchange) begin(contentType string) sender {
 	h := x.w.Header()
 	h.Set("Content-Type", contentType)
 	h.Set("Cache-Control", "no-cache")
 	h.Set("X-Accel-Buffering", "no") // for an nginx before us
-	x.w.WriteHeader(http.StatusOK)
+	x.writeHeader(http.StatusOK)
 	return sender{x}
 }
 
@@ -137,14 +148,23 @@ func (s sender) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// served says in headers and placeholders who serves the task.
+// served says in headers, in placeholders and in the access log who serves the
+// task. Of several tasks it is the first.
 func (x *exchange) served(s mesh.Served) {
 	x.task = s
+	queued := s.Queued.Milliseconds()
 	h := x.w.Header()
 	h.Set("X-AgentFM-Peer", s.Peer)
 	h.Set("X-AgentFM-Agent", headerText(s.Agent))
 	h.Set("X-AgentFM-Task", s.TaskID)
+	h.Set("X-AgentFM-Tier", s.Tier.String())
 	h.Set("X-AgentFM-Attempts", strconv.Itoa(s.Attempts))
+	h.Set("X-AgentFM-Queue-Ms", strconv.FormatInt(queued, 10))
+	if fields, ok := x.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		fields.Set(zap.Dict("agentfm",
+			zap.String("peer", s.Peer), zap.String("agent", s.Agent), zap.String("model", s.Model), zap.String("task", s.TaskID),
+			zap.Stringer("tier", s.Tier), zap.Int("attempts", s.Attempts), zap.Int64("queue_ms", queued)))
+	}
 	if x.repl == nil {
 		return
 	}
@@ -152,7 +172,9 @@ func (x *exchange) served(s mesh.Served) {
 	x.repl.Set("http.agentfm.agent", s.Agent)
 	x.repl.Set("http.agentfm.model", s.Model)
 	x.repl.Set("http.agentfm.task", s.TaskID)
+	x.repl.Set("http.agentfm.tier", s.Tier.String())
 	x.repl.Set("http.agentfm.attempts", s.Attempts)
+	x.repl.Set("http.agentfm.queue_ms", queued)
 }
 
 // headerText makes a stranger's text fit for a header: every byte that is not

@@ -88,7 +88,7 @@ func (x *exchange) execute() error {
 	if err != nil {
 		return err
 	}
-	task, err := x.dispatch(mesh.Call{
+	task, err := x.dispatch(x.r.Context(), mesh.Call{
 		Target:       router.Request{Peer: req.WorkerID},
 		Prompt:       req.Prompt,
 		TaskID:       req.TaskID,
@@ -98,6 +98,7 @@ func (x *exchange) execute() error {
 		return err
 	}
 	defer task.Close()
+	x.served(task.Served())
 	return x.streamOutput(task)
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
 // Workers of the tests.
@@ -149,7 +150,8 @@ func answers(sc script) func(context.Context, mesh.Call) (run, error) {
 		}
 		r := &fakeRun{script: sc, ctx: ctx}
 		r.output = slices.Clone(sc.output)
-		r.served = mesh.Served{Peer: peerA, Agent: "HR Ässistant\n", Model: "llama3.2", TaskID: id, Attempts: 2}
+		r.served = mesh.Served{Peer: peerA, Agent: "HR Ässistant\n", Model: "llama3.2", TaskID: id, Attempts: 2,
+			Tier: router.TierAgent, Queued: 7 * time.Millisecond}
 		return r, nil
 	}
 }

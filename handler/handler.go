@@ -5,15 +5,21 @@
 package handler
 
 import (
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
 func init() {
@@ -24,6 +30,9 @@ func init() {
 const (
 	defaultRetries   = 2
 	defaultBodyLimit = 32 << 20
+	defaultHeartbeat = 15 * time.Second
+	defaultQueueSize = 256
+	defaultQueueWait = 10 * time.Second
 )
 
 // Handler is a gateway to a mesh of AI agents. It serves AgentFM's API under
@@ -47,7 +56,8 @@ const (
 // fails is never a success: before its first byte of output the status says so,
 // after it the stream ends with an error. Answers of a task name who served it,
 // in headers (`X-AgentFM-Peer`, `X-AgentFM-Agent`, `X-AgentFM-Task`,
-// `X-AgentFM-Attempts`) and placeholders:
+// `X-AgentFM-Attempts`, `X-AgentFM-Tier`, `X-AgentFM-Queue-Ms`), in the access log
+// (`agentfm`) and in placeholders:
 //
 // Placeholder | Description
 // ------------|------------
@@ -56,6 +66,21 @@ const (
 // `{http.agentfm.model}` | The model engine of its agent
 // `{http.agentfm.task}` | The id of the task
 // `{http.agentfm.attempts}` | How many workers were tried
+// `{http.agentfm.tier}` | By which name the worker was found: `peer`, `agent` or `model`
+// `{http.agentfm.queue_ms}` | How long the request waited for a slot, in milliseconds
+//
+// Inside of `handle_errors` the handler answers the same paths with Caddy's error,
+// in the form of these APIs: what a rate limit or an authentication handler
+// refuses is then what clients of the APIs expect.
+//
+// ## Which worker
+//
+// `model` is a peer id, an agent's name or a model engine; the first of these
+// that any worker has decides, and the policy chooses among those workers. A
+// request may name the one worker that shall serve it in the header
+// `X-AgentFM-Worker`, and those that shall not in `X-AgentFM-Exclude`, as peer
+// ids separated by commas. A worker that breaks rests, for 1 to 30 seconds, as
+// long as there are others.
 type Handler struct {
 	// The keys that clients may present. A value may hold several, separated by
 	// commas or line ends, and may be a placeholder such as
@@ -64,9 +89,32 @@ type Handler struct {
 	// Default: no key is needed.
 	APIKeys []string `json:"api_keys,omitempty"`
 
+	// How a worker is chosen among those that match: a module of the namespace
+	// agentfm.selection_policies. Default: least_loaded.
+	PolicyRaw json.RawMessage `json:"policy,omitempty" caddy:"namespace=agentfm.selection_policies inline_key=policy"`
+
 	// How many other workers to try when one fails before the first byte of its
-	// output. Default: 2.
+	// output. Workers that turn out to be full do not count; of these four are
+	// passed by. Default: 2.
 	Retries *int `json:"retries,omitempty"`
+
+	// How requests wait when every worker that matches is full. Default: they do
+	// not, and are refused with status 503.
+	Queue *Queue `json:"queue,omitempty"`
+
+	// How long one worker may take from getting the task to its first byte of
+	// output; then another is tried. Default: no limit but that of the task.
+	FirstByteTimeout caddy.Duration `json:"first_byte_timeout,omitempty"`
+
+	// How long a task may take, all attempts together, to its last byte. At most
+	// 24 hours. Default: 10m.
+	TaskTimeout caddy.Duration `json:"task_timeout,omitempty"`
+
+	// How long a streamed answer may be silent before a comment is sent that keeps
+	// proxies and clients from giving up. Before the first output, this also fixes
+	// the status at 200: what goes wrong afterwards is an event of the stream. A
+	// negative value switches it off. Default: 15s.
+	Heartbeat caddy.Duration `json:"heartbeat,omitempty"`
 
 	// The largest body of a request, in bytes. Default: 32 MiB.
 	BodyLimit int64 `json:"body_limit,omitempty"`
@@ -78,10 +126,26 @@ type Handler struct {
 
 	gateway   gateway
 	keys      keySet
+	policy    router.Selector
 	retries   int
+	queue     Queue
+	heartbeat time.Duration
 	bodyLimit int64
 	open      bool // may serve anyone from anywhere
 	logger    *zap.Logger
+}
+
+// Queue is how requests wait for a free worker. Free slots go to the clients in
+// turn, whatever the number of their requests: a client is the user or key that
+// sends them, or else an address. When the queue is full, the client with the most
+// requests in it loses its newest, with status 429.
+type Queue struct {
+	// How many requests may wait at one time. Sites that share the mesh count
+	// together. Default: 256.
+	Size int `json:"size,omitempty"`
+
+	// How long a request may wait. Default: 10s.
+	Wait caddy.Duration `json:"wait,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -98,6 +162,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	if h.PolicyRaw != nil {
+		mod, err := ctx.LoadModule(h, "PolicyRaw")
+		if err != nil {
+			return fmt.Errorf("loading selection policy: %w", err)
+		}
+		h.policy = mod.(router.Selector)
+	}
 	return h.setUp(gw, ctx.Logger())
 }
 
@@ -108,10 +179,17 @@ func (h *Handler) setUp(gw gateway, logger *zap.Logger) error {
 	if h.Retries != nil {
 		h.retries = *h.Retries
 	}
-	h.bodyLimit = h.BodyLimit
-	if h.bodyLimit == 0 {
-		h.bodyLimit = defaultBodyLimit
+	if h.policy == nil {
+		h.policy = router.LeastLoaded{}
 	}
+	if h.Queue != nil {
+		h.queue = Queue{
+			Size: cmp.Or(h.Queue.Size, defaultQueueSize),
+			Wait: cmp.Or(h.Queue.Wait, caddy.Duration(defaultQueueWait)),
+		}
+	}
+	h.heartbeat = cmp.Or(time.Duration(h.Heartbeat), defaultHeartbeat)
+	h.bodyLimit = cmp.Or(h.BodyLimit, defaultBodyLimit)
 	h.open = h.AllowUnauthenticated || os.Getenv("AGENTFM_ALLOW_UNAUTH_PUBLIC") == "1"
 	if h.APIKeys == nil {
 		return nil
@@ -128,8 +206,15 @@ func (h *Handler) Validate() error {
 	if h.retries < 0 {
 		return errors.New("retries must not be negative")
 	}
-	if h.bodyLimit < 0 {
+	switch {
+	case h.bodyLimit < 0:
 		return errors.New("body_limit must not be negative")
+	case h.queue.Size < 0 || h.queue.Wait < 0:
+		return errors.New("queue: size and wait must not be negative")
+	case h.FirstByteTimeout < 0:
+		return errors.New("first_byte_timeout must not be negative")
+	case h.TaskTimeout < 0 || time.Duration(h.TaskTimeout) > mesh.MaxTaskTimeout:
+		return fmt.Errorf("task_timeout must be within 0 and %s", mesh.MaxTaskTimeout)
 	}
 	return nil
 }
@@ -141,6 +226,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	x := newExchange(h, w, r)
 	defer x.release()
+	if err, ok := r.Context().Value(caddyhttp.ErrorCtxKey).(error); ok {
+		x.fail(caddyProblem(err)) // we are inside of handle_errors
+		return nil
+	}
 	if err := x.serve(); err != nil {
 		x.fail(err)
 	}

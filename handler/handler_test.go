@@ -211,3 +211,18 @@ var taskRoutes = map[string]string{
 	"/v1/completions":      textBody,
 	"/api/execute":         executeBody,
 }
+
+// newErrorServer returns the address of a server on which the handler is inside of
+// handle_errors.
+func newErrorServer(t *testing.T, h *Handler, failure error) string {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, nil)
+		r = r.WithContext(context.WithValue(r.Context(), caddyhttp.ErrorCtxKey, failure))
+		w.Header().Set("Retry-After", "7") // as a rate limit leaves it
+		if err := h.ServeHTTP(w, r, nil); err != nil {
+			t.Error(err)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL
+}

@@ -3,11 +3,17 @@
 package handler
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -15,12 +21,15 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
+// codeModelNotFound says that no worker matches.
+const codeModelNotFound = "model_not_found"
+
 // maxQuote bounds a client's text in an error message, in bytes.
 const maxQuote = 128
 
-// dispatch sends a task over the mesh and says who serves it. param names the
-// field of the prompt, for errors. The caller closes the run.
-func (x *exchange) dispatch(call mesh.Call, param string) (run, error) {
+// dispatch sends a task over the mesh. param names the field of the prompt, for
+// errors. The caller closes the run.
+func (x *exchange) dispatch(ctx context.Context, call mesh.Call, param string) (run, error) {
 	if strings.IndexByte(call.Prompt, 0) >= 0 {
 		return nil, badRequest(param, "the prompt contains a NUL byte, which no agent is sent: as a command-line argument it could not be handed over")
 	}
@@ -28,14 +37,73 @@ func (x *exchange) dispatch(call mesh.Call, param string) (run, error) {
 	if err != nil {
 		return nil, err
 	}
-	call.Selector = router.LeastLoaded{}
+	if err := x.target(&call.Target); err != nil {
+		return nil, err
+	}
+	call.Selector = x.h.policy
 	call.Retries = x.h.retries
-	t, err := l.Dispatch(x.r.Context(), call)
+	call.FirstByte = time.Duration(x.h.FirstByteTimeout)
+	call.Timeout = time.Duration(x.h.TaskTimeout)
+	call.Queue = mesh.Queue{Wait: time.Duration(x.h.queue.Wait), Size: x.h.queue.Size, Client: x.client()}
+	t, err := l.Dispatch(ctx, call)
 	if err != nil {
 		return nil, x.taskProblem(err, call, param)
 	}
-	x.served(t.Served())
 	return t, nil
+}
+
+// Headers by which a request chooses among the workers.
+const (
+	headerWorker  = "X-AgentFM-Worker"
+	headerExclude = "X-AgentFM-Exclude"
+)
+
+// maxExclude bounds how many workers a request may exclude.
+const maxExclude = 64
+
+// target completes who may serve the request: from its headers, and by what its
+// client may use.
+func (x *exchange) target(t *router.Request) error {
+	if s, ok := x.h.policy.(interface{ Session(http.Header) string }); ok {
+		t.Affinity = cmp.Or(s.Session(x.r.Header), t.Affinity)
+	}
+	pin := x.r.Header.Get(headerWorker)
+	if pin != "" {
+		id, err := decodePeer(pin)
+		if err != nil {
+			return badRequest("", "%s: want a peer id", headerWorker)
+		}
+		pin = id.String()
+	}
+	for _, list := range x.r.Header.Values(headerExclude) {
+		for s := range strings.SplitSeq(list, ",") {
+			id, err := decodePeer(strings.TrimSpace(s))
+			if err != nil || len(t.Exclude) >= maxExclude {
+				return badRequest("", "%s: want at most %d peer ids, separated by commas", headerExclude, maxExclude)
+			}
+			t.Exclude = append(t.Exclude, id.String())
+		}
+	}
+	if pin != "" {
+		t.May = func(peer, _, _ string) bool { return peer == pin }
+	}
+	return nil
+}
+
+// client names who sends the request, for the queue: a user, or else an address.
+func (x *exchange) client() string {
+	if x.repl != nil {
+		if user, _ := x.repl.GetString("http.auth.user.id"); user != "" {
+			return user
+		}
+	}
+	if vars, ok := x.r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
+		if ip, _ := vars[caddyhttp.ClientIPVarKey].(string); ip != "" {
+			return ip
+		}
+	}
+	host, _, _ := net.SplitHostPort(x.r.RemoteAddr)
+	return host
 }
 
 // taskProblem completes the errors of a dispatch that depend on its task.
@@ -45,6 +113,9 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 		return &problem{status: http.StatusNotFound, code: "worker_not_found", param: "worker_id", message: "that worker is not online"}
 	case errors.Is(err, router.ErrNoMatch):
 		return modelNotFound(call.Target.Model)
+	case errors.Is(err, router.ErrExcluded): // by the request: no worker was tried
+		return &problem{status: http.StatusNotFound, code: codeModelNotFound,
+			message: "every worker that matches is in the header " + headerExclude}
 	case errors.Is(err, router.ErrPromptTooLong), errors.Is(err, wire.ErrFrameTooLarge):
 		return promptTooLong(len(call.Prompt), x.promptLimit(call.Target), param)
 	}
@@ -53,7 +124,7 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 
 // modelNotFound is the error for a model that nobody online serves.
 func modelNotFound(model string) *problem {
-	return &problem{status: http.StatusNotFound, code: "model_not_found", param: "model",
+	return &problem{status: http.StatusNotFound, code: codeModelNotFound, param: "model",
 		message: fmt.Sprintf("no worker that is online has the peer id, agent name or model engine %q; GET /v1/models lists them", openai.Clip(model, maxQuote))}
 }
 

@@ -40,8 +40,11 @@ const (
 	FrameTimeout = 30 * time.Second
 	// ArtifactTimeout bounds the transfer of one artifact.
 	ArtifactTimeout = 30 * time.Minute
-	// TaskTimeout bounds a task from its dispatch to its last byte.
+	// TaskTimeout bounds a task from its dispatch to its last byte, unless its
+	// call says otherwise.
 	TaskTimeout = 10 * time.Minute
+	// MaxTaskTimeout is the longest time that a call may say.
+	MaxTaskTimeout = 24 * time.Hour
 )
 
 // Connections of one host: beyond high, the least useful are closed until low

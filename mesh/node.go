@@ -116,10 +116,10 @@ func (n *node) shut() {
 	live.CompareAndSwap(n, nil)
 }
 
-// Destruct implements caddy.Destructor. Requests that are under way finish, as
-// long as a task may take; a reload does not wait for them.
+// Destruct implements caddy.Destructor. Requests that are under way finish: each
+// has a time limit of its own. A reload does not wait for them.
 func (n *node) Destruct() error {
-	n.Drain(TaskTimeout + time.Minute)
+	n.Drain(MaxTaskTimeout + time.Minute)
 	return nil
 }
 

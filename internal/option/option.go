@@ -189,13 +189,26 @@ func Percent(v *float64) Option {
 
 // Duration reads a duration such as 90s or 10m into v.
 func Duration(v *caddy.Duration) Option {
-	return parsed(v, "a duration such as 90s", func(s string) (caddy.Duration, error) {
-		x, err := caddy.ParseDuration(s)
-		if err == nil && x <= 0 {
-			err = strconv.ErrRange
+	return parsed(v, "a duration such as 90s", parseDuration)
+}
+
+// DurationOrOff reads a duration into v, or "off" as -1.
+func DurationOrOff(v *caddy.Duration) Option {
+	return parsed(v, "a duration such as 90s, or off", func(s string) (caddy.Duration, error) {
+		if s == "off" {
+			return -1, nil
 		}
-		return caddy.Duration(x), err
+		return parseDuration(s)
 	})
+}
+
+// parseDuration reads a duration above 0: in JSON, 0 is the default.
+func parseDuration(s string) (caddy.Duration, error) {
+	x, err := caddy.ParseDuration(s)
+	if err == nil && x <= 0 {
+		err = strconv.ErrRange
+	}
+	return caddy.Duration(x), err
 }
 
 // noBlock refuses a block where none is expected.

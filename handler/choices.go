@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/router"
+)
+
+// runChoices runs the task of each choice and hands it to serve, which reads it.
+// Tasks of several choices run at the same time, as far as there are slots. The
+// first failure ends them all.
+func (x *exchange) runChoices(c completion, serve func(ctx context.Context, i int, task run) error) error {
+	if _, err := x.takeLease(); err != nil {
+		return err
+	}
+	if c.choices == 1 {
+		return x.runChoice(x.r.Context(), c, 0, serve)
+	}
+	ctx, cancel := context.WithCancelCause(x.r.Context())
+	defer cancel(nil)
+	var f family
+	f.ended = make(chan struct{})
+	var all sync.WaitGroup
+	for i := range c.choices {
+		f.join()
+		all.Go(func() {
+			if err := f.run(ctx, func() error { return x.runChoice(ctx, c, i, serve) }); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	all.Wait()
+	return context.Cause(ctx)
+}
+
+// runChoice runs the task of one choice.
+func (x *exchange) runChoice(ctx context.Context, c completion, i int, serve func(ctx context.Context, i int, task run) error) error {
+	task, err := x.dispatch(ctx, c.call(), c.param)
+	if err != nil {
+		return err
+	}
+	defer task.Close()
+	return serve(ctx, i, task)
+}
+
+// family is the tasks of one request. One that finds every worker full waits for
+// another of them to end, for that gives its slot back.
+type family struct {
+	mu      sync.Mutex
+	running int           // not ended, and not waiting
+	ended   chan struct{} // closed with the next end
+}
+
+// join counts a task.
+func (f *family) join() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.running++
+}
+
+// run runs a task until it finds a slot and has ended.
+func (f *family) run(ctx context.Context, task func() error) error {
+	for {
+		err := task()
+		if !errors.Is(err, router.ErrBusy) && !errors.Is(err, wire.ErrCapacity) {
+			f.leave()
+			return err
+		}
+		next := f.wait()
+		if next == nil {
+			return err
+		}
+		select {
+		case <-next:
+			f.join()
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// leave says that a task has ended.
+func (f *family) leave() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.running--
+	close(f.ended)
+	f.ended = make(chan struct{})
+}
+
+// wait says that a task waits for the end of another, and returns the channel
+// that is closed then; nil when no other runs.
+func (f *family) wait() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.running--; f.running == 0 {
+		return nil
+	}
+	return f.ended
+}

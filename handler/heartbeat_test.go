@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// heartbeat sets the interval.
+func heartbeat(d time.Duration) setting {
+	return func(g *gate, _ *serverSettings) { g.h.Heartbeat = caddy.Duration(d) }
+}
+
+// heldTask returns a dispatch that waits until release is called.
+func heldTask(sc script, err error) (dispatch func(context.Context, mesh.Call) (run, error), release func()) {
+	c := make(chan struct{})
+	return func(ctx context.Context, call mesh.Call) (run, error) {
+		select {
+		case <-c:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		return answers(sc)(ctx, call)
+	}, func() { close(c) }
+}
+
+// open sends a request and returns the answer once its headers are there.
+func open(t *testing.T, g *gate, body string) *http.Response {
+	t.Helper()
+	resp, err := http.Post(g.URL+"/v1/chat/completions", "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+// TestHeartbeat wants comments while nothing comes, each of one line, and events
+// that are whole all the same.
+func TestHeartbeat(t *testing.T) {
+	f := new(fakeMesh)
+	var release func()
+	f.dispatch, release = heldTask(script{output: []string{"Hello"}}, nil)
+	g := serve(t, f, heartbeat(5*time.Millisecond))
+	resp := open(t, g, streaming(chatBody, false))
+	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream; charset=utf-8" {
+		t.Errorf("got %d, %v", resp.StatusCode, resp.Header)
+	}
+	r := bufio.NewReader(resp.Body)
+	for range 3 {
+		if line, err := r.ReadString('\n'); line != ": ping\n" {
+			t.Fatalf("got %q, %v", line, err)
+		}
+	}
+	release()
+	rest, _ := io.ReadAll(r)
+	text := strings.ReplaceAll(string(rest), ": ping\n", "")
+	if got := streamText(t, text); got != "Hello" || !strings.HasSuffix(text, "data: [DONE]\n\n") {
+		t.Errorf("got %q", rest)
+	}
+}
+
+// TestHeartbeatFailure wants a failure after a heartbeat to be an event, for the
+// status is out.
+func TestHeartbeatFailure(t *testing.T) {
+	f := new(fakeMesh)
+	var release func()
+	f.dispatch, release = heldTask(script{}, wire.ErrTruncated)
+	g := serve(t, f, heartbeat(5*time.Millisecond))
+	resp := open(t, g, streaming(chatBody, false))
+	release()
+	b, _ := io.ReadAll(resp.Body)
+	body := strings.ReplaceAll(string(b), ": ping\n", "")
+	if resp.StatusCode != 200 || !strings.HasPrefix(body, `data: {"error":{"message":"the worker's output ended early"`) || strings.Contains(body, "DONE") {
+		t.Errorf("got %d %q", resp.StatusCode, b)
+	}
+}
+
+// TestNoHeartbeat wants the status to wait for the first output where heartbeats
+// are off, and where the answer is not streamed.
+func TestNoHeartbeat(t *testing.T) {
+	for _, c := range []struct {
+		interval time.Duration
+		body     string
+	}{
+		{-1, streaming(chatBody, false)},
+		{time.Millisecond, chatBody},
+	} {
+		f := new(fakeMesh)
+		var release func()
+		f.dispatch, release = heldTask(script{}, wire.ErrTruncated)
+		g := serve(t, f, heartbeat(c.interval))
+		time.AfterFunc(50*time.Millisecond, release) // time for a heartbeat to do harm
+		g.do(t, "POST", "/v1/chat/completions", c.body).failed(t, 502, "worker_stream_failed")
+	}
+}
+
+// TestHandleErrors wants errors of other handlers to have the form of the API.
+func TestHandleErrors(t *testing.T) {
+	h := new(Handler)
+	if err := h.setUp(new(fakeMesh), nopLogger); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		err    error
+		status int
+		code   string
+	}{
+		{caddyhttp.Error(429, nil), 429, "rate_limit_exceeded"},
+		{caddyhttp.Error(401, io.EOF), 401, "unauthorized"},
+		{caddyhttp.Error(403, io.EOF), 403, "forbidden"},
+		{caddyhttp.Error(413, io.EOF), 413, "request_too_large"},
+		{caddyhttp.Error(418, io.EOF), 418, "invalid_request_error"},
+		{caddyhttp.Error(502, io.EOF), 502, "internal_error"},
+		{io.EOF, 500, "internal_error"},
+	} {
+		srv := newErrorServer(t, h, c.err)
+		resp, err := http.Post(srv+"/v1/chat/completions", "application/json", strings.NewReader(chatBody))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		a := answer{status: resp.StatusCode, header: resp.Header, body: string(b)}
+		a.failed(t, c.status, c.code)
+		if resp.Header.Get("Retry-After") != "7" || strings.Contains(a.body, "EOF") {
+			t.Errorf("got %v, %s", resp.Header, a.body)
+		}
+	}
+}
