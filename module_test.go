@@ -28,6 +28,7 @@ func TestModules(t *testing.T) {
 		"agentfm.runtimes.docker",
 		"agentfm.runtimes.process",
 		"agentfm_worker",
+		"http.authentication.providers.agentfm",
 		"http.handlers.agentfm",
 	}
 	var got []string
@@ -57,9 +58,10 @@ var allowed = map[string][]string{
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
 	"worker/docker":                {"worker", "mesh/wire", "internal/option"},
-	"handler":                      {"openai", "router", "mesh", "mesh/wire", "internal/option"},
-	"caddyfile":                    {"mesh", "worker", "handler"},
-	"":                             {"caddyfile", "handler", "mesh", "worker", "worker/docker", "worker/process"},
+	"handler/auth":                 {"internal/option"},
+	"handler":                      {"handler/auth", "openai", "router", "mesh", "mesh/wire", "internal/option"},
+	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
+	"":                             {"caddyfile", "handler", "handler/auth", "mesh", "worker", "worker/docker", "worker/process"},
 	"xcaddy":                       {""},
 	"worker/docker/internal/probe": {},
 }

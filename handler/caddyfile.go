@@ -11,14 +11,20 @@ import (
 // UnmarshalCaddyfile sets up the handler from the directive. Syntax:
 //
 //	agentfm [<matcher>] {
-//		api_keys   <key>...
-//		retries    <n>
-//		body_limit <size>
+//		api_keys      <key>...
+//		api_keys_file <file>
+//		trust_caddy_auth
+//		allow_origins <origin>...
+//		retries       <n>
+//		body_limit    <size>
 //		allow_unauthenticated
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return option.Set{
 		"api_keys":              option.Strings(&h.APIKeys),
+		"api_keys_file":         option.String(&h.APIKeysFile),
+		"trust_caddy_auth":      option.Flag(&h.TrustCaddyAuth),
+		"allow_origins":         option.Strings(&h.AllowOrigins),
 		"retries":               option.Count(&h.Retries),
 		"body_limit":            option.Size(&h.BodyLimit),
 		"allow_unauthenticated": option.Flag(&h.AllowUnauthenticated),
