@@ -9,6 +9,7 @@ import (
 	// The Caddy modules.
 	_ "github.com/Agent-FM/caddy-agentfm/caddyfile"
 	_ "github.com/Agent-FM/caddy-agentfm/handler"
+	_ "github.com/Agent-FM/caddy-agentfm/handler/auth"
 	_ "github.com/Agent-FM/caddy-agentfm/mesh"
 	_ "github.com/Agent-FM/caddy-agentfm/router/policy"
 	_ "github.com/Agent-FM/caddy-agentfm/worker"

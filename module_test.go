@@ -32,6 +32,7 @@ func TestModules(t *testing.T) {
 		"agentfm.selection_policies.round_robin",
 		"agentfm.selection_policies.sticky",
 		"agentfm_worker",
+		"http.authentication.providers.agentfm",
 		"http.handlers.agentfm",
 	}
 	var got []string
@@ -62,9 +63,10 @@ var allowed = map[string][]string{
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
 	"worker/docker":                {"worker", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
-	"handler":                      {"openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
-	"caddyfile":                    {"mesh", "worker", "handler"},
-	"":                             {"caddyfile", "handler", "mesh", "router/policy", "worker", "worker/docker", "worker/process"},
+	"handler/auth":                 {"internal/option"},
+	"handler":                      {"handler/auth", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
+	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
+	"":                             {"caddyfile", "handler", "handler/auth", "mesh", "router/policy", "worker", "worker/docker", "worker/process"},
 	"xcaddy":                       {""},
 	"worker/docker/internal/probe": {},
 }

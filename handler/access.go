@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 )
 
 // admit returns an error when the request must not be served: because nobody
@@ -25,19 +27,17 @@ func (x *exchange) admit(preflight bool) error {
 	if err := x.authenticate(); err != nil {
 		return err
 	}
-	return x.checkOrigin()
+	if err := x.checkOrigin(); err != nil {
+		return err
+	}
+	return x.checkScope()
 }
 
 // exposed reports whether anyone on a network could send this request and
 // nothing authenticates it.
 func (x *exchange) exposed() bool {
-	if len(x.h.keys) > 0 || x.h.open {
+	if x.h.keys != nil || x.h.open || x.user() != "" {
 		return false
-	}
-	if x.repl != nil {
-		if user, _ := x.repl.GetString("http.auth.user.id"); user != "" {
-			return false
-		}
 	}
 	switch addr := x.r.Context().Value(http.LocalAddrContextKey).(type) {
 	case *net.UnixAddr:
@@ -62,35 +62,59 @@ func (x *exchange) askedLocally() bool {
 	return loopbackHost(strings.Trim(host, "[]"))
 }
 
-// authenticate checks the key, where keys are set. A wrong key is told from none.
+// user returns the user that an authentication handler before us established;
+// empty for none. What it did not accept is in other placeholders, and what
+// clients claim in headers is nobody's word.
+func (x *exchange) user() string {
+	if x.repl == nil {
+		return ""
+	}
+	user, _ := x.repl.GetString("http.auth.user.id")
+	return user
+}
+
+// authenticate finds out who sends the request: the user that Caddy established,
+// where that counts, else the holder of a key, else anyone where no keys are set.
+// A wrong key is told from none.
 func (x *exchange) authenticate() error {
-	if len(x.h.keys) == 0 {
+	if user := x.user(); x.h.keys == nil || x.h.TrustCaddyAuth && user != "" {
+		x.identity = auth.Established(x.r, user)
 		return nil
 	}
-	values := x.r.Header.Values("Authorization")
-	if len(values) != 1 {
-		return errNoKey
+	identity, err := x.h.keys.Check(x.r)
+	if err != nil {
+		return err
 	}
-	scheme, key, ok := strings.Cut(values[0], " ")
-	key = strings.Trim(key, " ") // any number of spaces may follow the scheme
-	if !ok || !strings.EqualFold(scheme, "Bearer") || key == "" || strings.ContainsAny(key, " \t") {
-		return errNoKey
+	x.identity = identity
+	if x.repl != nil { // for access logs and later handlers
+		x.repl.Set("http.auth.user.id", identity.ID)
 	}
-	if !x.h.keys.has(key) {
-		return errWrongKey
+	return nil
+}
+
+// checkScope refuses what the client's key does not cover: to read is its own
+// right, but for the files of tasks, which belong to running them, too.
+func (x *exchange) checkScope() error {
+	may := x.identity.MayRun()
+	if x.r.Method == http.MethodGet || x.r.Method == http.MethodHead {
+		may = x.identity.MayRead() || may && strings.HasPrefix(x.r.URL.Path, "/api/tasks/")
+	}
+	if !may {
+		return auth.ErrScope
 	}
 	return nil
 }
 
 // checkOrigin refuses what a web page of another machine has a browser send, for
-// the browser may hold what lets it in. The page's own host is no excuse: with a
-// name that resolves to loopback, any page can have the gateway's.
+// the browser may hold what lets it in, unless the configuration names the origin.
+// The page's own host is no excuse: with a name that resolves to loopback, any
+// page can have the gateway's.
 func (x *exchange) checkOrigin() error {
 	if x.r.Method == http.MethodGet || x.r.Method == http.MethodHead {
 		return nil
 	}
 	for _, origin := range x.r.Header.Values("Origin") {
-		if !loopbackOrigin(origin) {
+		if !x.h.mayCall(origin) {
 			return errCrossOrigin
 		}
 	}

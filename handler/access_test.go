@@ -55,7 +55,7 @@ func TestAuthentication(t *testing.T) {
 		{"quoted", []string{`Bearer "` + keyOne + `"`}, 401, "invalid_api_key"},
 		{"both with a comma", []string{"Bearer " + keyOne + "," + keyTwo}, 401, "invalid_api_key"},
 		{"not ASCII", []string{"Bearer \xc3\xa9\xff0123456789abcdef"}, 401, "invalid_api_key"},
-		{"64 KiB", []string{"Bearer " + strings.Repeat("k", 64<<10)}, 401, "invalid_api_key"},
+		{"64 KiB", []string{"Bearer " + strings.Repeat("k", 64<<10)}, 401, "unauthorized"},
 		{"a star", []string{"Bearer *"}, 401, "invalid_api_key"},
 		{"right", []string{"Bearer " + keyOne}, 200, ""},
 		{"right, the second", []string{"Bearer " + keyTwo}, 200, ""},
@@ -76,7 +76,11 @@ func TestAuthentication(t *testing.T) {
 				return
 			}
 			a.failed(t, r.status, r.code)
-			if got := a.header.Values("WWW-Authenticate"); len(got) != 1 || got[0] != "Bearer" {
+			want := `Bearer realm="agentfm"`
+			if r.code == "invalid_api_key" {
+				want += `, error="invalid_token"`
+			}
+			if got := a.header.Values("WWW-Authenticate"); len(got) != 1 || got[0] != want {
 				t.Errorf("WWW-Authenticate %q", got)
 			}
 			if strings.Contains(a.body, keyOne[:8]) {

@@ -15,9 +15,13 @@ import (
 // UnmarshalCaddyfile sets up the handler from the directive. Syntax:
 //
 //	agentfm [<matcher>] {
-//		api_keys   <key>...
-//		policy     least_loaded|power_of_two|round_robin|sticky [{ header <name>... }]
-//		retries    <n>
+//		api_keys           <key>...
+//		api_keys_file      <file>
+//		trust_caddy_auth
+//		allow_unauthenticated
+//		allow_origins      <origin>...
+//		policy             least_loaded|power_of_two|round_robin|sticky [{ header <name>... }]
+//		retries            <n>
 //		queue {
 //			size <n>
 //			wait <duration>
@@ -25,13 +29,15 @@ import (
 //		first_byte_timeout <duration>
 //		task_timeout       <duration>
 //		heartbeat          <duration>|off
-//		body_limit <size>
-//		allow_unauthenticated
+//		body_limit         <size>
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return option.Set{
 		"api_keys":              option.Strings(&h.APIKeys),
 		"policy":                option.Func(h.unmarshalPolicy),
+		"api_keys_file":         option.String(&h.APIKeysFile),
+		"trust_caddy_auth":      option.Flag(&h.TrustCaddyAuth),
+		"allow_origins":         option.Strings(&h.AllowOrigins),
 		"retries":               option.Count(&h.Retries),
 		"queue":                 option.Func(h.unmarshalQueue),
 		"first_byte_timeout":    option.Duration(&h.FirstByteTimeout),

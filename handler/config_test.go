@@ -4,8 +4,6 @@ package handler
 
 import (
 	"encoding/json"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,18 +13,21 @@ import (
 
 func TestUnmarshalCaddyfile(t *testing.T) {
 	for input, want := range map[string]string{
-		"agentfm":                                       `{}`,
-		"agentfm {\n}":                                  `{}`,
-		"agentfm {\n retries 0\n}":                      `{"retries":0}`,
-		"agentfm {\n body_limit 1MiB\n}":                `{"body_limit":1048576}`,
-		"agentfm {\n body_limit 5\n}":                   `{"body_limit":5}`,
-		"agentfm {\n allow_unauthenticated\n}":          `{"allow_unauthenticated":true}`,
-		"agentfm {\n api_keys {env.KEYS}\n}":            `{"api_keys":["{env.KEYS}"]}`,
-		"agentfm {\n api_keys a b \"c d\"\n}":           `{"api_keys":["a","b","c d"]}`,
-		"agentfm {\n api_keys a,b\n retries 7\n}":       `{"api_keys":["a,b"],"retries":7}`,
-		"agentfm {\n retries 1\n body_limit 1kB\n}":     `{"retries":1,"body_limit":1000}`,
-		"agentfm {\n queue\n}":                          `{"queue":{}}`,
-		"agentfm {\n queue {\n size 5\n wait 2s\n }\n}": `{"queue":{"size":5,"wait":2000000000}}`,
+		"agentfm":                                                                `{}`,
+		"agentfm {\n}":                                                           `{}`,
+		"agentfm {\n retries 0\n}":                                               `{"retries":0}`,
+		"agentfm {\n body_limit 1MiB\n}":                                         `{"body_limit":1048576}`,
+		"agentfm {\n body_limit 5\n}":                                            `{"body_limit":5}`,
+		"agentfm {\n allow_unauthenticated\n}":                                   `{"allow_unauthenticated":true}`,
+		"agentfm {\n api_keys {env.KEYS}\n}":                                     `{"api_keys":["{env.KEYS}"]}`,
+		"agentfm {\n api_keys a b \"c d\"\n}":                                    `{"api_keys":["a","b","c d"]}`,
+		"agentfm {\n api_keys a,b\n retries 7\n}":                                `{"api_keys":["a,b"],"retries":7}`,
+		"agentfm {\n retries 1\n body_limit 1kB\n}":                              `{"retries":1,"body_limit":1000}`,
+		"agentfm {\n api_keys_file k\n}":                                         `{"api_keys_file":"k"}`,
+		"agentfm {\n trust_caddy_auth\n}":                                        `{"trust_caddy_auth":true}`,
+		"agentfm {\n allow_origins a b\n}":                                       `{"allow_origins":["a","b"]}`,
+		"agentfm {\n queue\n}":                                                   `{"queue":{}}`,
+		"agentfm {\n queue {\n size 5\n wait 2s\n }\n}":                          `{"queue":{"size":5,"wait":2000000000}}`,
 		"agentfm {\n heartbeat off\n first_byte_timeout 1s\n task_timeout 1h\n}": `{"first_byte_timeout":1000000000,"task_timeout":3600000000000,"heartbeat":-1}`,
 		"agentfm {\n policy round_robin\n}":                                      `{"policy":{"policy":"round_robin"}}`,
 		"agentfm {\n policy sticky {\n header X-Chat\n }\n}":                     `{"policy":{"headers":["X-Chat"],"policy":"sticky"}}`,
@@ -50,6 +51,11 @@ func TestUnmarshalCaddyfileRefuses(t *testing.T) {
 		"agentfm {\n api_key x\n}":                                     "unrecognized option",
 		"agentfm {\n api_keys\n}":                                      "wrong argument count",
 		"agentfm {\n api_keys a\n api_keys b\n}":                       "already specified",
+		"agentfm {\n api_keys_file\n}":                                 "wrong argument count",
+		"agentfm {\n api_keys_file a b\n}":                             "wrong argument count",
+		"agentfm {\n trust_caddy_auth on\n}":                           "wrong argument count",
+		"agentfm {\n allow_origins\n}":                                 "wrong argument count",
+		"agentfm {\n allow_origins a\n allow_origins b\n}":             "already specified",
 		"agentfm {\n retries\n}":                                       "wrong argument count",
 		"agentfm {\n retries 1 2\n}":                                   "wrong argument count",
 		"agentfm {\n retries 1\n retries 1\n}":                         "already specified",
@@ -88,58 +94,6 @@ func TestUnmarshalCaddyfileRefuses(t *testing.T) {
 	}
 }
 
-func TestKeys(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "keys")
-	if err := os.WriteFile(file, []byte("first-key-of-the-file\r\nsecond-key-of-the-file\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("TEST_KEYS", " "+keyOne+" , "+keyTwo+",")
-	t.Setenv("TEST_EMPTY", "")
-	for _, r := range []struct {
-		values []string
-		has    []string
-		err    string
-	}{
-		{[]string{keyOne}, []string{keyOne}, ""},
-		{[]string{"{env.TEST_KEYS}"}, []string{keyOne, keyTwo}, ""},
-		{[]string{"{env.TEST_KEYS}", "a-third-key-as-text"}, []string{keyOne, keyTwo, "a-third-key-as-text"}, ""},
-		{[]string{"{file." + file + "}"}, []string{"first-key-of-the-file", "second-key-of-the-file"}, ""},
-		{[]string{"ключ-из-букв-а-не"}, []string{"ключ-из-букв-а-не"}, ""},
-		{[]string{}, nil, "no key is given"},
-		{[]string{""}, nil, "no key is given"},
-		{[]string{" , ,"}, nil, "no key is given"},
-		{[]string{"{env.TEST_EMPTY}"}, nil, "{env.TEST_EMPTY} is empty"},
-		{[]string{"{env.TEST_UNSET}"}, nil, "{env.TEST_UNSET} is empty"},
-		{[]string{keyOne, "{env.TEST_UNSET}"}, nil, "{env.TEST_UNSET} is empty"},
-		{[]string{"{file./nonexistent/secret}"}, nil, "cannot be read"},
-		{[]string{"{nonsense.secret-secret}"}, nil, "value 1 has a placeholder"},
-		{[]string{"secret{secret}secret-secret"}, nil, "value 1 has a placeholder"},
-		{[]string{keyOne, "secret-15-chars"}, nil, "key 2 has fewer than 16 characters"},
-		{[]string{keyOne + ",secret-15-chars"}, nil, "key 2 has fewer than 16 characters"},
-		{[]string{"secret with white space"}, nil, "key 1 contains white space"},
-	} {
-		set, err := parseKeys(r.values)
-		if r.err != "" {
-			if err == nil || !strings.Contains(err.Error(), r.err) || strings.Contains(err.Error(), "secret-") {
-				t.Errorf("%q: got %v, want %q", r.values, err, r.err)
-			}
-			continue
-		}
-		if err != nil || len(set) != len(r.has) {
-			t.Errorf("%q: got %d keys, %v", r.values, len(set), err)
-		}
-		for _, key := range r.has {
-			if !set.has(key) || set.has(key+"x") || set.has("") {
-				t.Errorf("%q: %q is not right", r.values, key)
-			}
-		}
-	}
-	var none keySet
-	if none.has("") || none.has(keyOne) {
-		t.Error("a key of no set")
-	}
-}
-
 // An api_keys that holds nothing must not open the gateway.
 func TestEmptyKeysAreRefused(t *testing.T) {
 	h := &Handler{APIKeys: []string{}}
@@ -166,11 +120,14 @@ func TestProvision(t *testing.T) {
 		}
 	}
 	for bad, text := range map[string]string{
-		`{"handler":"agentfm","api_keys":[]}`:                   "api_keys: no key is given",
-		`{"handler":"agentfm","api_keys":["{env.TEST_UNSET}"]}`: "api_keys: {env.TEST_UNSET}",
-		`{"handler":"agentfm","retries":-1}`:                    "retries",
-		`{"handler":"agentfm","body_limit":-1}`:                 "body_limit",
-		`{"handler":"agentfm","api_key":["x"]}`:                 "unknown field",
+		`{"handler":"agentfm","api_keys":[]}`:                    "api_keys: no key is given",
+		`{"handler":"agentfm","api_keys":["{env.TEST_UNSET}"]}`:  "api_keys: {env.TEST_UNSET}",
+		`{"handler":"agentfm","retries":-1}`:                     "retries",
+		`{"handler":"agentfm","body_limit":-1}`:                  "body_limit",
+		`{"handler":"agentfm","api_key":["x"]}`:                  "unknown field",
+		`{"handler":"agentfm","api_keys_file":"/nonexistent/k"}`: "api_keys_file: ",
+		`{"handler":"agentfm","allow_origins":["*"]}`:            "allow_origins: '*' would let every web page",
+		`{"handler":"agentfm","allow_origins":["example.com"]}`:  "allow_origins: 'example.com' is not an origin",
 	} {
 		if err := load(bad); err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("%s: got %v", bad, err)

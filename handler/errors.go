@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/openai"
@@ -43,6 +44,8 @@ type problem struct {
 	param   string
 	// retryAfter is in seconds; 0 for none.
 	retryAfter int
+	// challenge is the header WWW-Authenticate; empty for none.
+	challenge string
 	// final says that a client must not send the request again by itself: an
 	// agent has run, and would run a second time.
 	final bool
@@ -67,12 +70,9 @@ var (
 	errExposed = &problem{status: http.StatusForbidden, code: "authentication_not_configured",
 		message: "nothing authenticates the clients of this gateway, so it serves only this machine, by the name localhost or a " +
 			"loopback address; its operator can set api_keys, put an authentication handler before it, or set allow_unauthenticated"}
-	errNoKey = &problem{status: http.StatusUnauthorized, code: "unauthorized",
-		message: "want one header Authorization: Bearer KEY"}
-	errWrongKey    = &problem{status: http.StatusUnauthorized, code: "invalid_api_key", message: "the API key is not valid"}
 	errCrossOrigin = &problem{status: http.StatusForbidden, code: "cross_origin_refused",
 		message: "calls from web pages of this origin are not allowed"}
-	errNotFound = &problem{status: http.StatusNotFound, code: "not_found", message: "there is nothing at this path"}
+	errNotFound = &problem{status: http.StatusNotFound, code: "not_found", message: "there is nothing at this path; GET /v1/models and POST /v1/chat/completions are where to begin"}
 	errMethod   = &problem{status: http.StatusMethodNotAllowed, code: "method_not_allowed",
 		message: "this path does not take this method; see the header Allow"}
 )
@@ -103,6 +103,9 @@ func overloaded(message string) *problem {
 func problemOf(err error) *problem {
 	if p, ok := errors.AsType[*problem](err); ok {
 		return p
+	}
+	if e, ok := errors.AsType[*auth.Error](err); ok {
+		return &problem{status: e.Status, code: e.Code, message: e.Message, retryAfter: e.RetryAfter, challenge: e.Challenge}
 	}
 	if e, ok := errors.AsType[*openai.Error](err); ok {
 		return &problem{status: http.StatusBadRequest, code: e.Code, message: e.Message, param: e.Param}
@@ -195,8 +198,8 @@ func (x *exchange) fail(err error) {
 	p := problemOf(err)
 	x.logProblem(p)
 	h := x.w.Header()
-	if p.status == http.StatusUnauthorized && h.Get("WWW-Authenticate") == "" {
-		h.Set("WWW-Authenticate", "Bearer")
+	if p.challenge != "" {
+		h.Set("WWW-Authenticate", p.challenge)
 	}
 	if p.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(p.retryAfter))

@@ -18,6 +18,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
 
@@ -37,6 +38,8 @@ type exchange struct {
 	param string      // in the path
 	lease lease       // once the mesh is in use
 	task  mesh.Served // once a worker serves it
+
+	identity *auth.Identity // of the client, once it is admitted
 }
 
 // newExchange begins an exchange.

@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
@@ -41,13 +42,19 @@ const (
 //
 // ## Who may call
 //
-// With `api_keys`, every request under `/api` and `/v1` needs one of them, as
-// `Authorization: Bearer KEY`. Without, a request is served when it came in over
-// loopback or a Unix socket, or when an authentication handler before this one
-// has accepted it; others are refused with status 403, so that a gateway is not
-// opened to the internet by accident. `allow_unauthenticated` lifts that.
+// With `api_keys` or `api_keys_file`, every request under `/api` and `/v1` needs
+// one of the keys, as `Authorization: Bearer KEY`. A client address with 30
+// failures in a minute is refused with status 429 until the minute ends. Behind a
+// proxy, set Caddy's `trusted_proxies`, or the proxy is the client. The name of
+// the key becomes `{http.auth.user.id}`, for access logs and later handlers.
+//
+// Without keys, a request is served when it came in over loopback or a Unix
+// socket, or when an authentication handler before this one has accepted it;
+// others are refused with status 403, so that a gateway is not opened to the
+// internet by accident. `allow_unauthenticated` lifts that.
+//
 // `/health` needs no key. A request that changes something and comes from a web
-// page of another origin than loopback is refused.
+// page is refused, unless the page's origin is loopback or in `allow_origins`.
 //
 // ## Answers
 //
@@ -85,14 +92,42 @@ type Handler struct {
 	// The keys that clients may present. A value may hold several, separated by
 	// commas or line ends, and may be a placeholder such as
 	// `{env.AGENTFM_API_KEYS}`. A key has at least 16 characters and no white
-	// space. When this is set and holds no key, the configuration is refused.
-	// Default: no key is needed.
+	// space; it may be given by its hash, `sha256:` and 64 hex digits. When this is
+	// set and holds no key, the configuration is refused.
+	// Default: no key is needed, unless there is a key file.
 	APIKeys []string `json:"api_keys,omitempty"`
+
+	// A file of more keys, one a line:
+	//
+	//     [<name>] <key or sha256:<64 hex>> [models=<a>,<b>] [scope=read|run] [expires=<RFC 3339>]
+	//
+	// A name has 1 to 64 of the characters `a-z`, `A-Z`, `0-9`, `_.@-`. A key with
+	// `models` sees and uses only the workers with one of these peer ids, agent
+	// names or model engines; quote names with spaces, as in
+	// `models="HR Assistant,llama3.2"`. With `scope=read` it cannot run tasks, with
+	// `scope=run` it can do nothing else. After `expires` it is not valid. Lines
+	// that begin with `#` are comments. At most 1 MiB and 10,000 keys.
+	//
+	// The file is looked at again at most once a second, when requests come, and
+	// read when it has changed: keys rotate without a reload. A file that is gone,
+	// broken or without a key is logged, and the keys stay as they were.
+	// May hold placeholders such as `{env.CREDENTIALS_DIRECTORY}`. Default: none.
+	APIKeysFile string `json:"api_keys_file,omitempty"`
+
+	// With keys set, also serve without a key whom an authentication handler before
+	// this one accepted, as `{http.auth.user.id}` says. Such a user may do
+	// everything; one of the provider "agentfm", what its key may. Without keys,
+	// such users are served anyway. Default: false.
+	TrustCaddyAuth bool `json:"trust_caddy_auth,omitempty"`
+
+	// The origins of web pages that may call and read answers beside those of
+	// loopback, such as `https://app.example.com`: scheme, host and, when it is not
+	// the scheme's own, port. May hold placeholders. Default: none.
+	AllowOrigins []string `json:"allow_origins,omitempty"`
 
 	// How a worker is chosen among those that match: a module of the namespace
 	// agentfm.selection_policies. Default: least_loaded.
 	PolicyRaw json.RawMessage `json:"policy,omitempty" caddy:"namespace=agentfm.selection_policies inline_key=policy"`
-
 	// How many other workers to try when one fails before the first byte of its
 	// output. Workers that turn out to be full do not count; of these four are
 	// passed by. Default: 2.
@@ -125,8 +160,9 @@ type Handler struct {
 	AllowUnauthenticated bool `json:"allow_unauthenticated,omitempty"`
 
 	gateway   gateway
-	keys      keySet
 	policy    router.Selector
+	keys      *auth.Checker // nil where no keys are set
+	origins   map[string]bool
 	retries   int
 	queue     Queue
 	heartbeat time.Duration
@@ -191,14 +227,15 @@ func (h *Handler) setUp(gw gateway, logger *zap.Logger) error {
 	h.heartbeat = cmp.Or(time.Duration(h.Heartbeat), defaultHeartbeat)
 	h.bodyLimit = cmp.Or(h.BodyLimit, defaultBodyLimit)
 	h.open = h.AllowUnauthenticated || os.Getenv("AGENTFM_ALLOW_UNAUTH_PUBLIC") == "1"
-	if h.APIKeys == nil {
+	var err error
+	if h.origins, err = parseOrigins(h.AllowOrigins); err != nil {
+		return fmt.Errorf("allow_origins: %w", err)
+	}
+	if h.APIKeys == nil && h.APIKeysFile == "" {
 		return nil
 	}
-	var err error
-	if h.keys, err = parseKeys(h.APIKeys); err != nil {
-		return fmt.Errorf("api_keys: %w", err)
-	}
-	return nil
+	h.keys, err = auth.New(auth.Options{Keys: h.APIKeys, File: h.APIKeysFile, Logger: logger})
+	return err
 }
 
 // Validate refuses settings that make no sense.

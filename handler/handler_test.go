@@ -4,6 +4,7 @@ package handler
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -47,6 +49,10 @@ type serverSettings struct {
 	http2  bool
 }
 
+// gates counts the gates: each has clients of another address, for failed logins
+// are counted in the whole process.
+var gates atomic.Int32
+
 // serve starts a server. The test fails when a lease stays out.
 func serve(t *testing.T, f *fakeMesh, settings ...setting) *gate {
 	t.Helper()
@@ -61,6 +67,8 @@ func serve(t *testing.T, f *fakeMesh, settings ...setting) *gate {
 	if err := g.h.Validate(); err != nil {
 		t.Fatal(err)
 	}
+	n := gates.Add(1)
+	client := fmt.Sprintf("198.18.%d.%d:1234", n>>8, n&255)
 	var running sync.WaitGroup
 	root := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		running.Add(1)
@@ -68,6 +76,7 @@ func serve(t *testing.T, f *fakeMesh, settings ...setting) *gate {
 		if s.local != nil {
 			r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, s.local))
 		}
+		r.RemoteAddr = client
 		repl := caddy.NewReplacer()
 		r = caddyhttp.PrepareRequest(r, repl, w, nil)
 		if s.user != "" {

@@ -17,7 +17,7 @@ func (x *exchange) models() error {
 		return err
 	}
 	list := openai.ModelList{Object: openai.ObjectList, Data: []openai.Model{}}
-	for _, w := range l.Workers(false) {
+	for _, w := range x.workersFor(l.Workers(false)) {
 		list.Data = append(list.Data, newModel(w))
 	}
 	return x.answerJSON(list)
@@ -31,7 +31,7 @@ func (x *exchange) model() error {
 	if err != nil {
 		return err
 	}
-	found := matching(l.Workers(false), router.Request{Model: x.param})
+	found := matching(x.workersFor(l.Workers(false)), router.Request{Model: x.param})
 	if len(found) == 0 {
 		return modelNotFound(x.param)
 	}

@@ -66,6 +66,7 @@ func (rt route) allow() string {
 func (x *exchange) serve() error {
 	rt, param, ok := find(x.r.URL.Path)
 	preflight := ok && x.r.Method == http.MethodOptions
+	x.shareAnswer()
 	if !rt.open {
 		if err := x.admit(preflight); err != nil {
 			return err
@@ -77,9 +78,7 @@ func (x *exchange) serve() error {
 	x.param = param
 	switch {
 	case preflight:
-		x.w.Header().Set("Allow", rt.allow())
-		x.w.WriteHeader(http.StatusNoContent)
-		return nil
+		return x.preflight(rt)
 	case rt.post != nil && x.r.Method == http.MethodPost:
 		return rt.post(x)
 	case rt.get != nil && (x.r.Method == http.MethodGet || x.r.Method == http.MethodHead):

@@ -84,18 +84,28 @@ func (x *exchange) target(t *router.Request) error {
 			t.Exclude = append(t.Exclude, id.String())
 		}
 	}
-	if pin != "" {
-		t.May = func(peer, _, _ string) bool { return peer == pin }
+	if x.identity.Restricted() || pin != "" {
+		t.May = func(peer, agent, model string) bool {
+			return (pin == "" || peer == pin) && x.identity.MayUse(peer, agent, model)
+		}
 	}
 	return nil
 }
 
+// workersFor returns those of the workers that the client may see.
+func (x *exchange) workersFor(workers []mesh.WorkerInfo) []mesh.WorkerInfo {
+	if !x.identity.Restricted() {
+		return workers
+	}
+	return slices.DeleteFunc(workers, func(w mesh.WorkerInfo) bool {
+		return !x.identity.MayUse(w.PeerID, w.AgentName, w.Model)
+	})
+}
+
 // client names who sends the request, for the queue: a user, or else an address.
 func (x *exchange) client() string {
-	if x.repl != nil {
-		if user, _ := x.repl.GetString("http.auth.user.id"); user != "" {
-			return user
-		}
+	if x.identity.ID != "" {
+		return x.identity.ID
 	}
 	if vars, ok := x.r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
 		if ip, _ := vars[caddyhttp.ClientIPVarKey].(string); ip != "" {
@@ -146,7 +156,7 @@ func promptTooLong(size, limit int, param string) *problem {
 // promptLimit is the largest prompt that any worker takes which matches.
 func (x *exchange) promptLimit(target router.Request) int {
 	limit := 0
-	for _, w := range matching(x.lease.Workers(false), target) {
+	for _, w := range matching(x.workersFor(x.lease.Workers(false)), target) {
 		limit = max(limit, w.PromptLimit())
 	}
 	if limit == 0 { // nobody matches, and nobody would take it

@@ -83,7 +83,7 @@ func (x *exchange) workers() error {
 		return err
 	}
 	list := workerList{Success: true, Agents: []workerEntry{}}
-	for _, w := range l.Workers(true) {
+	for _, w := range x.workersFor(l.Workers(true)) {
 		if w.Online {
 			list.Online++
 		} else {

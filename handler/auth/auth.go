@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package auth says who calls the gateway: it checks bearer keys from the
+// configuration and from a file that may change at any time, limits failed
+// logins, and knows what each key may do. It is also the authentication provider
+// "agentfm", for the same keys before other handlers.
+package auth
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Outcomes of a check, as [Options.Observe] is told of them.
+const (
+	OutcomeOK          = "ok"
+	OutcomeMissing     = "missing"
+	OutcomeMalformed   = "malformed"
+	OutcomeInvalid     = "invalid"
+	OutcomeRateLimited = "rate_limited"
+)
+
+// Options is what a [Checker] is made from.
+type Options struct {
+	// Keys are the values of api_keys: each may hold several keys, separated by
+	// commas or line ends, and may be a placeholder. Nil for none; a list without
+	// a key is an error.
+	Keys []string
+	// File is the path of a key file, and may hold placeholders. Empty for none.
+	File string
+	// Logger gets what the operator should know; never a key.
+	Logger *zap.Logger
+	// Observe, when not nil, is called once a check with its outcome, from many
+	// goroutines at once.
+	Observe func(outcome string)
+}
+
+// Checker checks keys. It is safe for concurrent use, and holds no goroutine and
+// no open file.
+type Checker struct {
+	keys    *store
+	budget  *budget
+	now     func() time.Time
+	logger  *zap.Logger
+	observe func(outcome string)
+}
+
+// New returns a checker. It reads the key file, which must be there and good.
+// The errors name the option, and the line of the file; never a key.
+func New(o Options) (*Checker, error) { return newChecker(o, failures, time.Now) }
+
+// newChecker is New with a budget and a clock.
+func newChecker(o Options, b *budget, now func() time.Time) (*Checker, error) {
+	c := &Checker{budget: b, now: now, logger: o.Logger, observe: o.Observe}
+	if c.logger == nil {
+		c.logger = zap.NewNop()
+	}
+	if c.observe == nil {
+		c.observe = func(string) {}
+	}
+	if o.Keys == nil && o.File == "" {
+		return nil, errors.New("no keys: want api_keys or api_keys_file")
+	}
+	var fixed []key
+	if o.Keys != nil {
+		var err error
+		if fixed, err = parseValues(o.Keys); err != nil {
+			return nil, fmt.Errorf("api_keys: %w", err)
+		}
+	}
+	var err error
+	if c.keys, err = newStore(fixed, o.File, now, c.logger); err != nil {
+		return nil, fmt.Errorf("api_keys_file: %w", err)
+	}
+	return c, nil
+}
+
+// Check returns who sends a request, by its one header `Authorization: Bearer
+// KEY`, or an error.
+//
+// A client that failed too often is refused before its key is looked at, right
+// or wrong: else it could go on guessing, and wait for the one answer that differs.
+func (c *Checker) Check(r *http.Request) (*Identity, *Error) {
+	token, err := bearer(r.Header)
+	if err == errMissing {
+		c.observe(OutcomeMissing)
+		return nil, err
+	}
+	from := source(r)
+	if c.budget.spent(from) {
+		return nil, c.refuse(from, OutcomeRateLimited, "too many failures", "")
+	}
+	if err != nil {
+		return nil, c.refuse(from, OutcomeMalformed, "malformed header", "")
+	}
+	k := c.keys.current().find(token)
+	switch {
+	case k == nil:
+		return nil, c.refuse(from, OutcomeInvalid, "unknown key", "")
+	case k.expired(c.now()):
+		return nil, c.refuse(from, OutcomeInvalid, "expired key", k.identity.ID)
+	case c.budget.spent(from): // by guesses sent at the same time
+		return nil, c.refuse(from, OutcomeRateLimited, "too many failures", "")
+	}
+	c.observe(OutcomeOK)
+	return k.identity, nil
+}
+
+// refuse counts and notes a failure, and returns its error.
+func (c *Checker) refuse(from netip.Addr, outcome, reason, id string) *Error {
+	if outcome != OutcomeRateLimited && !c.budget.fail(from) {
+		outcome, reason = OutcomeRateLimited, "too many failures"
+	}
+	c.observe(outcome)
+	if ok, unlogged := c.budget.mayLog(from); ok {
+		fields := []zap.Field{zap.String("reason", reason), zap.Int("unlogged", unlogged)}
+		if from.IsValid() {
+			fields = append(fields, zap.Stringer("client", from))
+		}
+		if id != "" {
+			fields = append(fields, zap.String("key", id))
+		}
+		c.logger.Warn("authentication failed", fields...)
+	}
+	switch outcome {
+	case OutcomeMalformed:
+		return errMalformed
+	case OutcomeInvalid:
+		return errInvalid
+	}
+	return errRateLimited
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package auth
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// Identity is who sends a request, and what they may do. The nil identity may do
+// nothing.
+type Identity struct {
+	// ID names the client: the name of its key, else `key-` and the first 8 hex
+	// digits of the key's SHA-256; or the user that Caddy authenticated. Empty for
+	// anonymous clients.
+	ID string
+
+	models    map[string]bool // lower case; nil for all
+	read, run bool
+}
+
+// Unrestricted returns an identity that may do everything.
+func Unrestricted(id string) *Identity { return &Identity{ID: id, read: true, run: true} }
+
+// Restricted reports whether there are workers that the client may not use.
+func (i *Identity) Restricted() bool { return i == nil || i.models != nil }
+
+// MayUse reports whether the client may see and use what goes by any of these
+// names: of a worker its peer id, its agent's name and its model engine. Case
+// does not matter, nor does space around a name.
+func (i *Identity) MayUse(names ...string) bool {
+	if i == nil {
+		return false
+	}
+	if i.models == nil {
+		return true
+	}
+	for _, name := range names {
+		if i.models[foldModel(name)] {
+			return true
+		}
+	}
+	return false
+}
+
+// MayRead reports whether the client may list models and workers, and fetch what
+// tasks left.
+func (i *Identity) MayRead() bool { return i != nil && i.read }
+
+// MayRun reports whether the client may run tasks.
+func (i *Identity) MayRun() bool { return i != nil && i.run }
+
+// metadata returns the rights as Caddy's placeholders `{http.auth.user.scope}`
+// and `{http.auth.user.models}`, which is empty for all models.
+func (i *Identity) metadata() map[string]string {
+	scopes := make([]string, 0, 2)
+	if i.read {
+		scopes = append(scopes, scopeRead)
+	}
+	if i.run {
+		scopes = append(scopes, scopeRun)
+	}
+	return map[string]string{
+		"scope":  strings.Join(scopes, ","),
+		"models": strings.Join(slices.Sorted(maps.Keys(i.models)), ","),
+	}
+}
+
+// foldModel returns a name of a model as it is compared.
+func foldModel(name string) string { return strings.ToLower(strings.TrimSpace(name)) }
+
+// identityVar is the request variable with the *Identity that the provider
+// established. Configurations and clients cannot make a value of that type.
+const identityVar = "agentfm.identity"
+
+// Established returns the identity of a user that Caddy authenticated, as in
+// `{http.auth.user.id}`. A user of the provider "agentfm" has the rights of its
+// key; any other has all rights.
+func Established(r *http.Request, user string) *Identity {
+	if id, ok := caddyhttp.GetVar(r.Context(), identityVar).(*Identity); ok && id.ID == user {
+		return id
+	}
+	return Unrestricted(user)
+}

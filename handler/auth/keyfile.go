@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package auth
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Limits of a key file.
+const (
+	maxFile = 1 << 20 // bytes
+	maxKeys = 10_000
+)
+
+// Options of a line, and their values.
+const (
+	optModels  = "models"
+	optScope   = "scope"
+	optExpires = "expires"
+	scopeRead  = "read"
+	scopeRun   = "run"
+)
+
+// nameForm is how names look. A key of [NewKey] does, too; see [parseLine].
+var nameForm = regexp.MustCompile(`^[a-zA-Z0-9_.@-]{1,64}$`)
+
+// optionForm is in options, and in no key: an equals sign and a value after it.
+// Base64 ends with the sign.
+var optionForm = regexp.MustCompile(`=[^=]`)
+
+// parseFile reads a key file: one key a line, blank lines, and comments, which
+// are lines that begin with #.
+//
+//	[<name>] <key or sha256:<64 hex>> [models=<a>,<b>] [scope=read|run] [expires=<RFC 3339>]
+//
+// Fields are separated by spaces or tabs. Only the value of an option may have
+// them inside, in quotation marks. What stands before the options is a key, or a
+// name and a key. Errors name the line and quote nothing: anything may be a key
+// in the wrong place.
+func parseFile(b []byte) ([]key, error) {
+	if len(b) > maxFile {
+		return nil, fmt.Errorf("more than %d bytes", maxFile)
+	}
+	text := strings.TrimPrefix(string(b), "\uFEFF") // as some editors write
+	if !utf8.ValidString(text) {
+		return nil, errors.New("not UTF-8")
+	}
+	var keys []key
+	n := 0
+	for line := range strings.SplitSeq(text, "\n") {
+		n++
+		line = strings.Trim(line, " \t\r")
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if len(keys) == maxKeys {
+			return nil, fmt.Errorf("line %d: more than %d keys", n, maxKeys)
+		}
+		k, err := parseLine(line)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+		k.line = n
+		keys = append(keys, k)
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("no key is in it")
+	}
+	return keys, nil
+}
+
+// parseLine reads a line that has a key.
+func parseLine(line string) (key, error) {
+	fields, err := splitFields(line)
+	if err != nil {
+		return key{}, err
+	}
+	n := 0
+	for n < len(fields) && !isOption(fields[n]) {
+		n++
+	}
+	var name, text string
+	switch n {
+	case 0:
+		return key{}, errors.New("the key is missing")
+	case 1:
+		text = fields[0]
+	case 2:
+		name, text = fields[0], fields[1]
+	default:
+		return key{}, errors.New("too many fields; want a name, a key and options")
+	}
+	hash, err := hashKey(text)
+	if err != nil {
+		return key{}, fmt.Errorf("the key %w", err)
+	}
+	id, err := idOf(name, hash)
+	if err != nil {
+		return key{}, err
+	}
+	k := key{hash: hash, identity: Unrestricted(id)}
+	return k, k.setOptions(fields[n:])
+}
+
+// idOf returns the identity of a key with a name, or without.
+func idOf(name string, hash [sha256.Size]byte) (string, error) {
+	switch {
+	case name == "":
+		return defaultID(hash), nil
+	case !nameForm.MatchString(name):
+		return "", errors.New("the name is not 1 to 64 of the characters a-z, A-Z, 0-9, _ . @ -")
+	case strings.HasPrefix(name, newKeyPrefix): // names get into logs
+		return "", errors.New("the name looks like a key")
+	}
+	return name, nil
+}
+
+// isOption reports whether a field is an option, or means to be.
+func isOption(field string) bool {
+	for _, name := range []string{optModels, optScope, optExpires} {
+		if strings.HasPrefix(field, name+"=") {
+			return true
+		}
+	}
+	return optionForm.MatchString(field)
+}
+
+// splitFields splits a line at white space outside of quoted values, and takes
+// the quotation marks away.
+func splitFields(line string) ([]string, error) {
+	var fields []string
+	for line = strings.TrimLeft(line, " \t"); line != ""; line = strings.TrimLeft(line, " \t") {
+		end := strings.IndexAny(line, " \t\"")
+		if end < 0 || line[end] != '"' {
+			if end < 0 {
+				end = len(line)
+			}
+			if line[0] == '#' {
+				return nil, errors.New("a comment must stand on a line of its own")
+			}
+			fields = append(fields, line[:end])
+			line = line[end:]
+			continue
+		}
+		value, rest, ok := strings.Cut(line[end+1:], `"`)
+		if !isQuotable(line[:end]) || !ok || rest != "" && rest[0] != ' ' && rest[0] != '\t' {
+			return nil, errors.New(`a quotation mark out of place; want option="value"`)
+		}
+		fields = append(fields, line[:end]+value)
+		line = rest
+	}
+	return fields, nil
+}
+
+// isQuotable reports whether a quoted value may follow: after the equals sign of
+// an option.
+func isQuotable(s string) bool { return s == optModels+"=" || s == optScope+"=" || s == optExpires+"=" }
+
+// setOptions sets the options of a line.
+func (k *key) setOptions(fields []string) error {
+	seen := make(map[string]bool)
+	for _, field := range fields {
+		if !isOption(field) {
+			return errors.New("a name and a key must stand before the options")
+		}
+		name, value, _ := strings.Cut(field, "=")
+		if seen[name] {
+			return errors.New("an option is already specified")
+		}
+		seen[name] = true
+		var err error
+		switch name {
+		case optModels:
+			err = k.setModels(value)
+		case optScope:
+			err = k.setScope(value)
+		case optExpires:
+			if k.expires, err = time.Parse(time.RFC3339, value); err != nil {
+				err = errors.New("expires is not a time such as 2030-12-31T23:59:59Z")
+			}
+		default:
+			err = errors.New("unrecognized option; want models=, scope= or expires= (a key with = inside must be given by its hash)")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setModels reads a list of models.
+func (k *key) setModels(list string) error {
+	k.identity.models = make(map[string]bool)
+	for model := range strings.SplitSeq(list, ",") {
+		switch model = foldModel(model); model {
+		case "":
+			return errors.New("models has an empty name")
+		case "*":
+			return errors.New("models has a *; for all models, leave models out")
+		}
+		k.identity.models[model] = true
+	}
+	return nil
+}
+
+// setScope reads a scope.
+func (k *key) setScope(scope string) error {
+	switch scope {
+	case scopeRead:
+		k.identity.run = false
+	case scopeRun:
+		k.identity.read = false
+	default:
+		return errors.New("scope is neither read nor run")
+	}
+	return nil
+}
