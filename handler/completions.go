@@ -76,7 +76,6 @@ func (x *exchange) complete(c completion) error {
 	}
 	defer task.Close()
 	reply := openai.NewReply(c.kind, c.model)
-	reply.PeerID, reply.TaskID = task.Served().Peer, task.Served().TaskID
 	if c.stream {
 		return x.streamReply(task, reply, c)
 	}
@@ -90,8 +89,9 @@ func (x *exchange) wholeReply(task run, reply openai.Reply, c completion) error 
 	if _, err := io.Copy(&output, task); err != nil {
 		return err
 	}
-	usage := openai.EstimateUsage(len(c.prompt), output.b.Len())
-	x.answer(http.StatusOK, reply.Whole(openai.ValidText(output.b.Bytes()), usage))
+	text := openai.ValidText(output.b.Bytes())
+	usage := openai.EstimateUsage(openai.CountTokens(c.prompt), openai.CountTokens(text))
+	x.answer(http.StatusOK, reply.Whole([]openai.Choice{{Text: text, FinishReason: openai.FinishStop}}, usage))
 	return nil
 }
 
@@ -124,13 +124,16 @@ func (x *exchange) streamReply(task run, reply openai.Reply, c completion) error
 		return err
 	}
 	out := x.begin("text/event-stream; charset=utf-8")
-	stream := openai.NewStream(out, reply, c.usage)
-	if err := stream.Start(); err != nil {
+	stream := openai.NewStream(out, reply, openai.StreamConfig{
+		IncludeUsage: c.usage, PromptTokens: func() int { return openai.CountTokens(c.prompt) },
+	})
+	choice := stream.Choice(0)
+	if err := choice.Start(task.Served().Peer, task.Served().TaskID); err != nil {
 		x.gone(err)
 		return nil
 	}
 	for {
-		if _, err := stream.Write(buf[:n]); err != nil {
+		if _, err := choice.Write(buf[:n]); err != nil {
 			x.gone(err)
 			return nil
 		}
@@ -140,7 +143,7 @@ func (x *exchange) streamReply(task run, reply openai.Reply, c completion) error
 		n, err = task.Read(buf)
 	}
 	if err == io.EOF {
-		err = stream.Finish(len(c.prompt))
+		err = stream.Finish()
 	} else {
 		err = x.broken(err, func(p *problem) error { return stream.Fail(p.openAI()) })
 	}

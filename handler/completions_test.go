@@ -35,7 +35,7 @@ func TestChatWhole(t *testing.T) {
 	a := g.do(t, "POST", "/v1/chat/completions", `{"model":" LLAMA3.2 ","messages":[{"role":"system","content":"s"},{"role":"user","content":"hi"}]}`)
 	want := `{"id":"chatcmpl-0","object":"chat.completion","created":0,"model":"LLAMA3.2","choices":[{"index":0,` +
 		`"message":{"role":"assistant","content":"Hello\r\n","refusal":null},"logprobs":null,"finish_reason":"stop"}],` +
-		`"usage":{"prompt_tokens":8,"completion_tokens":2,"total_tokens":10}}`
+		`"usage":{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12,"agentfm_estimated":true}}`
 	if got := fixed(a.body); a.status != 200 || got != want {
 		t.Errorf("got %d\n%s\nwant\n%s", a.status, got, want)
 	}
@@ -53,7 +53,7 @@ func TestCompletionWhole(t *testing.T) {
 	a := g.do(t, "POST", "/v1/completions", `{"model":"m","prompt":["say hi"]}`)
 	want := `{"id":"cmpl-0","object":"text_completion","created":0,"model":"m","choices":[` +
 		`{"text":"Hello","index":0,"logprobs":null,"finish_reason":"stop"}],` +
-		`"usage":{"prompt_tokens":2,"completion_tokens":2,"total_tokens":4}}`
+		`"usage":{"prompt_tokens":2,"completion_tokens":1,"total_tokens":3,"agentfm_estimated":true}}`
 	if got := fixed(a.body); a.status != 200 || got != want {
 		t.Errorf("got %d\n%s\nwant\n%s", a.status, got, want)
 	}
@@ -96,7 +96,7 @@ func TestChatStreamGolden(t *testing.T) {
 		null, last := "", ""
 		if usage {
 			null = `,"usage":null`
-			last = head + `],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}` + end
+			last = head + `],"usage":{"prompt_tokens":6,"completion_tokens":1,"total_tokens":7,"agentfm_estimated":true}` + end
 		}
 		want := head + `{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]` + null + end +
 			head + `{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]` + null + end +
@@ -122,7 +122,7 @@ func TestCompletionStreamGolden(t *testing.T) {
 		null, last := "", ""
 		if usage {
 			null = `,"usage":null`
-			last = head + `],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}` + end
+			last = head + `],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2,"agentfm_estimated":true}` + end
 		}
 		want := head + `{"text":"Hi","index":0,"logprobs":null,"finish_reason":null}]` + null + end +
 			head + `{"text":"","index":0,"logprobs":null,"finish_reason":"stop"}]` + null + end +

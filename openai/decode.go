@@ -133,7 +133,7 @@ func typeError(err error) error {
 	switch {
 	case want == "":
 		return invalid(param, "%s: unexpected value", at)
-	case sem.JSONKind == 0:
+	case sem.JSONKind == 0, sem.JSONKind == '0' && want == "an integer":
 		return invalid(param, "%s: want %s", at, want)
 	}
 	return invalid(param, "%s: want %s, not %s", at, want, kindName(sem.JSONKind))
@@ -169,8 +169,10 @@ func typeName(t reflect.Type) string {
 		return "a boolean"
 	case reflect.String:
 		return "a string"
-	case reflect.Float64, reflect.Int, reflect.Int64:
+	case reflect.Float64:
 		return "a number"
+	case reflect.Int, reflect.Int64:
+		return "an integer"
 	case reflect.Slice:
 		return "an array"
 	case reflect.Struct:

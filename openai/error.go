@@ -7,6 +7,7 @@
 package openai
 
 import (
+	"bytes"
 	"strings"
 	"unicode/utf8"
 
@@ -26,6 +27,7 @@ const (
 	CodeModelRequired         = "model_required"
 	CodePromptRequired        = "prompt_required"
 	CodeUnsupportedPromptType = "unsupported_prompt_type"
+	CodeUnsupportedParameter  = "unsupported_parameter" // Param names it
 )
 
 // maxErrorText bounds the message of an error: parts of it come from outside.
@@ -79,8 +81,20 @@ func marshal(v any) []byte {
 	if err != nil {
 		panic("openai: encoding " + err.Error())
 	}
-	return b
+	return escapeNEL(b)
 }
+
+// escapeNEL escapes U+0085 in JSON, where it can only be in a string: some clients
+// split lines at it.
+func escapeNEL(b []byte) []byte {
+	if !bytes.Contains(b, nel) {
+		return b
+	}
+	return bytes.ReplaceAll(b, nel, []byte(`\u0085`))
+}
+
+// nel is U+0085.
+var nel = []byte("\u0085")
 
 // Clip shortens s to at most n bytes, between two characters.
 func Clip(s string, n int) string {

@@ -11,9 +11,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// FinishStop is the reason of an answer that the agent ended itself.
-const FinishStop = "stop"
-
 // Values of the field "object".
 const (
 	ObjectChat      = "chat.completion"
@@ -28,16 +25,14 @@ type Usage struct {
 	PromptTokens     int `json:"prompt_tokens"`
 	CompletionTokens int `json:"completion_tokens"`
 	TotalTokens      int `json:"total_tokens"`
+	// Estimated says that we counted, and not the agent's model.
+	Estimated bool `json:"agentfm_estimated,omitzero"`
 }
 
-// EstimateUsage estimates the usage from the sizes of prompt and answer in
-// bytes. An agent does not say which tokens its model saw, so that this is a
-// rule of thumb: four bytes a token, rounded up. It is good for a feeling, not
-// for a bill.
-func EstimateUsage(promptSize, answerSize int) Usage {
-	u := Usage{PromptTokens: (promptSize + 3) / 4, CompletionTokens: (answerSize + 3) / 4}
-	u.TotalTokens = u.PromptTokens + u.CompletionTokens
-	return u
+// EstimateUsage returns the usage of a prompt and answers of so many tokens that
+// we counted ourselves, see [CountTokens].
+func EstimateUsage(prompt, completion int) Usage {
+	return Usage{PromptTokens: prompt, CompletionTokens: completion, TotalTokens: prompt + completion, Estimated: true}
 }
 
 // ChatCompletion is a whole answer to a [ChatRequest].
@@ -73,8 +68,10 @@ type ChatChunk struct {
 	Model   string            `json:"model"`
 	Choices []ChatChunkChoice `json:"choices"`
 	Usage   ChunkUsage        `json:"usage,omitzero"`
-	PeerID  string            `json:"agentfm_peer_id"`
-	TaskID  string            `json:"agentfm_task_id"`
+	// PeerID and TaskID say who serves the choice; an event of none, of an answer
+	// with several choices, has none.
+	PeerID string `json:"agentfm_peer_id,omitzero"`
+	TaskID string `json:"agentfm_task_id,omitzero"`
 }
 
 // ChatChunkChoice is one choice of a [ChatChunk].
@@ -147,8 +144,6 @@ type Reply struct {
 	ID      string
 	Created int64 // Unix seconds
 	Model   string
-	// PeerID and TaskID say who serves it; chunks carry them.
-	PeerID, TaskID string
 }
 
 // NewReply returns a Reply with a fresh id, created now.
@@ -162,22 +157,25 @@ func NewReply(kind Kind, model string) Reply {
 	return Reply{Kind: kind, ID: prefix + hex.EncodeToString(b[:]), Created: time.Now().Unix(), Model: model}
 }
 
-// Whole returns the JSON of the whole answer.
-func (r Reply) Whole(text string, u Usage) []byte {
+// Choice is one choice of a whole answer.
+type Choice struct {
+	Text         string
+	FinishReason string // one of the Finish constants
+}
+
+// Whole returns the JSON of the whole answer, with the choices in this order.
+func (r Reply) Whole(choices []Choice, u Usage) []byte {
 	if r.Kind == KindText {
-		stop := FinishStop
-		return marshal(Completion{
-			ID: r.ID, Object: ObjectText, Created: r.Created, Model: r.Model,
-			Choices: []CompletionChoice{{Text: text, FinishReason: &stop}},
-			Usage:   ChunkUsage{Present: true, Usage: &u},
-		})
+		c := Completion{ID: r.ID, Object: ObjectText, Created: r.Created, Model: r.Model, Usage: ChunkUsage{Present: true, Usage: &u}}
+		for i, choice := range choices {
+			c.Choices = append(c.Choices, CompletionChoice{Index: i, Text: choice.Text, FinishReason: &choice.FinishReason})
+		}
+		return marshal(c)
 	}
-	return marshal(ChatCompletion{
-		ID: r.ID, Object: ObjectChat, Created: r.Created, Model: r.Model,
-		Choices: []ChatChoice{{
-			Message:      ChatMessage{Role: "assistant", Content: text},
-			FinishReason: FinishStop,
-		}},
-		Usage: u,
-	})
+	c := ChatCompletion{ID: r.ID, Object: ObjectChat, Created: r.Created, Model: r.Model, Usage: u}
+	for i, choice := range choices {
+		message := ChatMessage{Role: "assistant", Content: choice.Text}
+		c.Choices = append(c.Choices, ChatChoice{Index: i, Message: message, FinishReason: choice.FinishReason})
+	}
+	return marshal(c)
 }

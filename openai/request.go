@@ -18,6 +18,10 @@ type ChatRequest struct {
 	Messages      []Message     `json:"messages"`
 	Stream        bool          `json:"stream"`
 	StreamOptions StreamOptions `json:"stream_options"`
+	// N is how many choices are asked for, 1 to [MaxChoices].
+	N int `json:"-"`
+	// Limits are where each choice is to be cut.
+	Limits Limits `json:"-"`
 }
 
 // StreamOptions are the options of an answer that is streamed.
@@ -45,8 +49,9 @@ type Content struct {
 
 // part is one part of a message's content.
 type part struct {
-	Type string  `json:"type"`
-	Text *string `json:"text"`
+	Type    string  `json:"type"`
+	Text    *string `json:"text"`
+	Refusal *string `json:"refusal"`
 }
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
@@ -89,25 +94,38 @@ func joinParts(parts []part, p jsontext.Pointer) (string, error) {
 	texts := make([]string, len(parts))
 	for i, part := range parts {
 		at := jsontext.Pointer(fmt.Sprintf("%s/%d", p, i))
-		switch {
-		case part.Type == "":
+		var text *string
+		switch part.Type {
+		case "":
 			return "", invalid(paramOf(at+"/type"), "%s: a part needs a type", at)
-		case part.Type != "text":
+		case "text":
+			text = part.Text
+		case "refusal": // of an assistant, in an earlier turn
+			text = part.Refusal
+		default:
 			return "", &Error{
 				Message: fmt.Sprintf("%s: parts of type %q are not supported; agents take text", at, Clip(part.Type, 64)),
 				Type:    TypeInvalidRequest, Code: CodeUnsupportedPromptType, Param: paramOf(at + "/type"),
 			}
-		case part.Text == nil:
-			return "", invalid(paramOf(at+"/text"), "%s: a part of type text needs a text", at)
 		}
-		texts[i] = *part.Text
+		if text == nil {
+			return "", invalid(paramOf(at+jsontext.Pointer("/"+part.Type)), "%s: a part of type %[2]s needs a %[2]s", at, part.Type)
+		}
+		texts[i] = *text
 	}
 	return strings.Join(texts, "\n"), nil
 }
 
-// DecodeChat reads the body of a chat request. Every error is an *[Error].
+// DecodeChat reads the body of a chat request. Every error is an *[Error]: the
+// body is not a request, a field has a value that it may not have, or asks for
+// what an agent that answers in text cannot do ([CodeUnsupportedParameter]).
+// Fields that we do not know are ignored.
 func DecodeChat(body []byte) (ChatRequest, error) {
-	var req ChatRequest
+	var req struct {
+		ChatRequest
+		options
+		chatOptions
+	}
 	if err := Decode(body, &req); err != nil {
 		return ChatRequest{}, err
 	}
@@ -125,7 +143,14 @@ func DecodeChat(body []byte) (ChatRequest, error) {
 			return ChatRequest{}, err
 		}
 	}
-	return req, nil
+	if err := req.options.check(); err != nil {
+		return ChatRequest{}, err
+	}
+	if err := req.chatOptions.check(); err != nil {
+		return ChatRequest{}, err
+	}
+	req.N, req.Limits = req.choices(), req.limits(req.MaxCompletionTokens)
+	return req.ChatRequest, nil
 }
 
 // needModel takes the space around the model away, which matching ignores, and
@@ -157,15 +182,28 @@ func (m Message) check(i int) error {
 // Prompt renders the chat for an agent that takes a text: a paragraph
 // "role: content" for each message, a blank line after each, and a last line
 // "assistant:" for the agent to continue.
-func (r ChatRequest) Prompt() string {
+func (r ChatRequest) Prompt() string { return render(r.Messages) + "assistant:" }
+
+// Affinity returns text that stays the same in all turns of one conversation:
+// everything up to the first message of the user, and that.
+func (r ChatRequest) Affinity() string {
+	for i, m := range r.Messages {
+		if m.Role == "user" {
+			return render(r.Messages[:i+1])
+		}
+	}
+	return render(r.Messages)
+}
+
+// render writes messages as paragraphs.
+func render(messages []Message) string {
 	var b strings.Builder
-	for _, m := range r.Messages {
+	for _, m := range messages {
 		b.WriteString(m.Role)
 		b.WriteString(": ")
 		b.WriteString(m.Content.Text)
 		b.WriteString("\n\n")
 	}
-	b.WriteString("assistant:")
 	return b.String()
 }
 
@@ -175,6 +213,10 @@ type CompletionRequest struct {
 	Prompt        Prompt        `json:"prompt"`
 	Stream        bool          `json:"stream"`
 	StreamOptions StreamOptions `json:"stream_options"`
+	// N is how many choices are asked for, 1 to [MaxChoices].
+	N int `json:"-"`
+	// Limits are where each choice is to be cut.
+	Limits Limits `json:"-"`
 }
 
 // Prompt is a prompt. On the wire it is a string, or an array of exactly one.
@@ -227,9 +269,13 @@ func onePrompt(dec *jsontext.Decoder) (string, error) {
 }
 
 // DecodeCompletion reads the body of a completion request. Every error is an
-// *[Error].
+// *[Error], as of [DecodeChat].
 func DecodeCompletion(body []byte) (CompletionRequest, error) {
-	var req CompletionRequest
+	var req struct {
+		CompletionRequest
+		options
+		completionOptions
+	}
 	if err := Decode(body, &req); err != nil {
 		return CompletionRequest{}, err
 	}
@@ -242,5 +288,16 @@ func DecodeCompletion(body []byte) (CompletionRequest, error) {
 			Type:    TypeInvalidRequest, Code: CodePromptRequired, Param: "prompt",
 		}
 	}
-	return req, nil
+	if err := req.options.check(); err != nil {
+		return CompletionRequest{}, err
+	}
+	req.N, req.Limits = req.choices(), req.limits(nil)
+	if err := req.completionOptions.check(req.N); err != nil {
+		return CompletionRequest{}, err
+	}
+	return req.CompletionRequest, nil
 }
+
+// Affinity returns text that tells one use of an agent from another: the first
+// 256 bytes of the prompt.
+func (r CompletionRequest) Affinity() string { return string(r.Prompt[:min(len(r.Prompt), 256)]) }

@@ -23,7 +23,8 @@ func TestDecodeChat(t *testing.T) {
 		],
 		"stream": true,
 		"stream_options": {"include_usage": true, "include_obfuscation": false},
-		"temperature": 0.5, "n": 1, "tools": [{"type": "function"}], "anything": null
+		"temperature": 0.5, "n": 3, "tools": [{"type": "function"}], "tool_choice": "none", "anything": null,
+		"max_tokens": 7, "max_completion_tokens": 5, "stop": "END"
 	}`))
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +103,7 @@ func TestDecodeCompletion(t *testing.T) {
 		{`true`, "", CodeUnsupportedPromptType},
 		{`{"text":"x"}`, "", CodeUnsupportedPromptType},
 	} {
-		req, err := DecodeCompletion([]byte(`{"model":"m","prompt":` + r.prompt + `,"suffix":"s","echo":true,"max_tokens":5}`))
+		req, err := DecodeCompletion([]byte(`{"model":"m","prompt":` + r.prompt + `,"suffix":"","echo":false,"max_tokens":5}`))
 		if r.code != "" {
 			t.Run(r.prompt, func(t *testing.T) { mustFail(t, err, r.code, "prompt", "prompt") })
 			continue

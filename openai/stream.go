@@ -3,170 +3,212 @@
 package openai
 
 import (
-	"bytes"
 	"errors"
 	"io"
-	"unicode/utf8"
+	"sync"
 )
 
 // MaxLine is the size that a line of a stream stays below: well-known clients
 // read lines into 64 KiB.
 const MaxLine = 64 << 10
 
-// maxDelta bounds the JSON of a delta's text; what is left of MaxLine is for
-// the rest of the chunk.
-const maxDelta = MaxLine / 2
+// ErrLimit is the error of a [StreamChoice] that has reached a limit: its agent
+// may be stopped.
+var ErrLimit = errors.New("openai: a limit of the answer was reached")
+
+// ErrEnded is the error of a [Stream] after Finish or Fail.
+var ErrEnded = errors.New("openai: the answer has ended")
 
 // errLine can only come of a Reply with fields beyond all measure.
 var errLine = errors.New("openai: event is too long for a line")
 
-// writeEvent writes one event, in one Write.
-func writeEvent(w io.Writer, data []byte) error {
-	// Inside JSON this character can only be in a string. Some clients split
-	// lines at it.
-	data = bytes.ReplaceAll(data, []byte("\u0085"), []byte(`\u0085`))
-	if len("data: ")+len(data) >= MaxLine {
-		return errLine
-	}
-	event := make([]byte, 0, len(data)+8)
-	event = append(event, "data: "...)
-	event = append(event, data...)
-	event = append(event, "\n\n"...)
-	_, err := w.Write(event)
-	return err
+// StreamConfig is how an answer is streamed. The zero value is one choice without
+// limits and usage.
+type StreamConfig struct {
+	// Choices is how many choices there are; 0 is one.
+	Choices int
+	// Limits are where each choice is cut.
+	Limits Limits
+	// IncludeUsage asks for one more event before the end, with the usage.
+	IncludeUsage bool
+	// PromptTokens counts the tokens of the prompt, for the usage. It is called
+	// once, by Finish; nil is no tokens.
+	PromptTokens func() int
 }
 
-// Stream writes an answer as server-sent events: Start, then Write as often as
-// there is output, then Finish or Fail. Every event is one Write to the
-// underlying writer. Once one failed, all further calls return its error.
+// Stream writes an answer as server-sent events. Each choice is started, written
+// and ended; then comes Finish, or at any time Fail. Every event is one Write to
+// the underlying writer. Once one failed, all further calls return its error.
+// All methods, those of the choices too, may be called from several goroutines.
 type Stream struct {
 	w       io.Writer
 	reply   Reply
-	usage   ChunkUsage // of every chunk but the one with the usage
-	cutter  Cutter
-	written int
-	err     error
+	config  StreamConfig
+	choices []*StreamChoice
+
+	mu  sync.Mutex // of all below, and of the choices
+	buf []byte     // of the event that is being written
+	err error
 }
 
-// NewStream returns a Stream that writes r to w. With includeUsage there is one
-// more chunk at the end, with the usage and no choices.
-func NewStream(w io.Writer, r Reply, includeUsage bool) *Stream {
-	return &Stream{w: w, reply: r, usage: ChunkUsage{Present: includeUsage}}
-}
-
-// Start writes what comes before the first text.
-func (s *Stream) Start() error {
-	if s.reply.Kind == KindText {
-		return nil
+// NewStream returns a Stream that writes r to w. Nothing is written yet.
+func NewStream(w io.Writer, r Reply, c StreamConfig) *Stream {
+	s := &Stream{w: w, reply: r, config: c}
+	for i := range max(1, c.Choices) {
+		s.choices = append(s.choices, &StreamChoice{stream: s, index: i, text: NewText(c.Limits, c.IncludeUsage)})
 	}
-	var empty string
-	return s.chat(ChatChunkChoice{Delta: Delta{Role: "assistant", Content: &empty}})
+	return s
 }
 
-// Write adds p to the answer. What of it is not a whole character yet waits
-// for the next Write.
-func (s *Stream) Write(p []byte) (int, error) {
-	s.written += len(p)
-	if err := s.text(s.cutter.Next(p)); err != nil {
-		return 0, err
+// Choice returns the i-th choice, from 0.
+func (s *Stream) Choice(i int) *StreamChoice { return s.choices[i] }
+
+// Ping writes a comment that keeps the connection alive. It may come before all
+// else. It is one line without a blank one after it, which some clients would
+// take for an empty event.
+func (s *Stream) Ping() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.write([]byte(": ping\n"))
+}
+
+// Finish ends the answer well, and before it every choice that has not ended.
+func (s *Stream) Finish() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tokens := 0
+	for _, c := range s.choices {
+		_ = c.end()
+		tokens += c.text.Tokens()
 	}
-	return len(p), nil
-}
-
-// text writes as many chunks as keep every line short.
-func (s *Stream) text(text string) error {
-	for text != "" && s.err == nil {
-		n := fit(text, maxDelta)
-		piece := text[:n]
-		text = text[n:]
-		if s.reply.Kind == KindText {
-			_ = s.completion(CompletionChoice{Text: piece})
-		} else {
-			_ = s.chat(ChatChunkChoice{Delta: Delta{Content: &piece}})
+	if s.err == nil && s.config.IncludeUsage {
+		prompt := 0
+		if s.config.PromptTokens != nil {
+			prompt = s.config.PromptTokens()
 		}
+		usage := EstimateUsage(prompt, tokens)
+		_ = s.event(s.usageChunk(&usage))
 	}
-	return s.err
-}
-
-// Finish ends the answer well. promptSize is for the usage.
-func (s *Stream) Finish(promptSize int) error {
-	_ = s.text(s.cutter.Rest())
-	stop := FinishStop
-	usage := EstimateUsage(promptSize, s.written)
-	if s.reply.Kind == KindText {
-		_ = s.completion(CompletionChoice{FinishReason: &stop})
-	} else {
-		_ = s.chat(ChatChunkChoice{FinishReason: &stop})
-	}
-	if s.usage.Present {
-		s.usage.Usage = &usage
-		if s.reply.Kind == KindText {
-			_ = s.completion()
-		} else {
-			_ = s.chat()
-		}
-	}
-	if s.err == nil {
-		s.err = writeEvent(s.w, []byte("[DONE]"))
-	}
-	return s.err
+	return s.last([]byte("[DONE]"))
 }
 
 // Fail ends the answer with an error. No end mark follows, so that no client
 // takes what came for the whole answer.
 func (s *Stream) Fail(e *Error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last(e.Envelope())
+}
+
+// last writes the last event.
+func (s *Stream) last(data []byte) error {
+	if err := s.event(data); err != nil {
+		return err
+	}
+	s.err = ErrEnded
+	return nil
+}
+
+// event writes one event.
+func (s *Stream) event(data []byte) error {
+	s.buf = append(append(append(s.buf[:0], "data: "...), data...), "\n\n"...)
+	return s.write(s.buf)
+}
+
+// write writes b, in one Write.
+func (s *Stream) write(b []byte) error {
+	if s.err == nil && len(b) > MaxLine { // with two newlines
+		s.err = errLine
+	}
 	if s.err == nil {
-		s.err = writeEvent(s.w, e.Envelope())
+		_, s.err = s.w.Write(b)
 	}
 	return s.err
 }
 
-// chat writes a chunk of a chat.
-func (s *Stream) chat(choices ...ChatChunkChoice) error {
-	if s.err == nil {
-		s.err = writeEvent(s.w, marshal(ChatChunk{
-			ID: s.reply.ID, Object: ObjectChatChunk, Created: s.reply.Created, Model: s.reply.Model,
-			Choices: choices, Usage: s.usage, PeerID: s.reply.PeerID, TaskID: s.reply.TaskID,
-		}))
-	}
-	return s.err
+// StreamChoice is one choice of a [Stream]. It is written by one task.
+type StreamChoice struct {
+	stream         *Stream
+	index          int
+	text           *Text
+	started, ended bool
+	peer, task     string
+	template       template
 }
 
-// completion writes a chunk of a completion.
-func (s *Stream) completion(choices ...CompletionChoice) error {
-	if s.err == nil {
-		s.err = writeEvent(s.w, marshal(Completion{
-			ID: s.reply.ID, Object: ObjectText, Created: s.reply.Created, Model: s.reply.Model,
-			Choices: choices, Usage: s.usage, PeerID: s.reply.PeerID, TaskID: s.reply.TaskID,
-		}))
-	}
-	return s.err
+// Start writes what comes before the first text of the choice, and says which peer
+// serves it in which task: its events carry that. When it is not called, Write
+// and End do it, without peer and task. A second call does nothing.
+func (c *StreamChoice) Start(peer, task string) error {
+	c.stream.mu.Lock()
+	defer c.stream.mu.Unlock()
+	return c.start(peer, task)
 }
 
-// fit returns how many bytes of s, up to the end of a character, have a JSON
-// encoding of at most max bytes. It is at least one character.
-func fit(s string, max int) int {
-	if len(s)*len(`\u0000`) <= max {
-		return len(s)
+// start is Start with the lock held.
+func (c *StreamChoice) start(peer, task string) error {
+	if c.started || c.stream.err != nil {
+		return c.stream.err
 	}
-	size := 0
-	for i, r := range s {
-		size += encodedLen(r)
-		if size > max && i > 0 {
-			return i
-		}
+	c.started, c.peer, c.task = true, peer, task
+	c.template = newTemplate(c)
+	if c.stream.reply.Kind == KindText {
+		return nil
 	}
-	return len(s)
+	var empty string
+	return c.stream.event(c.chunk(Delta{Role: "assistant", Content: &empty}, "", nil))
 }
 
-// encodedLen is the size of r in a JSON string, never too small.
-func encodedLen(r rune) int {
-	switch {
-	case r == '"', r == '\\', r == '\n', r == '\r', r == '\t', r == '\b', r == '\f':
-		return 2
-	case r < ' ', r == '\u0085', r == '\u2028', r == '\u2029':
-		return len(`\u0000`)
-	default:
-		return utf8.RuneLen(r)
+// Write adds p, output of the agent, to the choice. What of it is not certain yet
+// waits for the next Write: half a character, what could be the begin of a stop
+// sequence, a word at the limit of tokens. It returns [ErrLimit] once a limit was
+// reached, and adds nothing from there on; then End is to be called.
+func (c *StreamChoice) Write(p []byte) (int, error) {
+	c.stream.mu.Lock()
+	defer c.stream.mu.Unlock()
+	if err := c.start("", ""); err != nil {
+		return 0, err
 	}
+	if c.ended {
+		return 0, ErrLimit
+	}
+	if err := c.write(c.text.Next(p)); err != nil {
+		return 0, err
+	}
+	if c.text.Done() {
+		return len(p), ErrLimit
+	}
+	return len(p), nil
+}
+
+// write writes as many events as keep every line short.
+func (c *StreamChoice) write(text string) error {
+	for text != "" && c.stream.err == nil {
+		n := fit(text, maxDelta)
+		c.stream.buf = c.template.append(c.stream.buf[:0], text[:n])
+		_ = c.stream.write(c.stream.buf)
+		text = text[n:]
+	}
+	return c.stream.err
+}
+
+// End writes what was held back and the event with the finish reason. A second
+// call does nothing.
+func (c *StreamChoice) End() error {
+	c.stream.mu.Lock()
+	defer c.stream.mu.Unlock()
+	return c.end()
+}
+
+// end is End with the lock held.
+func (c *StreamChoice) end() error {
+	if err := c.start("", ""); err != nil || c.ended {
+		return err
+	}
+	c.ended = true
+	if err := c.write(c.text.Rest()); err != nil {
+		return err
+	}
+	reason := c.text.FinishReason()
+	return c.stream.event(c.chunk(Delta{}, "", &reason))
 }
