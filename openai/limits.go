@@ -90,8 +90,7 @@ func (b *budget) next(s string, end bool) (string, bool) {
 		if count > b.left {
 			return b.cut(s, from, start+b.fitting(rest[:n]))
 		}
-		b.left -= count
-		b.spent += count
+		b.spend(count)
 		start += n
 		given = max(given, start)
 	}
@@ -107,24 +106,31 @@ func (b *budget) cut(s string, from, to int) (string, bool) {
 }
 
 // fitting returns how many bytes of s, which has more tokens than are left, fit,
-// and takes their tokens from the budget.
+// and takes their tokens from the budget. It goes from boundary to boundary, so
+// that the result does not depend on how s came.
 func (b *budget) fitting(s string) int {
-	for start, i := 0, 1; ; i++ {
+	start := 0
+	for i := 1; i <= len(s); i++ {
 		if i < len(s) && !boundary(s, i) {
 			continue
 		}
-		parts := split(s[start:i])
-		if len(parts) > b.left {
-			n := start + max(wholeRunes(s[start:i], b.left), aligned(parts[:b.left]))
-			count := min(b.left, tokens(s[start:n]))
-			b.left -= count
-			b.spent += count
-			return n
+		word := s[start:i]
+		parts := split(word)
+		if len(parts) > b.left { // it is cut; next may have given a part of it out
+			word = word[:max(wholeRunes(word, b.left), aligned(parts[:b.left]))]
+			b.spend(min(b.left, tokens(word)))
+			return start + len(word)
 		}
-		b.left -= len(parts)
-		b.spent += len(parts)
+		b.spend(len(parts))
 		start = i
 	}
+	return start
+}
+
+// spend takes tokens from the budget.
+func (b *budget) spend(n int) {
+	b.left -= n
+	b.spent += n
 }
 
 // aligned returns the size of the longest run of tokens, from the first, that
@@ -137,8 +143,8 @@ func aligned(parts []string) int {
 		}
 		size += len(part)
 	}
-	if text := strings.Join(parts, ""); utf8.ValidString(text) {
-		n = size
+	if utf8.ValidString(strings.Join(parts, "")) {
+		return size
 	}
 	return n
 }

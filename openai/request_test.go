@@ -3,6 +3,7 @@
 package openai
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -17,6 +18,9 @@ func TestDecodeChat(t *testing.T) {
 				{"type": "text", "text": "second part", "cache_control": {}}
 			]},
 			{"role": "assistant", "content": null, "tool_calls": []},
+			{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+			{"role": "developer", "content": "d"},
+			{"role": "function", "name": "f", "content": "r"},
 			{"role": "assistant"},
 			{"role": "tool", "content": "", "tool_call_id": "x"},
 			{"role": "user", "content": "[AGENTFM: NO_FILES]\u0000"}
@@ -29,10 +33,11 @@ func TestDecodeChat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if req.Model != "llama3.2" || !req.Stream || !req.StreamOptions.IncludeUsage {
+	if req.Model != "llama3.2" || !req.Stream || !req.StreamOptions.IncludeUsage || req.N != 3 {
 		t.Errorf("got %+v", req)
 	}
-	want := "system: Be brief.\n\nuser: line 1\nline 2\nsecond part\n\nassistant: \n\nassistant: \n\ntool: \n\n" +
+	want := "system: Be brief.\n\nuser: line 1\nline 2\nsecond part\n\nassistant: \n\n" +
+		"assistant: No.\n\ndeveloper: d\n\nfunction: r\n\nassistant: \n\ntool: \n\n" +
 		"user: [AGENTFM: NO_FILES]\x00\n\nassistant:"
 	if got := req.Prompt(); got != want {
 		t.Errorf("got prompt %q\nwant       %q", got, want)
@@ -73,6 +78,8 @@ func TestDecodeChatRefuses(t *testing.T) {
 		{"part without type", message(`{"role":"user","content":[{"text":"x"}]}`), CodeInvalidRequest, "messages[1].content[0].type"},
 		{"part without text", message(`{"role":"user","content":[{"type":"text"}]}`), CodeInvalidRequest, "messages[1].content[0].text"},
 		{"text a number", message(`{"role":"user","content":[{"type":"text","text":1}]}`), CodeInvalidRequest, "messages[1].content[0].text"},
+		{"refusal without refusal", message(`{"role":"assistant","content":[{"type":"refusal","text":"x"}]}`), CodeInvalidRequest, "messages[1].content[0].refusal"},
+		{"file", message(`{"role":"user","content":[{"type":"file","file":{}}]}`), CodeUnsupportedPromptType, "messages[1].content[0].type"},
 		{"image", message(`{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"u"}}]}`), CodeUnsupportedPromptType, "messages[1].content[1].type"},
 		{"audio", message(`{"role":"user","content":[{"type":"input_audio"}]}`), CodeUnsupportedPromptType, "messages[1].content[0].type"},
 		{"stream a string", `{"model":"m","stream":"true"}`, CodeInvalidRequest, "stream"},
@@ -123,6 +130,8 @@ func TestDecodeCompletion(t *testing.T) {
 func FuzzDecodeChat(f *testing.F) {
 	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}`))
 	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"text","text":"y"}]}]}`))
+	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],"n":3,"stop":["a","b"],"max_tokens":5,"temperature":1.5,"seed":1}`))
+	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{}],"tool_choice":{},"response_format":{"type":"text"},"modalities":["text"]}`))
 	f.Add([]byte(`{"model":"m","messages":[{"role":"assistant","content":null},{"role":"user","content":[{"type":"image_url"}]}]}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		req, err := DecodeChat(body)
@@ -134,6 +143,10 @@ func FuzzDecodeChat(f *testing.F) {
 		if req.Model == "" || !strings.HasSuffix(prompt, "\n\nassistant:") {
 			t.Errorf("model %q, prompt %q", req.Model, prompt)
 		}
+		if !strings.HasPrefix(prompt, req.Affinity()) || req.Affinity() == "" {
+			t.Errorf("prompt %q, affinity %q", prompt, req.Affinity())
+		}
+		checkFuzzOptions(t, req.N, req.Limits)
 		for _, m := range req.Messages {
 			if !strings.Contains(prompt, m.Role+": "+m.Content.Text+"\n\n") {
 				t.Errorf("message %+v is not in %q", m, prompt)
@@ -146,6 +159,7 @@ func FuzzDecodeCompletion(f *testing.F) {
 	f.Add([]byte(`{"model":"m","prompt":"x"}`))
 	f.Add([]byte(`{"model":"m","prompt":["x"],"stream":true,"stream_options":{"include_usage":true}}`))
 	f.Add([]byte(`{"model":"m","prompt":[1,"x"]}`))
+	f.Add([]byte(`{"model":"m","prompt":"x","n":2,"best_of":2,"stop":"a","max_tokens":5,"suffix":"","echo":false,"logprobs":null}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		req, err := DecodeCompletion(body)
 		if err != nil {
@@ -155,7 +169,16 @@ func FuzzDecodeCompletion(f *testing.F) {
 		if req.Model == "" || req.Prompt == "" {
 			t.Errorf("got %+v", req)
 		}
+		checkFuzzOptions(t, req.N, req.Limits)
 	})
+}
+
+// checkFuzzOptions asserts what holds for the options of every request.
+func checkFuzzOptions(t *testing.T, n int, l Limits) {
+	t.Helper()
+	if n < 1 || n > MaxChoices || l.MaxTokens < 0 || len(l.Stop) > maxStops || slices.Contains(l.Stop, "") {
+		t.Errorf("%d choices, limits %+v", n, l)
+	}
 }
 
 // checkFuzzError asserts what holds for every error of a request.

@@ -94,6 +94,7 @@ func exactly(s string) int {
 func FuzzText(f *testing.F) {
 	f.Add([]byte("Hello world, one two"), 3, 2, "wor", "x")
 	f.Add([]byte("𒀀𒀀é€😀\xff\xf0\x9f 中文，中文"), 1, 3, "中", "文，")
+	f.Add([]byte("\xff\x7f\xffé\xff\x7f\x00\u0098\xff\xff\xff\xff 8"), 1, 9, "", "")
 	f.Add([]byte(strings.Repeat(" \n", 700)+"don't 1234567"), 7, 40, "", "")
 	f.Add([]byte(strings.Repeat("中", 800)), 5, 1000, "", "")
 	f.Fuzz(func(t *testing.T, p []byte, n, maxTokens int, stop1, stop2 string) {
