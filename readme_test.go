@@ -5,6 +5,7 @@ package agentfm_test
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -12,6 +13,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 )
 
 // blocks returns the code blocks of the README in a language.
@@ -54,9 +57,10 @@ func TestReadmeCaddyfile(t *testing.T) {
 		"<multiaddr>... | off", "off", "mdns|dht... | off", "mdns dht", "argument|stdin", "stdin",
 		"<percent>|off", "50", "<matcher>", "/v1/*", "[", "", "]", "", "<program> <args>...", "cat -u",
 		"<name> <value>", "A b", "<size>", "1MiB", "<n>", "1", "<number>", "2", "<duration>|off", "off", "<duration>", "1m",
-		"policy     <name>", "policy sticky",
+		"policy        <name>", "policy sticky",
 		"<multiaddr>...", "/ip4/127.0.0.1/tcp/0",
 		"<peer id>...", "12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL", "<key>...", "a-key-of-sixteen-characters",
+		"<origin>...", "https://app.example.com",
 		"<kebab-case>", "a-b", "<name or file>", "x", "<text>", "x", "<dir>", "/x", "<folder>", "/x", "<file>", "/x",
 		"<reference>", "x", "<address>", "unix:///x",
 	)
@@ -68,6 +72,17 @@ func TestReadmeCaddyfile(t *testing.T) {
 		if _, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(replace.Replace(block)), nil); err != nil {
 			t.Errorf("%v in\n%s", err, replace.Replace(block))
 		}
+	}
+}
+
+// TestReadmeKeys reads the key file.
+func TestReadmeKeys(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys")
+	if err := os.WriteFile(file, []byte(blocks(t, "text")[0]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := auth.New(auth.Options{File: file}); err != nil {
+		t.Error(err)
 	}
 }
 

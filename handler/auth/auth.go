@@ -66,10 +66,13 @@ func newChecker(o Options, b *budget, now func() time.Time) (*Checker, error) {
 	if o.Keys == nil && o.File == "" {
 		return nil, errors.New("no keys: want api_keys or api_keys_file")
 	}
-	var fixed []key
+	var fixed keySet
 	if o.Keys != nil {
-		var err error
-		if fixed, err = parseValues(o.Keys); err != nil {
+		keys, err := parseValues(o.Keys)
+		if err == nil {
+			fixed, err = merge(nil, keys)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("api_keys: %w", err)
 		}
 	}

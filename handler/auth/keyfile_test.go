@@ -194,7 +194,7 @@ func TestValues(t *testing.T) {
 			t.Errorf("%q: %v", r.values, err)
 			continue
 		}
-		set, err := merge(keys, nil)
+		set, err := merge(nil, keys)
 		if err != nil || len(set) != len(r.has) {
 			t.Errorf("%q: got %d keys, %v", r.values, len(set), err)
 		}

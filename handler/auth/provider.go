@@ -32,6 +32,9 @@ func init() {
 // `{http.auth.user.scope}` | What the key may do: `read`, `run` or `read,run`
 // `{http.auth.user.models}` | The models of the key, with commas; empty for all
 //
+// The preflights of browsers have no key, and are refused like others; a matcher
+// such as `not method OPTIONS` leaves them out.
+//
 // A client address with 30 failures in a minute is refused, with the header
 // `Retry-After`, until the minute ends. All handlers and providers of a process
 // count together, and reloads do not reset the count.

@@ -30,7 +30,7 @@ const (
 
 // store holds the keys, and follows the key file.
 type store struct {
-	fixed  []key  // of the configuration
+	fixed  keySet // of the configuration
 	path   string // empty for none
 	now    func() time.Time
 	logger *zap.Logger
@@ -47,16 +47,13 @@ type store struct {
 }
 
 // newStore returns a store with the keys of the configuration and of a file.
-func newStore(fixed []key, file string, now func() time.Time, logger *zap.Logger) (*store, error) {
+func newStore(fixed keySet, file string, now func() time.Time, logger *zap.Logger) (*store, error) {
 	s := &store{fixed: fixed, now: now, logger: logger, begun: now()}
-	set, err := merge(fixed, nil)
-	if err != nil {
-		return nil, err
-	}
-	s.keys.Store(&set)
+	s.keys.Store(&fixed)
 	if file == "" {
 		return s, nil
 	}
+	var err error
 	if s.path, err = caddy.NewReplacer().ReplaceOrErr(file, true, true); err != nil {
 		return nil, fmt.Errorf("the path: %w", err)
 	}
@@ -174,38 +171,33 @@ func same(a, b fs.FileInfo) bool {
 	return a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && os.SameFile(a, b)
 }
 
-// merge joins keys of the configuration and of a file. In the file, and between
-// both, no key and no identity may stand twice: who a key stands for, and with
-// which rights, would be chance.
-func merge(fixed, file []key) (keySet, error) {
-	set := make(keySet, 0, len(fixed)+len(file))
+// merge adds keys to a set. Where a file is in it, no key and no identity may
+// stand twice: who a key stands for, and with which rights, would be chance. Of
+// the configuration a key may, for a list can be in two variables.
+func merge(set keySet, keys []key) (keySet, error) {
+	out := make(keySet, 0, len(set)+len(keys))
 	hashes := make(map[[sha256.Size]byte]*key)
 	ids := make(map[string]*key)
-	add := func(k *key) error {
-		if other, ok := hashes[k.hash]; ok {
-			if other.line == 0 && k.line == 0 { // one list in two variables
-				return nil
-			}
-			return fmt.Errorf("line %d: the key is also %s", k.line, other.place())
-		}
-		if other, ok := ids[k.identity.ID]; ok {
-			if k.line == 0 {
-				return errors.New("two keys of api_keys have the same first digits of their hashes; replace one")
-			}
-			return fmt.Errorf("line %d: the name, or the one made from the hash, is also %s", k.line, other.place())
-		}
-		hashes[k.hash], ids[k.identity.ID] = k, k
-		set = append(set, *k)
-		return nil
-	}
-	for _, list := range [][]key{fixed, file} {
+	for _, list := range [][]key{set, keys} {
 		for i := range list {
-			if err := add(&list[i]); err != nil {
-				return nil, err
+			k := &list[i]
+			other, twice := hashes[k.hash]
+			same, taken := ids[k.identity.ID]
+			switch {
+			case twice && k.line == 0:
+				continue
+			case twice:
+				return nil, fmt.Errorf("line %d: the key is also %s", k.line, other.place())
+			case taken && k.line == 0:
+				return nil, errors.New("the hashes of two keys have the same first digits; replace one")
+			case taken:
+				return nil, fmt.Errorf("line %d: the name, or the one made from the hash, is also %s", k.line, same.place())
 			}
+			hashes[k.hash], ids[k.identity.ID] = k, k
+			out = append(out, *k)
 		}
 	}
-	return set, nil
+	return out, nil
 }
 
 // place says where a key stands.

@@ -194,7 +194,11 @@ func TestBrokenFile(t *testing.T) {
 }
 
 func TestDuplicates(t *testing.T) {
-	fixed, err := parseValues([]string{keyOne})
+	keys, err := parseValues([]string{keyOne})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixed, err := merge(nil, keys)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,6 +265,19 @@ func TestModeWarning(t *testing.T) {
 	}
 	if n := warnings(); n != 1 {
 		t.Errorf("%d warnings at mode 0640", n)
+	}
+}
+
+// Keys of which the default identities are one cannot be told apart.
+func TestSameIdentity(t *testing.T) {
+	first := key{identity: Unrestricted("key-00000000")}
+	second := first
+	second.hash[31] = 1
+	if _, err := merge(nil, []key{first, second}); err == nil || !strings.Contains(err.Error(), "first digits") {
+		t.Errorf("got %v", err)
+	}
+	if set, err := merge(nil, []key{first, first}); err != nil || len(set) != 1 {
+		t.Errorf("got %d keys, %v", len(set), err)
 	}
 }
 
