@@ -34,16 +34,28 @@ const (
 	// root is the repository, seen from here.
 	root = ".."
 
-	// patience is how long a condition may take to come true. It is long for
-	// a machine that is busy with other tests, and never slept through.
-	patience = 2 * time.Minute
-
 	// testKey is the API key of the gateways that want one.
 	testKey = "a-key-of-the-test-gateway"
 
 	// pollInterval is how often a condition is looked at.
 	pollInterval = 50 * time.Millisecond
 )
+
+// nightly says that the tests that measure over time run at full length; see
+// e2e/nightly.
+var nightly = os.Getenv("AGENTFM_TEST_NIGHTLY") == "1"
+
+// scaled returns the first value, or in a nightly run the second.
+func scaled[T any](everyday, night T) T {
+	if nightly {
+		return night
+	}
+	return everyday
+}
+
+// patience is how long a condition may take to come true. It is long for a
+// machine that is busy with other tests, and never slept through.
+var patience = scaled(2*time.Minute, 10*time.Minute)
 
 var httpClient = &http.Client{Timeout: patience}
 
@@ -293,6 +305,8 @@ type workerList struct {
 		PeerID string `json:"peer_id"`
 		Name   string `json:"name"`
 		Status string `json:"status"`
+
+		CurrentTasks int `json:"current_tasks"`
 	} `json:"agents"`
 }
 

@@ -21,7 +21,7 @@ line) head -c "$1" /dev/zero | tr '\0' x ;;                 # one line of so man
 silence) sleep "$1" && echo first && sleep "$1" && echo second ;;
 drip) while echo drop; do sleep 1; done ;;                  # for ever
 gate) echo first && until [ -e "$STATE/$1" ]; do sleep 0.05; done && echo second ;; # goes on when that file is there
-hold) until [ -e "$STATE/$1" ]; do sleep 0.05; done && printf 'held by %s' "$WORKER" ;;
+hold) until [ -e "$STATE/$1" ]; do sleep 0.2; done && printf 'held by %s' "$WORKER" ;;
 stay) exec sleep 600 ;;                                     # says nothing
 work) sleep "$1" && printf done ;;
 die) echo half && exit 3 ;;                                 # after its first byte
