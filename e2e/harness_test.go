@@ -34,16 +34,28 @@ const (
 	// root is the repository, seen from here.
 	root = ".."
 
-	// patience is how long a condition may take to come true. It is long for
-	// a machine that is busy with other tests, and never slept through.
-	patience = 2 * time.Minute
-
 	// testKey is the API key of the gateways that want one.
 	testKey = "a-key-of-the-test-gateway"
 
 	// pollInterval is how often a condition is looked at.
 	pollInterval = 50 * time.Millisecond
 )
+
+// nightly says that the tests that measure over time run at full length; see
+// e2e/nightly.
+var nightly = os.Getenv("AGENTFM_TEST_NIGHTLY") == "1"
+
+// scaled returns the first value, or in a nightly run the second.
+func scaled[T any](everyday, night T) T {
+	if nightly {
+		return night
+	}
+	return everyday
+}
+
+// patience is how long a condition may take to come true. It is long for a
+// machine that is busy with other tests, and never slept through.
+var patience = scaled(2*time.Minute, 10*time.Minute)
 
 var httpClient = &http.Client{Timeout: patience}
 
@@ -98,6 +110,9 @@ type process struct {
 	url  string // of its site
 	log  *logBuffer
 	done chan struct{} // closed at its end
+
+	admin  string // URL of its admin API
+	config string // its Caddyfile
 }
 
 // home is where a process keeps its state, and its working folder. A second
@@ -131,8 +146,11 @@ func start(t *testing.T, home, caddyfile string) *process {
 		url:  "http://127.0.0.1:" + ports[0],
 		log:  &logBuffer{},
 		done: make(chan struct{}),
+
+		admin: "http://127.0.0.1:" + ports[1],
 	}
 	caddyfile = strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile)
+	p.config = caddyfile
 	config := filepath.Join(home, "Caddyfile")
 	if err := os.WriteFile(config, []byte(caddyfile), 0o600); err != nil {
 		t.Fatal(err)
@@ -193,6 +211,19 @@ func (p *process) stop() {
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill() // it fails only when the process has ended
 	<-p.done
+}
+
+// reload gives the process another Caddyfile: what change makes of its own.
+func (p *process) reload(change func(caddyfile string) string) {
+	p.t.Helper()
+	resp, err := httpClient.Post(p.admin+"/load", "text/caddyfile", strings.NewReader(change(p.config)))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+		p.t.Fatalf("reload: %s: %s, %v", resp.Status, text, err)
+	}
 }
 
 // await waits until a condition holds while the process runs.
@@ -274,6 +305,8 @@ type workerList struct {
 		PeerID string `json:"peer_id"`
 		Name   string `json:"name"`
 		Status string `json:"status"`
+
+		CurrentTasks int `json:"current_tasks"`
 	} `json:"agents"`
 }
 
@@ -377,6 +410,31 @@ const localMesh = `
 			listen /ip4/127.0.0.1/tcp/0
 			bootstrap off
 			discovery off`
+
+// mesh is a gateway, and workers in processes of their own.
+type mesh struct {
+	gateway *process
+	address string // of the gateway's node
+}
+
+// newMesh starts a gateway with the lines of its site's block.
+func newMesh(t *testing.T, site string) *mesh {
+	t.Helper()
+	address := "/ip4/127.0.0.1/tcp/" + freePorts(t, 1)[0]
+	gateway := start(t, home(t), caddyfile("\n\t\t\tlisten "+address+"\n\t\t\tbootstrap off\n\t\t\tdiscovery off", site))
+	peer, ok := gateway.awaitLog("mesh node is open")["peer"].(string)
+	if !ok {
+		t.Fatal("the log does not tell the gateway's peer id")
+	}
+	return &mesh{gateway, address + "/p2p/" + peer}
+}
+
+// worker starts a process with agents, which the gateway will know in a while.
+func (m *mesh) worker(agents ...string) *process {
+	m.gateway.t.Helper()
+	return start(m.gateway.t, home(m.gateway.t), caddyfile(
+		"\n\t\t\tlisten /ip4/127.0.0.1/tcp/0\n\t\t\tbootstrap "+m.address+"\n\t\t\tdiscovery off", "", agents...))
+}
 
 // caddyfile puts a Caddyfile together from the lines of the mesh block, of the
 // site's block (no site when it is empty) and of one block for each agent.

@@ -1,105 +1,296 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Drives a gateway with the official OpenAI client. The Go test TestOpenAINode starts the gateway and sets:
-//
-// GATEWAY_URL, GATEWAY_KEY  where it is, and a key that it accepts
-// GATEWAY_GATE              a file that agent "Gated" waits for between its first and its second line
+// Drives a gateway with the official OpenAI client; the cases are those of python/openai_client.py.
 
 import assert from "node:assert/strict";
-import { rmSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import OpenAI from "openai";
+import { apiKey, baseURL, collect, ended, fails, lab, name, runs, say, seconds, serve, started, stateFile, words, workers } from "./lab.mjs";
 
-const baseURL = process.env.GATEWAY_URL + "/v1";
-const gate = process.env.GATEWAY_GATE;
-const messages = [{ role: "user", content: "One two three. One two. Über 100 % of \\n it!" }];
-const options = { baseURL, maxRetries: 0, timeout: 60_000 };
-const client = new OpenAI({ ...options, apiKey: process.env.GATEWAY_KEY });
+const options = { baseURL, apiKey, timeout: 60_000 };
+const client = new OpenAI({ ...options, maxRetries: 0 });
+const eager = new OpenAI(options); // with its own retries
+const stranger = new OpenAI({ ...options, apiKey: "not-the-key-of-this-gateway", maxRetries: 0 });
+const create = (request, more) => client.chat.completions.create({ model: "acme/lab", ...request }, more);
+const chat = (prompt, more, control) => create({ messages: say(prompt), ...more }, control);
+const texts = (prompt, more) => chat(prompt, { stream: true, ...more }).then(textOf);
 
-async function collect(stream) {
-	const items = [];
-	for await (const item of stream) items.push(item);
-	return items;
+async function refused(kind, status, code, call) {
+	const error = await fails(call);
+	assert.ok(error instanceof kind, error);
+	assert.equal(error.status, status);
+	assert.equal(error.code, code);
+	assert.ok(error.requestID, error);
+	return error;
 }
 
-async function rejects(kind, status, code, call) {
-	await assert.rejects(call, (error) => {
-		assert.ok(error instanceof kind, error);
-		assert.equal(error.status, status);
-		assert.equal(error.code, code);
-		assert.ok(error.requestID, error);
-		return true;
-	});
+/** textOf reads a chat stream to its end: its text and why it ended, after checks on its frame. */
+async function textOf(stream) {
+	const chunks = await collect(stream);
+	assert.equal(new Set(chunks.map((c) => c.id)).size, 1);
+	assert.equal(chunks[0].choices[0].delta.role, "assistant");
+	assert.ok(!chunks.some((c) => "usage" in c));
+	assert.ok(chunks.slice(0, -1).every((c) => c.choices[0].finish_reason === null));
+	return [chunks.map((c) => c.choices[0].delta.content ?? "").join(""), chunks.at(-1).choices[0].finish_reason];
+}
+
+/** both asks streamed and not, and wants the same text and reason. */
+async function both(prompt, more) {
+	const [choice] = (await chat(prompt, more)).choices;
+	assert.deepEqual(await texts(prompt, more), [choice.message.content, choice.finish_reason]);
+	return [choice.message.content, choice.finish_reason];
 }
 
 async function models() {
 	const listed = await collect(client.models.list());
-	assert.deepEqual(listed.map((m) => m.agentfm_name).sort(), ["Gated", "Second report", "Text report"]);
-	for (const model of listed) assert.equal((await client.models.retrieve(model.id)).id, model.id);
-	await rejects(OpenAI.NotFoundError, 404, "model_not_found", () => client.models.retrieve("no/such model"));
+	assert.ok(listed.some((m) => m.agentfm_name === "acme/lab"));
+	for (const id of [...listed.map((m) => m.id), "acme/lab"]) assert.equal((await client.models.retrieve(id)).id, id);
+	await refused(OpenAI.NotFoundError, 404, "model_not_found", () => client.models.retrieve("no/such model"));
 }
 
-async function chat() {
-	const answer = await client.chat.completions.create({ model: "text-report", messages });
-	assert.equal(answer.object, "chat.completion");
-	assert.equal(answer.choices[0].finish_reason, "stop");
-	const text = answer.choices[0].message.content;
-	assert.ok(text.includes("- Words: 10, of them 8 different\n"), text);
-	assert.ok(!text.includes("AGENTFM"), text);
-	assert.ok(answer.usage.total_tokens > 0);
-	assert.ok(answer._request_id);
-
-	const chunks = await collect(await client.chat.completions.create({ model: "text-report", messages, stream: true }));
-	assert.equal(new Set(chunks.map((c) => c.id)).size, 1);
-	assert.equal(chunks[0].choices[0].delta.role, "assistant");
-	assert.equal(chunks.at(-1).choices[0].finish_reason, "stop");
-	assert.equal(chunks.map((c) => c.choices[0].delta.content ?? "").join(""), text);
-
-	const final = await client.chat.completions.stream({ model: "Text Report", messages }).finalChatCompletion();
-	assert.equal(final.choices[0].message.content, text);
+async function whole() {
+	const { data, response, request_id } = await chat(lab("whole", "say", words)[0]).withResponse();
+	assert.equal(data.object, "chat.completion");
+	assert.equal(data.model, "acme/lab");
+	assert.deepEqual(data.choices.map((c) => [c.index, c.message.content, c.finish_reason]), [[0, words, "stop"]]);
+	assert.ok(data.usage.total_tokens > 0);
+	assert.ok(request_id && data._request_id === request_id);
+	assert.equal(response.headers.get("x-agentfm-attempts"), "1");
 }
 
-async function usageInAStream() {
-	const request = { model: "text-report", messages, stream: true, stream_options: { include_usage: true } };
-	const chunks = await collect(await client.chat.completions.create(request));
-	assert.deepEqual(chunks.at(-1).choices, []);
-	assert.ok(chunks.at(-1).usage.total_tokens > 0);
+async function stream() {
+	const [prompt] = lab("stream", "say", words);
+	assert.deepEqual(await texts(prompt), [words, "stop"]);
+	const final = await client.chat.completions.stream({ model: "ACME/LAB", messages: say(prompt) }).finalChatCompletion();
+	assert.equal(final.choices[0].message.content, words);
 }
 
-async function textComesWhileTheAgentRuns() {
-	rmSync(gate, { force: true });
-	const pieces = [];
-	for await (const chunk of await client.chat.completions.create({ model: "gated", messages, stream: true })) {
-		const piece = chunk.choices[0]?.delta?.content;
-		if (!piece) continue;
-		pieces.push(piece);
-		writeFileSync(gate, ""); // without this the agent would wait for ever
-	}
-	assert.ok(pieces.length > 1, JSON.stringify(pieces));
-	const answer = await client.chat.completions.create({ model: "gated", messages });
-	assert.equal(pieces.join(""), answer.choices[0].message.content);
+async function usage() {
+	const request = { stream: true, stream_options: { include_usage: true } };
+	const chunks = await collect(await chat(lab("usage", "say", words)[0], request));
+	const last = chunks.pop();
+	assert.deepEqual(last.choices, []);
+	assert.ok(last.usage.total_tokens > 0);
+	assert.ok(chunks.every((c) => c.usage === null));
 }
 
 async function completions() {
-	const request = { model: "text-report", prompt: "One two three." };
-	const answer = await client.completions.create(request);
-	assert.equal(answer.object, "text_completion");
-	assert.ok(answer.choices[0].text.includes("- Words: 3, of them 3 different\n"), answer.choices[0].text);
-	const chunks = await collect(await client.completions.create({ ...request, stream: true }));
-	assert.equal(chunks.map((c) => c.choices[0].text).join(""), answer.choices[0].text);
+	const [prompt] = lab("completions", "say", words);
+	for (const form of [prompt, [prompt]]) {
+		const answer = await client.completions.create({ model: "acme/lab", prompt: form });
+		assert.equal(answer.object, "text_completion");
+		assert.deepEqual([answer.choices[0].text, answer.choices[0].finish_reason], [words, "stop"]);
+	}
+	const chunks = await collect(await client.completions.create({ model: "acme/lab", prompt, stream: true }));
+	assert.equal(chunks.map((c) => c.choices[0].text).join(""), words);
+	assert.equal(chunks.at(-1).choices[0].finish_reason, "stop");
+}
+
+async function while_it_runs() {
+	let text = "";
+	for await (const chunk of await chat(lab("while_it_runs", "gate", name)[0], { stream: true })) {
+		text += chunk.choices[0].delta.content ?? "";
+		if (text) writeFileSync(stateFile(name), ""); // without this the agent would wait for ever
+	}
+	assert.equal(text, "first\nsecond\n");
+}
+
+async function choices() {
+	const [prompt, file] = lab("choices", "say", words);
+	const answer = await chat(prompt, { n: 2 });
+	assert.deepEqual(answer.choices.map((c) => [c.index, c.message.content]), [[0, words], [1, words]]);
+	assert.equal(runs(file).length, 2);
+	const got = { 0: "", 1: "" };
+	for await (const chunk of await chat(prompt, { n: 2, stream: true })) {
+		for (const choice of chunk.choices) got[choice.index] += choice.delta.content ?? "";
+	}
+	assert.deepEqual(got, { 0: words, 1: words });
+}
+
+async function stop() {
+	for (const stops of [" four", [" nine", " four"]]) {
+		assert.deepEqual(await both(lab("stop", "say", words)[0], { stop: stops }), ["one two three", "stop"]);
+	}
+}
+
+async function max_tokens() {
+	for (const limit of [{ max_tokens: 3 }, { max_completion_tokens: 3 }]) {
+		const [text, reason] = await both(lab("max_tokens", "say", words)[0], limit);
+		assert.equal(reason, "length");
+		assert.ok(text && text !== words && words.startsWith(text), text);
+	}
+}
+
+async function parts() {
+	const [prompt] = lab("parts", "prompt");
+	const content = [{ type: "text", text: "Über 100 % of \\n it!" }, { type: "text", text: prompt }];
+	const answer = await create({ messages: say(content) });
+	assert.equal(answer.choices[0].message.content, `user: Über 100 % of \\n it!\n${prompt}\n\nassistant:`);
+	content.push({ type: "image_url", image_url: { url: "data:image/png;base64,AA==" } });
+	const error = await fails(() => create({ messages: say(content) }));
+	assert.ok(error instanceof OpenAI.BadRequestError);
+	assert.equal(error.param, "messages[0].content[2].type");
+}
+
+async function roles() {
+	const call = { id: "call_1", type: "function", function: { name: "add", arguments: "{}" } };
+	const messages = [
+		{ role: "system", content: "Be brief." },
+		{ role: "developer", content: "Be kind." },
+		{ role: "user", content: "Add." },
+		{ role: "assistant", content: null, tool_calls: [call] },
+		{ role: "tool", tool_call_id: "call_1", content: "42" },
+		...say(lab("roles", "prompt")[0]),
+	];
+	const text = (await create({ messages })).choices[0].message.content;
+	for (const paragraph of ["system: Be brief.", "developer: Be kind.", "user: Add.", "tool: 42"]) {
+		assert.ok(text.includes(paragraph + "\n\n"), text);
+	}
+}
+
+async function fields() {
+	const parameters = { type: "object", properties: {} };
+	for (const [param, value] of Object.entries({
+		tools: [{ type: "function", function: { name: "add", parameters } }],
+		response_format: { type: "json_schema", json_schema: { name: "x", schema: { type: "object" } } },
+		logprobs: true,
+	})) {
+		for (const stream of [false, true]) {
+			const [prompt, file] = lab("fields", "say", "x");
+			const error = await fails(() => chat(prompt, { stream, [param]: value }));
+			assert.ok(error instanceof OpenAI.BadRequestError, error);
+			assert.deepEqual([error.param, error.type], [param, "invalid_request_error"]);
+			assert.equal(runs(file).length, 0);
+		}
+	}
+	const [text] = await both(lab("fields", "say", "x")[0], { temperature: 0, top_p: 1, seed: 1, user: "me", chat_id: 1 });
+	assert.equal(text, "x");
 }
 
 async function errors() {
-	const create = (request, with_ = client) => () => with_.chat.completions.create(request);
-	await rejects(OpenAI.NotFoundError, 404, "model_not_found", create({ model: "nobody", messages }));
-	await rejects(OpenAI.NotFoundError, 404, "model_not_found", create({ model: "nobody", messages, stream: true }));
-	await rejects(OpenAI.BadRequestError, 400, "prompt_required", create({ model: "text-report", messages: [] }));
-	await rejects(OpenAI.BadRequestError, 400, "model_required", create({ model: "", messages }));
-	const stranger = new OpenAI({ ...options, apiKey: "not-the-key-of-this-gateway" });
-	await rejects(OpenAI.AuthenticationError, 401, "invalid_api_key", () => stranger.models.list());
+	for (const stream of [false, true]) {
+		await refused(OpenAI.NotFoundError, 404, "model_not_found", () => chat("", { model: "nobody", stream }));
+		const busy = await refused(OpenAI.InternalServerError, 503, "mesh_overloaded", () => chat("", { model: "full", stream }));
+		assert.match(busy.headers.get("retry-after"), /^([1-9]|[1-5][0-9]|60)$/);
+	}
+	await refused(OpenAI.BadRequestError, 400, "prompt_required", () => create({ messages: [] }));
+	await refused(OpenAI.BadRequestError, 400, "model_required", () => chat("", { model: "" }));
+	await refused(OpenAI.AuthenticationError, 401, "invalid_api_key", () => stranger.models.list());
 }
 
-for (const test of [models, chat, usageInAStream, textComesWhileTheAgentRuns, completions, errors]) {
-	console.log(test.name);
-	await test();
+async function logins() {
+	for (let n = 0; n < 31; n++) {
+		const error = await fails(() => stranger.models.list());
+		assert.ok(error.requestID, error);
+		if (error instanceof OpenAI.AuthenticationError) continue;
+		assert.ok(error instanceof OpenAI.RateLimitError, error);
+		assert.deepEqual([error.status, error.code], [429, "rate_limited"]);
+		assert.match(error.headers.get("retry-after"), /^([1-9]|[1-5][0-9]|60)$/);
+		return;
+	}
+	assert.fail("31 failed logins in a minute");
 }
-console.log("ok");
+
+async function no_access() {
+	for (const model of await collect(client.models.list())) assert.notEqual(model.agentfm_name, "acme/lab");
+	const prompt = () => lab("no_access", "say", "x")[0];
+	for (const call of [
+		() => chat(prompt()),
+		() => chat(prompt(), { stream: true }),
+		() => client.models.retrieve("acme/lab"),
+	]) {
+		const error = await fails(call);
+		assert.ok(error instanceof OpenAI.NotFoundError || error instanceof OpenAI.PermissionDeniedError, error);
+		assert.ok(error.requestID, error);
+	}
+	assert.equal((await chat(prompt(), { model: "other" })).choices[0].message.content, "x");
+}
+
+async function silence() {
+	const [text, reason] = await texts(lab("silence", "silence", seconds)[0]);
+	assert.deepEqual([text, reason], ["first\nsecond\n", "stop"]);
+	const request = { model: "acme/lab", prompt: lab("silence", "silence", seconds)[0], stream: true };
+	const chunks = await collect(await client.completions.create(request));
+	assert.equal(chunks.map((c) => c.choices[0].text).join(""), text);
+}
+
+/** broken reads a stream that must end in an error after its text. */
+async function broken(prompt, file) {
+	let text = "";
+	const error = await fails(async () => {
+		for await (const chunk of await chat(prompt, { stream: true })) {
+			assert.equal(chunk.choices[0].finish_reason, null);
+			text += chunk.choices[0].delta.content ?? "";
+			if (text) writeFileSync(file + ".begun", "");
+		}
+	});
+	assert.ok(text && error instanceof OpenAI.APIError && error.code === "worker_stream_failed", error);
+}
+
+async function dies() {
+	await broken(...lab("dies", "die"));
+	await refused(OpenAI.InternalServerError, 502, "worker_stream_failed", () => chat(lab("dies", "die")[0]));
+}
+
+async function killed() {
+	await broken(...lab("killed", "gate", "never"));
+}
+
+async function failover() {
+	for (const command of ["fail-once", "kill-once"]) {
+		for (const stream of [false, true]) {
+			const [prompt, file] = lab("failover", command);
+			const { data, response } = await chat(prompt, { model: "pair", stream }).withResponse();
+			assert.equal(response.headers.get("x-agentfm-attempts"), "2");
+			const text = stream ? (await textOf(data))[0] : data.choices[0].message.content;
+			assert.match(text, /^served by /);
+			assert.deepEqual(workers(file), ["one", "two"]);
+		}
+	}
+}
+
+async function moved() {
+	const { data, response } = await chat(lab("moved", "hold", "moved")[0]).withResponse();
+	assert.equal(response.headers.get("x-agentfm-attempts"), "2");
+	assert.equal(data.choices[0].message.content, "held by second");
+}
+
+async function big_line() {
+	const [text, reason] = await both(lab("big_line", "line", 200 << 10)[0]);
+	assert.ok(text === "x".repeat(200 << 10) && reason === "stop", `${text.length} ${reason}`);
+}
+
+async function no_second_run() {
+	for (const stream of [false, true]) {
+		const [prompt, file] = lab("no_second_run", "fail");
+		const error = await refused(OpenAI.InternalServerError, 502, "worker_stream_failed", () =>
+			eager.chat.completions.create({ model: "acme/lab", messages: say(prompt), stream }),
+		);
+		assert.equal(error.headers.get("x-should-retry"), "false");
+		assert.equal(runs(file).length, 1);
+	}
+}
+
+async function hang_up() {
+	for (const stream of [false, true]) { // before the first byte
+		const [prompt, file] = lab("hang_up", "stay");
+		const control = new AbortController();
+		const error = fails(() => chat(prompt, { stream }, { signal: control.signal }));
+		await started(file);
+		control.abort();
+		assert.ok((await error) instanceof OpenAI.APIUserAbortError);
+		await ended(file);
+	}
+	const [prompt, file] = lab("hang_up", "drip");
+	for await (const _ of await chat(prompt, { stream: true })) break;
+	await ended(file);
+}
+
+async function reload() {
+	assert.deepEqual(await texts(lab("reload", "gate", "reloaded")[0]), ["first\nsecond\n", "stop"]);
+}
+
+await serve(
+	models, whole, stream, usage, completions, while_it_runs, choices, stop, max_tokens, parts, roles, fields, errors,
+	logins, no_access, silence, dies, killed, failover, moved, big_line, no_second_run, hang_up, reload,
+);
