@@ -2,8 +2,9 @@
 
 // Package openai holds what the OpenAI API looks like on the wire: requests and
 // their strict decoding, answers and their chunks, server-sent events, the
-// error envelope, and how messages become a prompt. It knows neither Caddy nor
-// libp2p nor an HTTP server.
+// error envelope, how messages become a prompt, and how an agent's output becomes
+// text within the limits of a request. It knows neither Caddy nor libp2p nor an
+// HTTP server.
 package openai
 
 import (
