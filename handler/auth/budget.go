@@ -59,7 +59,11 @@ func (b *budget) spent(from netip.Addr) bool {
 	defer b.mu.Unlock()
 	b.forget()
 	e, ok := b.sources[from]
-	return ok && e.Value.(*record).failures >= maxFailures
+	if !ok {
+		return false
+	}
+	r := e.Value.(*record)
+	return r.failures >= maxFailures && b.now().Sub(r.begun) < window
 }
 
 // fail counts a failure. It reports false when the budget was used up before.
@@ -76,6 +80,10 @@ func (b *budget) fail(from netip.Addr) bool {
 		b.sources[from] = e
 	}
 	r := e.Value.(*record)
+	if now := b.now(); now.Sub(r.begun) >= window {
+		r.begun, r.failures = now, 0
+		b.order.MoveToBack(e)
+	}
 	if from.IsValid() && r.failures >= maxFailures {
 		return false
 	}
@@ -105,10 +113,11 @@ func (b *budget) mayLog(from netip.Addr) (ok bool, unlogged int) {
 	return true, unlogged
 }
 
-// forget removes the sources whose windows have ended.
+// forget removes the sources whose windows have ended, once nothing about them
+// can have been logged of late.
 func (b *budget) forget() {
 	now := b.now()
-	for e := b.order.Front(); e != nil && now.Sub(e.Value.(*record).begun) >= window; e = b.order.Front() {
+	for e := b.order.Front(); e != nil && now.Sub(e.Value.(*record).begun) >= window+logInterval; e = b.order.Front() {
 		b.remove(e)
 	}
 }

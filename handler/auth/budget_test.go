@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +57,37 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// A client without a budget is refused before anything is done for it, and a
+// right key that was on its way when the budget ended is refused, too.
+func TestBudgetBeforeKeys(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys")
+	writeKeys(t, file, fileOne+"\n")
+	d := newDesk(t, Options{File: file})
+	for range maxFailures {
+		d.failed("192.0.2.1:1", "a-wrong-key-of-length")
+	}
+	d.clock.advance(lookInterval)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	looks := func() int { return d.logs.FilterLevelExact(zapcore.ErrorLevel).Len() }
+	if got := d.failed("192.0.2.1:1", fileOne); got != "rate_limited" || looks() != 0 {
+		t.Errorf("got %q, %d looks at the file", got, looks())
+	}
+	if got := d.failed("192.0.2.2:1", fileOne); got != "" || looks() != 1 {
+		t.Errorf("another client: got %q, %d looks at the file", got, looks())
+	}
+	d.now = func() time.Time { // is asked when the key is found
+		for range maxFailures {
+			d.budget.fail(netip.MustParseAddr("192.0.2.3"))
+		}
+		return d.clock.now()
+	}
+	if got := d.failed("192.0.2.3:1", fileOne); got != "rate_limited" {
+		t.Errorf("guesses at the same time: got %q", got)
+	}
+}
+
 // What is no guess does not count, and what is right does not.
 func TestBudgetCounts(t *testing.T) {
 	d := newDesk(t, Options{Keys: []string{keyOne}})
@@ -76,7 +109,7 @@ func TestBudgetCounts(t *testing.T) {
 
 func TestBudgetOfIPv6(t *testing.T) {
 	d := newDesk(t, Options{Keys: []string{keyOne}})
-	for i := range 100 {
+	for i := range 1000 {
 		d.failed(fmt.Sprintf("[2001:db8:0:1::%x]:1", i), "a-wrong-key-of-length")
 	}
 	if got := d.failed("[2001:db8:0:1:ffff::1]:1", keyOne); got != "rate_limited" {
@@ -139,10 +172,34 @@ func TestBudgetIsBounded(t *testing.T) {
 	if b.spent(first) || len(b.sources) != maxSources || b.order.Len() != maxSources {
 		t.Errorf("%d sources, %d windows", len(b.sources), b.order.Len())
 	}
-	c.advance(window)
+	c.advance(window + logInterval)
 	b.spent(first)
 	if len(b.sources) != 0 || b.order.Len() != 0 {
 		t.Errorf("after all windows: %d sources, %d windows", len(b.sources), b.order.Len())
+	}
+}
+
+// A new window gives the source a new budget, and no second line in a second.
+func TestNewWindow(t *testing.T) {
+	d := newDesk(t, Options{Keys: []string{keyOne}})
+	fail := func(n int) {
+		for range n {
+			d.failed("192.0.2.1:1", "a-wrong-key-of-length")
+		}
+	}
+	fail(maxFailures)
+	d.clock.advance(window - logInterval/2)
+	fail(1) // a line
+	d.clock.advance(logInterval / 2)
+	if got := d.failed("192.0.2.1:1", keyOne); got != "" {
+		t.Errorf("in a new window: got %q", got)
+	}
+	fail(maxFailures)
+	if got := d.failed("192.0.2.1:1", keyOne); got != "rate_limited" {
+		t.Errorf("after another %d: got %q", maxFailures, got)
+	}
+	if n := d.warnings(); n != 2 {
+		t.Errorf("%d lines", n)
 	}
 }
 

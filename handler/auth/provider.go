@@ -70,6 +70,7 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 func (p *Provider) Authenticate(w http.ResponseWriter, r *http.Request) (caddyauth.User, bool, error) {
 	id, err := p.checker.Check(r)
 	if err != nil {
+		w.Header().Set("WWW-Authenticate", realm) // belongs to the status
 		err.SetHeaders(w.Header())
 		return caddyauth.User{}, false, nil
 	}

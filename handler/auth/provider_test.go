@@ -119,7 +119,7 @@ func TestCaddy(t *testing.T) {
 	}
 	for _, url := range []string{plain, trusting} { // they count together
 		resp, _ := get(t, url, append([]string{"X-Forwarded-For", "127.0.0.1"}, right...)...)
-		if resp.StatusCode != 401 || resp.Header.Get("Retry-After") != "60" || resp.Header.Get("WWW-Authenticate") != "" {
+		if resp.StatusCode != 401 || resp.Header.Get("Retry-After") != "60" || resp.Header.Get("WWW-Authenticate") != realm {
 			t.Errorf("the right key after %d guesses: got %d, %v", maxFailures, resp.StatusCode, resp.Header)
 		}
 	}
