@@ -24,6 +24,7 @@ import (
 // configurations.
 func TestModules(t *testing.T) {
 	want := []string{
+		"admin.api.agentfm",
 		"agentfm",
 		"agentfm.runtimes.docker",
 		"agentfm.runtimes.process",
@@ -51,10 +52,12 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
+	"internal/ipclass":             {},
 	"internal/lifetime":            {},
+	"internal/metrics":             {},
 	"internal/option":              {},
-	"mesh":                         {"mesh/wire", "router", "internal/lifetime", "internal/option"},
-	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/option"},
+	"mesh":                         {"mesh/wire", "router", "internal/ipclass", "internal/lifetime", "internal/metrics", "internal/option"},
+	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
 	"worker/docker":                {"worker", "mesh/wire", "internal/option"},
 	"handler":                      {"openai", "router", "mesh", "mesh/wire", "internal/option"},
