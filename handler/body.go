@@ -29,11 +29,13 @@ func (x *exchange) limitBodyTime() {
 }
 
 // body reads the whole body.
-func (x *exchange) body() ([]byte, error) {
+func (x *exchange) body() ([]byte, error) { return x.bodyUpTo(x.h.bodyLimit) }
+
+// bodyUpTo reads the whole body, which may have limit bytes.
+func (x *exchange) bodyUpTo(limit int64) ([]byte, error) {
 	if err := checkBodyHeaders(x.r.Header); err != nil {
 		return nil, err
 	}
-	limit := x.h.bodyLimit
 	if x.r.ContentLength > limit {
 		return nil, x.tooLarge(limit)
 	}

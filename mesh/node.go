@@ -43,6 +43,10 @@ type node struct {
 	directory *directory
 	tasks     *taskTable
 
+	emitter  atomic.Pointer[App] // whose subscribers hear of events
+	emit     chan struct{}       // closed once there has been one
+	emitting sync.Once
+
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 }
@@ -68,7 +72,7 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 		cancel()
 		return nil, err
 	}
-	n := &node{settings: s, host: h, tasks: newTaskTable(), cancel: cancel}
+	n := &node{settings: s, host: h, tasks: newTaskTable(), emit: make(chan struct{}), cancel: cancel}
 	n.Lifetime = lifetime.New[*App](n.shut)
 	n.directory = newDirectory(n.log)
 	if err := n.start(ctx); err != nil {
@@ -103,6 +107,7 @@ func (n *node) start(ctx context.Context) error {
 	})
 	n.running.Go(wait)
 	n.running.Go(func() { n.directory.sweep(ctx) })
+	go n.emitEvents(ctx) // the node's end does not wait for the handlers of others
 	n.running.Go(func() { n.host.KeepConnected(ctx, n.bootstrap, n.log) })
 	n.running.Go(func() { n.host.Discover(ctx, RoleGateway, n.settings, n.log) })
 	return nil
@@ -113,12 +118,15 @@ func (n *node) shut() {
 	n.cancel()
 	_ = n.host.Close()
 	n.running.Wait()
+	n.directory.close()
 	live.CompareAndSwap(n, nil)
 }
 
 // Destruct implements caddy.Destructor. Requests that are under way finish: each
-// has a time limit of its own. A reload does not wait for them.
+// has a time limit of its own. A reload does not wait for them. Streams of events
+// would not finish by themselves.
 func (n *node) Destruct() error {
+	n.directory.events.Cut()
 	n.Drain(MaxTaskTimeout + time.Minute)
 	return nil
 }
