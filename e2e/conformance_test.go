@@ -53,7 +53,9 @@ func runsOf(t *testing.T, state, pattern string) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		runs = append(runs, strings.Split(strings.TrimSpace(string(notes)), "\n")...)
+		for line := range strings.Lines(string(notes)) {
+			runs = append(runs, strings.TrimSpace(line))
+		}
 	}
 	return runs
 }
