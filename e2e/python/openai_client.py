@@ -5,7 +5,7 @@ import asyncio
 
 import openai
 
-from lab import CLIENT, KEY, SILENCE, STATE, URL, WORDS, lab, raises, running, runs, say, serve, until
+from lab import CLIENT, KEY, OWN, PAIR, SILENCE, STATE, URL, WORDS, lab, raises, running, runs, say, serve, until
 
 OPTIONS = {"base_url": URL, "api_key": KEY, "timeout": 60}
 client = openai.OpenAI(**OPTIONS, max_retries=0)
@@ -243,8 +243,8 @@ def broken(answer, file):
 
 def dies():
     prompt, file = lab("dies", "die")
-    broken(chat(prompt, stream=True), file)
-    refused(openai.InternalServerError, 502, "worker_stream_failed", lambda: chat(lab("dies", "die")[0]))
+    broken(chat(prompt, OWN, stream=True), file)
+    refused(openai.InternalServerError, 502, "worker_stream_failed", lambda: chat(lab("dies", "die")[0], OWN))
 
 
 def killed():
@@ -257,7 +257,7 @@ def failover():
         for streamed in False, True:
             prompt, file = lab("failover", command)
             answer = client.chat.completions.with_raw_response.create(
-                model="pair", messages=say(prompt), stream=streamed
+                model=PAIR, messages=say(prompt), stream=streamed
             )
             assert answer.headers["x-agentfm-attempts"] == "2", answer.headers
             text = text_of(answer.parse()) if streamed else answer.parse().choices[0].message.content
@@ -286,7 +286,7 @@ def no_second_run():
         prompt, file = lab("no_second_run", "fail")
         error = raises(
             openai.InternalServerError,
-            lambda: eager.chat.completions.create(model="acme/lab", messages=say(prompt), stream=streamed),
+            lambda: eager.chat.completions.create(model=OWN, messages=say(prompt), stream=streamed),
             status_code=502,
             code="worker_stream_failed",
         )
