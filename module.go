@@ -6,9 +6,10 @@
 package agentfm
 
 import (
-	// The Caddy modules.
+	// The Caddy modules, and the command.
 	_ "github.com/Agent-FM/caddy-agentfm/caddyfile"
 	_ "github.com/Agent-FM/caddy-agentfm/handler"
+	_ "github.com/Agent-FM/caddy-agentfm/internal/command"
 	_ "github.com/Agent-FM/caddy-agentfm/mesh"
 	_ "github.com/Agent-FM/caddy-agentfm/worker"
 	_ "github.com/Agent-FM/caddy-agentfm/worker/docker"

@@ -52,6 +52,7 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
+	"internal/command":             {},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
@@ -62,7 +63,7 @@ var allowed = map[string][]string{
 	"worker/docker":                {"worker", "mesh/wire", "internal/option"},
 	"handler":                      {"openai", "router", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler"},
-	"":                             {"caddyfile", "handler", "mesh", "worker", "worker/docker", "worker/process"},
+	"":                             {"caddyfile", "handler", "internal/command", "mesh", "worker", "worker/docker", "worker/process"},
 	"xcaddy":                       {""},
 	"worker/docker/internal/probe": {},
 }

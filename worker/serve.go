@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -51,6 +52,7 @@ func (a *agent) serve(s network.Stream) {
 	req, err := a.readTask(s)
 	if err != nil {
 		log.Debug("task stream refused", zap.Error(err))
+		metrics.StreamError(metrics.Task, frameFailure(err))
 		_ = s.Reset()
 		return
 	}
@@ -100,6 +102,16 @@ func (a *agent) readTask(s network.Stream) (wire.TaskRequest, error) {
 	req, err := wire.ReadTask(budget)
 	_ = s.SetReadDeadline(time.Time{})
 	return req, err
+}
+
+// frameFailure returns the reason for which a task frame was not read: it may not
+// have come, or not have been one.
+func frameFailure(err error) metrics.Reason {
+	malformed := errors.Is(err, wire.ErrBadFrame) || errors.Is(err, wire.ErrFrameTooLarge)
+	if r := failure(err); r == metrics.Deadline || errors.Is(err, network.ErrReset) || !malformed {
+		return r
+	}
+	return metrics.Malformed
 }
 
 // budgetReader takes the memory that is read from the budget of the peer.
