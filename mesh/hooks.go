@@ -21,8 +21,8 @@ func (a *App) hook(ctx caddy.Context) error {
 	}
 	a.caddyEvents = mod.(*caddyevents.App)
 	return errors.Join(
-		a.caddyEvents.On("started", onEvent(a.started)),
-		a.caddyEvents.On("stopping", onEvent(a.stopping)))
+		a.caddyEvents.On("started", onEvent{a.started}),
+		a.caddyEvents.On("stopping", onEvent{a.stopping}))
 }
 
 // started gives the node's events to this configuration, from now on. Before,
@@ -69,7 +69,7 @@ func (n *node) emitEvents(ctx context.Context) {
 				break
 			}
 			from = ev.ID
-			if a := n.emitter.Load(); a != nil {
+			if a := n.emitter.Load(); a != nil && a.ctx.Err() == nil {
 				a.emit(ev)
 			}
 		}
@@ -80,14 +80,15 @@ func (n *node) emitEvents(ctx context.Context) {
 	}
 }
 
-// onEvent is a function as a handler of Caddy's events.
-type onEvent func()
+// onEvent is a function as a handler of Caddy's events. It is a struct because
+// Caddy logs its handlers as JSON.
+type onEvent struct{ do func() }
 
 // Handle implements caddyevents.Handler.
 func (f onEvent) Handle(context.Context, caddy.Event) error {
-	f()
+	f.do()
 	return nil
 }
 
 // Interface guard
-var _ caddyevents.Handler = onEvent(nil)
+var _ caddyevents.Handler = onEvent{}
