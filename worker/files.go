@@ -72,17 +72,9 @@ func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID str
 	}
 	_ = s.Reset()
 	if ctx.Err() == nil { // else it is the task that ended
-		metrics.StreamError(metrics.Artifacts, failure(err))
+		metrics.StreamError(metrics.Artifacts, mesh.StreamFailure(err))
 	}
 	return fmt.Errorf("the gateway did not take them: %w", err)
-}
-
-// failure returns the reason of a stream's error.
-func failure(err error) metrics.Reason {
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return metrics.Deadline
-	}
-	return metrics.Reset
 }
 
 // zipFiles zips the regular files and folders below dir into file. It returns

@@ -52,7 +52,7 @@ func (a *agent) serve(s network.Stream) {
 	req, err := a.readTask(s)
 	if err != nil {
 		log.Debug("task stream refused", zap.Error(err))
-		metrics.StreamError(metrics.Task, frameFailure(err))
+		metrics.StreamError(metrics.Task, mesh.StreamFailure(err))
 		_ = s.Reset()
 		return
 	}
@@ -102,16 +102,6 @@ func (a *agent) readTask(s network.Stream) (wire.TaskRequest, error) {
 	req, err := wire.ReadTask(budget)
 	_ = s.SetReadDeadline(time.Time{})
 	return req, err
-}
-
-// frameFailure returns the reason for which a task frame was not read: it may not
-// have come, or not have been one.
-func frameFailure(err error) metrics.Reason {
-	malformed := errors.Is(err, wire.ErrBadFrame) || errors.Is(err, wire.ErrFrameTooLarge)
-	if r := failure(err); r == metrics.Deadline || errors.Is(err, network.ErrReset) || !malformed {
-		return r
-	}
-	return metrics.Malformed
 }
 
 // budgetReader takes the memory that is read from the budget of the peer.

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"unicode"
+	"unicode/utf16"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
@@ -111,8 +112,7 @@ func list[T any](cmd *cobra.Command, path string, head []string, row func(T) []s
 		return err
 	}
 	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
-		_, err := cmd.OutOrStdout().Write(answer)
-		return err
+		return printJSON(cmd.OutOrStdout(), answer)
 	}
 	var entries []T
 	if err := json.Unmarshal(answer, &entries); err != nil {
@@ -123,6 +123,23 @@ func list[T any](cmd *cobra.Command, path string, head []string, row func(T) []s
 		rows[i] = row(e)
 	}
 	return printRows(cmd.OutOrStdout(), head, rows)
+}
+
+// printJSON prints JSON. What in a stranger's text could steer a terminal is
+// escaped, which JSON itself asks for of some of it alone.
+func printJSON(out io.Writer, b []byte) error {
+	var safe strings.Builder
+	for _, r := range string(b) {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			safe.WriteRune(r)
+			continue
+		}
+		for _, u := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&safe, "\\u%04x", u)
+		}
+	}
+	_, err := io.WriteString(out, safe.String())
+	return err
 }
 
 // printRows prints a table on a terminal, and lines with tabs elsewhere.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -79,6 +80,19 @@ func TestLists(t *testing.T) {
 	}
 	if got, _, err := run("workers", "--json", "--address", address); got != workersJSON || err != nil {
 		t.Errorf("as JSON: %s, %v", got, err)
+	}
+}
+
+// TestPrintJSON wants a terminal not to be steered, and the JSON to mean the same.
+func TestPrintJSON(t *testing.T) {
+	const in = "{\"a\":\"\u009b2J\u202e\x7f\U000e0041 ü\"}\n"
+	var out bytes.Buffer
+	if err := printJSON(&out, []byte(in)); err != nil || out.String() != `{"a":"\u009b2J\u202e\u007f\udb40\udc41 ü"}`+"\n" {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+	var before, after map[string]string
+	if json.Unmarshal([]byte(in), &before) != nil || json.Unmarshal(out.Bytes(), &after) != nil || before["a"] != after["a"] {
+		t.Errorf("%q became %q", before, after)
 	}
 }
 

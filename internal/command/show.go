@@ -148,7 +148,7 @@ func runPing(cmd *cobra.Command, args []string) error {
 		}
 		switch {
 		case asJSON:
-			_, err = cmd.OutOrStdout().Write(answer)
+			err = printJSON(cmd.OutOrStdout(), answer)
 		case result.OK:
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "answer after %s\n", milliseconds(result.RTT))
 		case i < count-1:
