@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -53,6 +54,7 @@ func (a *App) emit(ev Event) {
 // is the newest then, until ctx ends. The first of them waits for all the rest of
 // its configuration.
 func (n *node) emitEvents(ctx context.Context) {
+	defer close(n.emitted)
 	select {
 	case <-n.emit:
 	case <-ctx.Done():
@@ -77,6 +79,20 @@ func (n *node) emitEvents(ctx context.Context) {
 		if errors.Is(err, ErrSlow) {
 			n.log().Warn("events were lost: their handlers did not keep up", zap.Error(err))
 		}
+	}
+}
+
+// handlerGrace is how long the node's end waits for a handler of an event.
+const handlerGrace = time.Second
+
+// awaitEmitter waits until no more events are emitted. A handler is somebody
+// else's code, which must not keep the node open.
+func (n *node) awaitEmitter() {
+	grace := time.NewTimer(handlerGrace)
+	defer grace.Stop()
+	select {
+	case <-n.emitted:
+	case <-grace.C:
 	}
 }
 
