@@ -18,11 +18,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
 
 func init() { caddy.RegisterModule(new(recorder)) }
@@ -31,6 +34,9 @@ func init() { caddy.RegisterModule(new(recorder)) }
 type recorder struct {
 	Label string `json:"label,omitempty"` // tells configurations apart
 }
+
+// onRecord is called by each recorder that has noted an event.
+var onRecord atomic.Pointer[func()]
 
 // recorded is what all recorders have noted.
 var recorded struct {
@@ -45,9 +51,12 @@ func (*recorder) CaddyModule() caddy.ModuleInfo {
 // Handle implements caddyevents.Handler.
 func (r *recorder) Handle(_ context.Context, e caddy.Event) error {
 	recorded.Lock()
-	defer recorded.Unlock()
 	recorded.events = append(recorded.events, fmt.Sprintf("%s: %s %s/%s of %s, from %s",
 		r.Label, e.Name(), e.Data["agent_name"], e.Data["model"], e.Data["peer_id"], e.Origin().CaddyModule().ID))
+	recorded.Unlock()
+	if f := onRecord.Load(); f != nil {
+		(*f)()
+	}
 	return nil
 }
 
@@ -121,6 +130,34 @@ func TestCaddyEvents(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(recorded.events, "\n"), strings.Join(want, "\n"))
 	}
 	recorded.events = nil
+}
+
+// A handler of an event that hangs keeps nobody else from anything, and not the
+// node from its end.
+func TestCaddyEventHangs(t *testing.T) {
+	s := newServer(t)
+	hangs, release := make(chan struct{}), make(chan struct{})
+	hang := func() { close(hangs); <-release }
+	onRecord.Store(&hang)
+	defer func() {
+		onRecord.Store(nil)
+		close(release)
+		await(t, "the handler has returned", closed)
+		recorded.Lock()
+		defer recorded.Unlock()
+		recorded.events = nil
+	}()
+	c := config{name: "first", agents: []agent{{key: "echo", label: "hello"}, {key: "other", label: "other"}}}
+	if err := caddy.Load(recording(t, c, s.place), false); err != nil {
+		t.Fatal(err)
+	}
+	<-hangs
+	s.awaitName("first")
+	s.awaitWorker("echo")
+	s.awaitWorker("other")
+	s.wantAnswer("other", "other")
+	s.load(config{name: "none", without: true})
+	await(t, "the node has closed", func() bool { _, open := mesh.LocalNode(); return !open })
 }
 
 // eventReader is an open stream of events.
