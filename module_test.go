@@ -57,6 +57,7 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
+	"internal/command":             {"handler/auth"},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
@@ -69,7 +70,7 @@ var allowed = map[string][]string{
 	"handler/auth":                 {"internal/metrics", "internal/option"},
 	"handler":                      {"handler/auth", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
-	"":                             {"caddyfile", "handler", "handler/auth", "mesh", "router/policy", "worker", "worker/docker", "worker/process"},
+	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process"},
 	"xcaddy":                       {""},
 	"worker/docker/internal/probe": {},
 }

@@ -5,7 +5,6 @@ package handler
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -169,7 +168,7 @@ func TestEventsPerClient(t *testing.T) {
 	g.openEvents(t, "", "Authorization", "Bearer "+yours)
 	open[0].cancel()
 	await.Until(t, "there is room again", func() bool {
-		s, err := f.events.Subscribe(fmt.Sprintf("key %x", sha256.Sum256([]byte("Bearer "+mine))), "")
+		s, err := f.events.Subscribe("user key-"+strings.TrimPrefix(auth.Hash(mine), "sha256:")[:8], "")
 		if err == nil {
 			s.Close()
 		}
@@ -188,7 +187,7 @@ func TestEventsSlowClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprint(conn, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	fmt.Fprint(conn, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 	answer := bufio.NewReader(conn)
 	if line, err := answer.ReadString('\n'); err != nil || !strings.Contains(line, "200") {
 		t.Fatalf("%q, %v", line, err)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -21,8 +22,8 @@ func (a *App) hook(ctx caddy.Context) error {
 	}
 	a.caddyEvents = mod.(*caddyevents.App)
 	return errors.Join(
-		a.caddyEvents.On("started", onEvent(a.started)),
-		a.caddyEvents.On("stopping", onEvent(a.stopping)))
+		a.caddyEvents.On("started", onEvent{a.started}),
+		a.caddyEvents.On("stopping", onEvent{a.stopping}))
 }
 
 // started gives the node's events to this configuration, from now on. Before,
@@ -53,6 +54,7 @@ func (a *App) emit(ev Event) {
 // is the newest then, until ctx ends. The first of them waits for all the rest of
 // its configuration.
 func (n *node) emitEvents(ctx context.Context) {
+	defer close(n.emitted)
 	select {
 	case <-n.emit:
 	case <-ctx.Done():
@@ -69,7 +71,7 @@ func (n *node) emitEvents(ctx context.Context) {
 				break
 			}
 			from = ev.ID
-			if a := n.emitter.Load(); a != nil {
+			if a := n.emitter.Load(); a != nil && a.ctx.Err() == nil {
 				a.emit(ev)
 			}
 		}
@@ -80,14 +82,29 @@ func (n *node) emitEvents(ctx context.Context) {
 	}
 }
 
-// onEvent is a function as a handler of Caddy's events.
-type onEvent func()
+// handlerGrace is how long the node's end waits for a handler of an event.
+const handlerGrace = time.Second
+
+// awaitEmitter waits until no more events are emitted. A handler is somebody
+// else's code, which must not keep the node open.
+func (n *node) awaitEmitter() {
+	grace := time.NewTimer(handlerGrace)
+	defer grace.Stop()
+	select {
+	case <-n.emitted:
+	case <-grace.C:
+	}
+}
+
+// onEvent is a function as a handler of Caddy's events. It is a struct because
+// Caddy logs its handlers as JSON.
+type onEvent struct{ do func() }
 
 // Handle implements caddyevents.Handler.
 func (f onEvent) Handle(context.Context, caddy.Event) error {
-	f()
+	f.do()
 	return nil
 }
 
 // Interface guard
-var _ caddyevents.Handler = onEvent(nil)
+var _ caddyevents.Handler = onEvent{}

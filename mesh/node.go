@@ -46,6 +46,7 @@ type node struct {
 	emitter  atomic.Pointer[App] // whose subscribers hear of events
 	emit     chan struct{}       // closed once there has been one
 	emitting sync.Once
+	emitted  chan struct{} // closed when no more are emitted
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -72,7 +73,7 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 		cancel()
 		return nil, err
 	}
-	n := &node{settings: s, host: h, tasks: newTaskTable(), emit: make(chan struct{}), cancel: cancel}
+	n := &node{settings: s, host: h, tasks: newTaskTable(), emit: make(chan struct{}), emitted: make(chan struct{}), cancel: cancel}
 	n.Lifetime = lifetime.New[*App](n.shut)
 	n.directory = newDirectory(n.log)
 	if err := n.start(ctx); err != nil {
@@ -89,6 +90,7 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 
 // start begins the node's work on the mesh.
 func (n *node) start(ctx context.Context) error {
+	go n.emitEvents(ctx)
 	ps, err := NewPubSub(ctx, n.host, n.isBootstrap)
 	if err != nil {
 		return fmt.Errorf("starting pubsub: %w", err)
@@ -107,7 +109,6 @@ func (n *node) start(ctx context.Context) error {
 	})
 	n.running.Go(wait)
 	n.running.Go(func() { n.directory.sweep(ctx) })
-	go n.emitEvents(ctx) // the node's end does not wait for the handlers of others
 	n.running.Go(func() { n.host.KeepConnected(ctx, n.bootstrap, n.log) })
 	n.running.Go(func() { n.host.Discover(ctx, RoleGateway, n.settings, n.log) })
 	return nil
@@ -118,6 +119,7 @@ func (n *node) shut() {
 	n.cancel()
 	_ = n.host.Close()
 	n.running.Wait()
+	n.awaitEmitter()
 	n.directory.close()
 	live.CompareAndSwap(n, nil)
 }

@@ -50,10 +50,8 @@ func observeStream(err error) {
 	case errors.Is(err, context.Canceled):
 	case errors.Is(err, ErrUnreachable):
 		metrics.StreamError(metrics.Task, metrics.Dial)
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		metrics.StreamError(metrics.Task, metrics.Deadline)
 	case errors.Is(err, ErrStream):
-		metrics.StreamError(metrics.Task, metrics.Reset)
+		metrics.StreamError(metrics.Task, StreamFailure(err))
 	case errors.Is(err, wire.ErrTruncated):
 		metrics.StreamError(metrics.Task, metrics.Malformed)
 	}

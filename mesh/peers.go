@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -32,7 +33,7 @@ type PeerInfo struct {
 	// Connections are those to the peer.
 	Connections []ConnInfo `json:"connections"`
 	// AgentVersion is what the peer says of its software; empty while it has
-	// not said, and cut at 128 bytes.
+	// not said. It is cut at 128 bytes, and what is not printable is left out.
 	AgentVersion string `json:"agent_version"`
 	// LatencyMS is the usual time of a round trip in milliseconds; 0 when it is
 	// not known.
@@ -65,7 +66,7 @@ func (l *Lease) Peers() []PeerInfo {
 			p = &PeerInfo{ID: id.String(), Bootstrap: l.node.isBootstrap(id)}
 			if v, err := h.Peerstore().Get(id, "AgentVersion"); err == nil {
 				text, _ := v.(string)
-				p.AgentVersion = strings.ToValidUTF8(text[:min(len(text), maxAgentVersion)], "")
+				p.AgentVersion = printable(text[:min(len(text), maxAgentVersion)])
 			}
 			p.LatencyMS = milliseconds(h.Peerstore().LatencyEWMA(id))
 			byID[id] = p
@@ -84,6 +85,16 @@ func (l *Lease) Peers() []PeerInfo {
 	}
 	slices.SortFunc(out, func(a, b PeerInfo) int { return cmp.Compare(a.ID, b.ID) })
 	return out
+}
+
+// printable returns what of a text can be shown.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s)
 }
 
 // milliseconds returns d in milliseconds.

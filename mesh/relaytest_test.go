@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	madns "github.com/multiformats/go-multiaddr-dns"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
@@ -171,6 +172,36 @@ func TestRelayTarget(t *testing.T) {
 			t.Errorf("%q: got %v, want …%s…", addr, err, want)
 		}
 	}
+}
+
+// FuzzRelayTarget wants nothing to be dialled that may not be.
+func FuzzRelayTarget(f *testing.F) {
+	for _, seed := range []string{
+		"/ip4/8.8.8.8/tcp/4001", "/ip4/10.0.0.1/tcp/4001", "/ip6/::ffff:10.0.0.1/tcp/1", "/dns4/private.example/tcp/1",
+		"/dnsaddr/private.example", "/ip4/8.8.8.8/udp/1/quic-v1/p2p-circuit", "/ip6zone/lo/ip6/::1/tcp/1",
+	} {
+		f.Add(seed + somePeer)
+	}
+	mock := &madns.MockResolver{IP: map[string][]net.IPAddr{"private.example": {{IP: net.IPv4(10, 0, 0, 1)}, {IP: net.IPv4(8, 8, 8, 8)}}}}
+	r, err := madns.NewResolver(madns.WithDefaultResolver(mock))
+	if err != nil {
+		f.Fatal(err)
+	}
+	old := resolver
+	resolver = r
+	f.Cleanup(func() { resolver = old })
+	f.Fuzz(func(t *testing.T, addr string) {
+		target, err := relayTarget(t.Context(), addr)
+		if (err == nil) != (len(target.Addrs) > 0) {
+			t.Errorf("%q: %v, %v", addr, target, err)
+		}
+		for _, a := range target.Addrs {
+			ip, err := manet.ToIP(a)
+			if err != nil || !ip.IsLoopback() && (ip.IsPrivate() || !ip.IsGlobalUnicast()) {
+				t.Errorf("%q: would dial %s", addr, a)
+			}
+		}
+	})
 }
 
 // TestTestRelay dials real nodes, and wants the gateway's own not to notice.

@@ -80,6 +80,8 @@ const (
 	Reset Reason = "reset"
 	// Malformed says that what arrived was not what the protocol says.
 	Malformed Reason = "malformed"
+	// Refused says that this side did not wait for the stream.
+	Refused Reason = "refused"
 	// Local says that the fault was this side's, such as a full disk.
 	Local Reason = "local"
 )
@@ -92,7 +94,7 @@ var (
 	logins = newCounters("agentfm_auth_attempts_total", "Requests that needed a key, by what came of it.",
 		"outcome", LoginOK, LoginMissing, LoginMalformed, LoginInvalid, LoginRateLimited)
 	streams = newStreams(
-		[]Protocol{Task, Artifacts}, []Reason{Dial, Deadline, Reset, Malformed, Local})
+		[]Protocol{Task, Artifacts}, []Reason{Dial, Deadline, Reset, Malformed, Refused, Local})
 
 	duration = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "agentfm_task_duration_seconds", Help: "Time from a task's arrival at this gateway to its end.",

@@ -90,7 +90,7 @@ func TestCounts(t *testing.T) {
 		counts = append(counts, count{func() { Auth(l) }, "agentfm_auth_attempts_total " + string(l), 1})
 	}
 	for _, p := range []Protocol{"task", "artifacts"} {
-		for _, r := range []Reason{"dial", "deadline", "reset", "malformed", "local"} {
+		for _, r := range []Reason{"dial", "deadline", "reset", "malformed", "refused", "local"} {
 			counts = append(counts, count{func() { StreamError(p, r) }, "agentfm_stream_errors_total " + string(p) + " " + string(r), 1})
 		}
 	}
