@@ -84,6 +84,7 @@ func (r *Router) wake() {
 	if len(r.resting) == 0 {
 		return
 	}
+	var awake []*worker
 	now := r.now()
 	r.resting = slices.DeleteFunc(r.resting, func(e *worker) bool {
 		if now.Before(e.health.until) {
@@ -92,10 +93,14 @@ func (r *Router) wake() {
 		e.health.resting, e.health.full = false, false
 		if e.online {
 			e.moved()
+			awake = append(awake, e)
 		}
 		r.drop(e)
 		return true
 	})
+	for _, e := range awake {
+		r.serveQueue(e)
+	}
 }
 
 // state is the first thing that decides between two workers.

@@ -161,3 +161,22 @@ func TestHere(t *testing.T) {
 		t.Error("it is back")
 	}
 }
+
+// TestRestOfGoneWorker wants what a worker that went has left behind to do nothing
+// to the one that is back under its id.
+func TestRestOfGoneWorker(t *testing.T) {
+	w := Worker{Peer: "a", Model: "m", MaxTasks: 4, MaxPrompt: 1}
+	r, c := timedRouter(w)
+	s := pick(t, r, LeastLoaded{}, Request{Model: "m"})
+	s.Release(Refused)
+	r.Remove("a")
+	r.Update(w)
+	c.pass(refusedRest)
+	_, _ = r.Acquire(&Request{Model: "x"}, LeastLoaded{}) // the rest ends
+	pick(t, r, LeastLoaded{}, Request{Model: "a"})
+	r.Update(w)
+	r.Remove("a")
+	if _, err := r.Acquire(&Request{Model: "m"}, LeastLoaded{}); !errors.Is(err, ErrNoMatch) {
+		t.Errorf("it went: got %v, want ErrNoMatch", err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 )
 
 // Errors of [Router.Wait], beside those of [Router.Acquire].
@@ -32,6 +33,7 @@ type line struct {
 // waiter is a request that waits.
 type waiter struct {
 	req    *Request
+	folded string // what it asks for
 	sel    Selector
 	line   *line
 	served chan waited // receives once, without blocking
@@ -39,8 +41,17 @@ type waiter struct {
 
 // waited is how a wait ended.
 type waited struct {
-	slot Slot
-	err  error
+	slot     Slot
+	err      error
+	panicked any // the selector's panic
+}
+
+// end is the end of Wait. A panic of the selector is the request's own.
+func (w waited) end() (Slot, error) {
+	if w.panicked != nil {
+		panic(w.panicked)
+	}
+	return w.slot, w.err
 }
 
 // Wait is Acquire for a request that waits for a slot until ctx ends when all
@@ -54,15 +65,14 @@ func (r *Router) Wait(ctx context.Context, req *Request, sel Selector, key strin
 	}
 	select {
 	case res := <-w.served:
-		return res.slot, res.err
+		return res.end()
 	case <-ctx.Done():
 	}
 	r.mu.Lock()
 	left := r.queue.leave(w)
 	r.mu.Unlock()
 	if !left { // served in this very moment
-		res := <-w.served
-		return res.slot, res.err
+		return (<-w.served).end()
 	}
 	return Slot{}, ErrBusy
 }
@@ -74,36 +84,24 @@ func (r *Router) Waiting() int {
 	return r.queue.size
 }
 
-// enqueue takes a slot, or puts the request into the queue. Who waits already for
-// the same workers goes first.
+// enqueue takes a slot, or puts the request into the queue. Who waits already has
+// had its chance of every slot that is free: none of them is what it waits for.
 func (r *Router) enqueue(req *Request, sel Selector, key string, size int) (*waiter, Slot, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.queue.wanted(req) {
-		if slot, err := r.acquire(req, sel); !errors.Is(err, ErrBusy) {
-			return nil, slot, err
-		}
+	r.wake()
+	if slot, err := r.acquire(req, sel); !errors.Is(err, ErrBusy) {
+		return nil, slot, err
 	}
 	if r.queue.size >= size {
 		if err := r.queue.makeRoom(key); err != nil {
 			return nil, Slot{}, err
 		}
 	}
-	w := &waiter{req: req, sel: sel, served: make(chan waited, 1)}
+	w := &waiter{req: req, folded: fold(req.asked()), sel: sel, served: make(chan waited, 1)}
 	r.queue.join(w, key)
+	r.setAlarm()
 	return w, Slot{}, nil
-}
-
-// wanted reports whether somebody waits for what the request asks for.
-func (q *queue) wanted(req *Request) bool {
-	for _, l := range q.lines {
-		for _, w := range l.waiters {
-			if w.req.Peer == req.Peer && w.req.Model == req.Model {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // join puts a waiter at the end of its client's line.
@@ -163,41 +161,76 @@ func (q *queue) makeRoom(key string) error {
 	return ErrQueueFull
 }
 
-// serveQueue gives free slots to those who wait, to each client in turn.
-func (r *Router) serveQueue() {
+// serveQueue gives free slots to those who wait, to each client in turn, after
+// news of a worker: for whom that is no news, there is no slot still.
+func (r *Router) serveQueue(e *worker) {
+	for r.queue.size > 0 && r.serveNext(e) {
+	}
+}
+
+// serveNext serves one request; false when there is nothing for any of them.
+func (r *Router) serveNext(e *worker) bool {
+	if e.online && !e.health.resting && e.state() == full {
+		return false
+	}
 	q := &r.queue
-	for served := true; served && q.size > 0; {
-		served = false
-		busy := make(map[string]bool) // what has no slot
-		for i, l := range q.lines {
-			w, slot := r.serveLine(l, busy)
-			if w == nil {
+	for i, l := range q.lines {
+		for _, w := range l.waiters {
+			if !w.concerns(e) {
+				continue
+			}
+			res := r.acquireFor(w)
+			if res.err != nil {
 				continue
 			}
 			// the others go first the next time
 			q.lines = append(slices.Delete(q.lines, i, i+1), l)
 			q.leave(w)
-			w.served <- waited{slot: slot}
-			served = true
-			break
+			w.served <- res
+			return true
 		}
 	}
+	return false
 }
 
-// serveLine takes a slot for the first in the line for whom there is one.
-func (r *Router) serveLine(l *line, busy map[string]bool) (*waiter, Slot) {
-	for _, w := range l.waiters {
-		what := w.req.Peer + "\x00" + w.req.Model
-		if busy[what] {
-			continue
-		}
-		slot, err := r.acquire(w.req, w.sel)
-		if err == nil {
-			return w, slot
-		}
-		if len(w.req.Exclude) == 0 && w.req.May == nil {
-			busy[what] = true
-		}
+// concerns reports whether news of the worker may end the wait: that it has a slot
+// for it, or does not stand before others any more.
+func (w *waiter) concerns(e *worker) bool {
+	q := w.req
+	named := e.Peer == q.asked() || q.Peer == "" && (w.folded == e.keys[TierAgent] || w.folded == e.keys[TierModel])
+	if !named || !q.may(e) {
+		return false
 	}
-	return nil, Slot{}
+	return !e.online || e.health.resting || q.PromptSize <= e.MaxPrompt && !slices.Contains(q.Exclude, e.Peer)
+}
+
+// acquireFor takes a slot for a request that waits. A selector that panics ends the
+// wait of its own request, and harms nobody who made room for it.
+func (r *Router) acquireFor(w *waiter) (res waited) {
+	defer func() {
+		if p := recover(); p != nil {
+			res = waited{panicked: p}
+		}
+	}()
+	res.slot, res.err = r.acquire(w.req, w.sel)
+	return res
+}
+
+// setAlarm has the ends of rests serve those who wait: time passes without news.
+func (r *Router) setAlarm() {
+	if r.alarm || r.queue.size == 0 || len(r.resting) == 0 {
+		return
+	}
+	d := firstRest // others may begin to rest
+	for now, i := r.now(), 0; i < len(r.resting); i++ {
+		d = min(d, r.resting[i].health.until.Sub(now))
+	}
+	r.alarm = true
+	time.AfterFunc(d, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.alarm = false
+		r.wake()
+		r.setAlarm()
+	})
 }

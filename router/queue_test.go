@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -148,5 +149,138 @@ func TestWaitRaces(t *testing.T) {
 	wg.Wait()
 	if n := r.workers["p"].inflight; n != 0 || r.Waiting() != 0 {
 		t.Errorf("%d slots are held, %d wait", n, r.Waiting())
+	}
+}
+
+// TestNotBehind wants nobody to wait for a free slot behind who waits for another
+// one under the same name.
+func TestNotBehind(t *testing.T) {
+	r := newRouter(Worker{Peer: "p", Model: "m", MaxTasks: 1}, Worker{Peer: "q", Model: "m", MaxPrompt: 200})
+	pick(t, r, LeastLoaded{}, Request{Peer: "p"})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { // pinned to the one that is full
+		_, err := r.Wait(ctx, &Request{Model: "m", May: func(p, _, _ string) bool { return p == "p" }}, LeastLoaded{}, "a", 1)
+		done <- err
+	}()
+	await.Until(t, "the request waits", func() bool { return r.Waiting() == 1 })
+	if w, s, err := r.enqueue(&Request{Model: "m"}, LeastLoaded{}, "b", 1); w != nil || err != nil || s.Worker.Peer != "q" {
+		t.Errorf("got %v, %v, want the free slot of q", s.Worker.Peer, err)
+	}
+	cancel()
+	<-done
+}
+
+// TestRestEndServes wants the end of a rest to serve those who wait, without any
+// other event.
+func TestRestEndServes(t *testing.T) {
+	r := newRouter(Worker{Peer: "p", Model: "m", MaxTasks: 1}, Worker{Peer: "q", Model: "m"})
+	s := pick(t, r, LeastLoaded{}, Request{Peer: "q"})
+	pick(t, r, LeastLoaded{}, Request{Peer: "p"}) // full
+	s.Release(Failed)                             // rests
+	done := make(chan string, 1)
+	waiting(t, r, t.Context(), "a", 3, "a", done)
+	if got := <-done; got != "a" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestRemoveServes wants a worker's going to serve those for whom there is now
+// nothing better than one that rests.
+func TestRemoveServes(t *testing.T) {
+	r := newRouter(Worker{Peer: "p", Model: "m", MaxTasks: 1}, Worker{Peer: "q", Model: "m"})
+	for range 8 { // a long rest
+		s := pick(t, r, LeastLoaded{}, Request{Peer: "q"})
+		s.Release(Failed)
+	}
+	pick(t, r, LeastLoaded{}, Request{Peer: "p"})
+	done := make(chan string, 1)
+	waiting(t, r, t.Context(), "a", 3, "a", done)
+	r.Remove("p")
+	if got := <-done; got != "a" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestPromptSizes wants a request that only one worker takes not to stand before
+// those that others take.
+func TestPromptSizes(t *testing.T) {
+	r := newRouter(Worker{Peer: "large", Model: "m", MaxTasks: 1}, Worker{Peer: "small", Model: "m", MaxTasks: 1, MaxPrompt: 10})
+	pick(t, r, LeastLoaded{}, Request{Peer: "large"})
+	held := pick(t, r, LeastLoaded{}, Request{Peer: "small"})
+	long, _, _ := r.enqueue(&Request{Model: "m", PromptSize: 50}, LeastLoaded{}, "a", 3)
+	short, _, _ := r.enqueue(&Request{Model: "m", PromptSize: 5}, LeastLoaded{}, "a", 3)
+	held.Release(Succeeded)
+	if len(short.served) != 1 || len(long.served) != 0 {
+		t.Error("the slot of the small worker did not go to the short prompt")
+	}
+}
+
+// TestLongName wants no work for a name that nobody can have.
+func TestLongName(t *testing.T) {
+	long := strings.Repeat("ſ", 1<<20)
+	r := newRouter(Worker{Peer: "p", Model: long})
+	if _, err := r.Acquire(&Request{Model: long}, LeastLoaded{}); !errors.Is(err, ErrNoMatch) {
+		t.Errorf("got %v, want ErrNoMatch", err)
+	}
+}
+
+// broken panics once there is a second choice.
+type broken struct{}
+
+func (broken) Select(c *Choices) int {
+	if c.Len() > 1 {
+		panic("broken")
+	}
+	return 0
+}
+
+// TestSelectorPanics wants a selector's panic to be that of the request, and not of
+// whoever made room for it.
+func TestSelectorPanics(t *testing.T) {
+	r := newRouter(Worker{Peer: "p", Model: "m", MaxTasks: 1})
+	held := pick(t, r, LeastLoaded{}, Request{Model: "m"})
+	done := make(chan any)
+	go func() {
+		defer func() { done <- recover() }()
+		_, _ = r.Wait(t.Context(), &Request{Model: "m"}, broken{}, "a", 3)
+	}()
+	await.Until(t, "the request waits", func() bool { return r.Waiting() == 1 })
+	r.Update(Worker{Peer: "q", Model: "m", MaxTasks: 1, MaxPrompt: 1})
+	if got := <-done; got != "broken" || r.Waiting() != 0 {
+		t.Errorf("got %v, %d wait", got, r.Waiting())
+	}
+	held.Release(Succeeded)
+	if s := pick(t, r, LeastLoaded{}, Request{Model: "m"}); s.Worker.Peer == "" {
+		t.Error("no slot")
+	}
+}
+
+// BenchmarkBusyQueue is telemetry of a worker while many requests wait for others
+// of its name.
+func BenchmarkBusyQueue(b *testing.B) {
+	const workers, waiters = 1000, 256
+	r := New()
+	w := func(i int) Worker {
+		return Worker{Peer: fmt.Sprintf("12D3KooW%d", i), Model: "m", MaxTasks: 8, Tasks: 8, MaxPrompt: 1}
+	}
+	for i := range workers {
+		r.Update(w(i))
+	}
+	pinned := func(p, _, _ string) bool { return p == "12D3KooW999" }
+	for i := range waiters {
+		if q, _, err := r.enqueue(&Request{Model: "m", May: pinned}, LeastLoaded{}, fmt.Sprint(i), waiters); q == nil {
+			b.Fatal(err)
+		}
+	}
+	free := w(1)
+	free.Tasks = 0
+	for name, u := range map[string]Worker{"full": w(1), "free": free} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				r.Update(u)
+			}
+		})
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // Errors of [Router.Acquire] and [Router.Wait].
@@ -90,7 +91,9 @@ type Router struct {
 	resting []*worker          // those whose until lies ahead, or did lately
 	picks   uint64             // counts the choices
 	choices Choices            // of the choice under way; here so that it needs no allocation
+	asked   uint64             // counts the requests for a slot
 	queue   queue
+	alarm   bool // a look at who rests is to come
 }
 
 // name is the workers of one agent name and of one model engine.
@@ -107,6 +110,8 @@ type worker struct {
 	tie    uint32 // the order of equals: random, so that gateways differ
 	picked uint64 // when it was chosen last
 	health health
+
+	excluded uint64 // by which request last
 
 	keys  [tiers]string // where it is in names
 	place [tiers]place
@@ -132,6 +137,7 @@ func (r *Router) Update(w Worker) {
 	if e.online && (e.Agent != w.Agent || e.Model != w.Model) {
 		r.unlist(e)
 		e.online = false
+		r.serveQueue(e) // by its old names it is gone
 	}
 	e.Worker, e.baseline, e.health.full = w, e.inflight, false
 	if e.online {
@@ -139,7 +145,7 @@ func (r *Router) Update(w Worker) {
 	} else {
 		r.list(e)
 	}
-	r.serveQueue()
+	r.serveQueue(e)
 }
 
 // Remove takes a worker out of the choice. Slots held on it stay valid.
@@ -151,6 +157,7 @@ func (r *Router) Remove(peer string) {
 		e.online = false
 		e.gone()
 		r.drop(e)
+		r.serveQueue(e)
 	}
 }
 
@@ -197,7 +204,7 @@ func (r *Router) unlist(e *worker) {
 // drop forgets a worker that is offline, on which nothing is held, and which
 // would not come back rested.
 func (r *Router) drop(e *worker) {
-	if !e.online && e.inflight == 0 && !e.health.resting {
+	if !e.online && e.inflight == 0 && !e.health.resting && r.workers[e.Peer] == e { // and not its successor
 		delete(r.workers, e.Peer)
 	}
 }
@@ -239,7 +246,8 @@ func (s *Slot) Release(o Outcome) {
 		e.moved()
 	}
 	r.drop(e)
-	r.serveQueue()
+	r.serveQueue(e)
+	r.setAlarm()
 }
 
 // Acquire matches the request, lets sel choose among the workers of the tier
@@ -249,21 +257,21 @@ func (s *Slot) Release(o Outcome) {
 func (r *Router) Acquire(req *Request, sel Selector) (Slot, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.wake()
 	return r.acquire(req, sel)
 }
 
-// acquire is Acquire under the mutex.
+// acquire is Acquire under the mutex, when those who have rested are awake.
 func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
-	r.wake()
 	g, tier := r.match(req)
 	if len(g) == 0 {
 		return Slot{}, ErrNoMatch
 	}
 	c := &r.choices
-	*c = Choices{workers: g, req: req}
+	*c = Choices{workers: g, req: req, asked: r.exclude(req)}
 	defer func() { *c = Choices{} }() // it must not keep the request alive
 	i := c.choose(sel)
-	if i < 0 && len(r.resting) > 0 {
+	if i < 0 && len(r.resting) > 0 && g[0].state() != full { // the best of all
 		i = c.lastResort(sel)
 	}
 	if i < 0 {
@@ -277,16 +285,36 @@ func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e}, nil
 }
 
+// exclude marks the workers that must not serve the request, and returns the mark.
+func (r *Router) exclude(req *Request) uint64 {
+	r.asked++
+	for _, peer := range req.Exclude {
+		if e, ok := r.workers[peer]; ok {
+			e.excluded = r.asked
+		}
+	}
+	return r.asked
+}
+
+// maxAsked bounds the names that are looked for, in bytes: a name of a worker has
+// 128 characters at most.
+const maxAsked = 128 * utf8.UTFMax
+
+// asked is the name that the request asks for.
+func (q *Request) asked() string {
+	if q.Peer != "" {
+		return q.Peer
+	}
+	return strings.TrimSpace(q.Model)
+}
+
 // match returns the workers of the first tier that has any for this client.
 func (r *Router) match(req *Request) (group, Tier) {
-	asked := req.Peer
-	if asked == "" {
-		asked = strings.TrimSpace(req.Model)
-	}
+	asked := req.asked()
 	if e, ok := r.workers[asked]; ok && e.online && req.may(e) {
 		return e.self, TierPeer
 	}
-	if req.Peer != "" || asked == "" {
+	if req.Peer != "" || asked == "" || len(asked) > maxAsked {
 		return nil, TierPeer
 	}
 	var buf [64]byte

@@ -2,10 +2,7 @@
 
 package router
 
-import (
-	"math/rand/v2"
-	"slices"
-)
+import "math/rand/v2"
 
 // Selector chooses one of the workers that match a request. It is called under
 // the router's lock and must not block or keep the choices.
@@ -20,6 +17,7 @@ type Selector interface {
 type Choices struct {
 	workers group
 	req     *Request
+	asked   uint64 // marks who is excluded
 	resort  resort
 }
 
@@ -69,7 +67,7 @@ func (c *Choices) Free(i int) bool {
 			return false
 		}
 	}
-	return c.fits(e) && !slices.Contains(c.req.Exclude, e.Peer)
+	return e.excluded != c.asked && c.fits(e)
 }
 
 // mayWake reports whether a worker that rests may be tried now.
@@ -134,7 +132,7 @@ func (c *Choices) lastResort(sel Selector) int {
 func (c *Choices) allRest() bool {
 	found := false
 	for _, e := range c.workers {
-		if !c.fits(e) || slices.Contains(c.req.Exclude, e.Peer) {
+		if e.excluded == c.asked || !c.fits(e) {
 			continue
 		}
 		if !e.health.resting {
@@ -151,7 +149,7 @@ func (c *Choices) reason() error {
 	for _, e := range c.workers {
 		switch {
 		case !c.fits(e):
-		case !slices.Contains(c.req.Exclude, e.Peer):
+		case e.excluded != c.asked:
 			return ErrBusy
 		default:
 			err = ErrExcluded
