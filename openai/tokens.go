@@ -81,8 +81,8 @@ func (m *meter) count() int {
 	if m.tail != "" {
 		n, counted = n+tokens(m.tail), counted+len(m.tail)
 	}
-	if counted == 0 {
-		return 0
+	if counted == m.size { // exactly, whatever the division gives
+		return n
 	}
 	return int(float64(n) / float64(counted) * float64(m.size))
 }

@@ -58,6 +58,15 @@ func TestCountTokensLong(t *testing.T) {
 	}
 }
 
+// What is counted to its end is no estimate.
+func TestCountTokensExact(t *testing.T) {
+	for n := 1; n <= maxRun/2; n++ {
+		if s := strings.Repeat("a ", n); CountTokens(s) != tokens(s) {
+			t.Errorf("%d words: got %d, want %d", n, CountTokens(s), tokens(s))
+		}
+	}
+}
+
 // What comes in parts has the same tokens.
 func TestMeter(t *testing.T) {
 	for _, text := range []string{prose, strings.Repeat(prose, 400), strings.Repeat("中", 20_000)} {
