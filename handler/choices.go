@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
@@ -13,7 +14,8 @@ import (
 
 // runChoices runs the task of each choice and hands it to serve, which reads it.
 // Tasks of several choices run at the same time, as far as there are slots. The
-// first failure ends them all.
+// first failure ends them all; where an agent has run by then, the request must not
+// be sent again by itself.
 func (x *exchange) runChoices(c completion, serve func(ctx context.Context, i int, task run) error) error {
 	if _, err := x.takeLease(); err != nil {
 		return err
@@ -25,17 +27,38 @@ func (x *exchange) runChoices(c completion, serve func(ctx context.Context, i in
 	defer cancel(nil)
 	var f family
 	f.ended = make(chan struct{})
+	var ran atomic.Bool
+	serving := func(ctx context.Context, i int, task run) error {
+		ran.Store(true)
+		return serve(ctx, i, task)
+	}
 	var all sync.WaitGroup
+	panics := make(chan any, c.choices)
 	for i := range c.choices {
 		f.join()
 		all.Go(func() {
-			if err := f.run(ctx, func() error { return x.runChoice(ctx, c, i, serve) }); err != nil {
+			defer func() {
+				if p := recover(); p != nil {
+					panics <- p
+					cancel(nil)
+				}
+			}()
+			if err := f.run(ctx, func() error { return x.runChoice(ctx, c, i, serving) }); err != nil {
 				cancel(err)
 			}
 		})
 	}
 	all.Wait()
-	return context.Cause(ctx)
+	if len(panics) > 0 {
+		panic(<-panics) // the server survives a request's, but not that of a goroutine
+	}
+	err := context.Cause(ctx)
+	if err == nil || !ran.Load() || x.r.Context().Err() != nil {
+		return err
+	}
+	p := *problemOf(err)
+	p.final = true
+	return &p
 }
 
 // runChoice runs the task of one choice.

@@ -5,11 +5,19 @@ package handler
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/go-json-experiment/json"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -109,6 +117,74 @@ func TestChoicesFail(t *testing.T) {
 	g.do(t, "POST", "/v1/chat/completions", with(chatBody, `"n":3`)).failed(t, 502, "worker_stream_failed")
 	f.dispatch = fails(router.ErrBusy)
 	g.do(t, "POST", "/v1/chat/completions", with(chatBody, `"n":3`)).failed(t, 503, "mesh_overloaded")
+}
+
+// announced tells when somebody asks who serves it.
+type announced struct {
+	run
+	once sync.Once
+	told chan struct{}
+}
+
+func (a *announced) Served() mesh.Served {
+	a.once.Do(func() { close(a.told) })
+	return a.run.Served()
+}
+
+// TestChoicesHalf wants no client to send a request again of which a part has run.
+func TestChoicesHalf(t *testing.T) {
+	for _, body := range []string{chatBody, streaming(chatBody, false)} {
+		f := new(fakeMesh)
+		g := serve(t, f, heartbeat(-1))
+		told := make(chan struct{})
+		var count atomic.Int32
+		f.dispatch = func(ctx context.Context, c mesh.Call) (run, error) {
+			if count.Add(1) == 1 {
+				r, err := answers(script{hang: true})(ctx, c)
+				return &announced{run: r, told: told}, err
+			}
+			<-told
+			return nil, mesh.ErrUnreachable
+		}
+		a := g.do(t, "POST", "/v1/chat/completions", with(body, `"n":2`))
+		a.failed(t, 502, "worker_unreachable")
+		if got := a.header.Get("X-Should-Retry"); got != "false" {
+			t.Errorf("X-Should-Retry is %q", got)
+		}
+	}
+}
+
+// TestTaskPanics wants a panic to end its request, and neither the process nor
+// nothing: no heartbeat goes on.
+func TestTaskPanics(t *testing.T) {
+	for _, fields := range []string{`"n":1`, `"n":3`} {
+		f := &fakeMesh{dispatch: func(context.Context, mesh.Call) (run, error) { panic("broken") }}
+		g := serve(t, f)
+		g.Config.ErrorLog = log.New(io.Discard, "", 0)
+		resp, err := http.Post(g.URL+"/v1/chat/completions", "application/json", strings.NewReader(with(streaming(chatBody, false), fields)))
+		if err == nil {
+			resp.Body.Close()
+			t.Errorf("%s: got %s", fields, resp.Status)
+		}
+	}
+}
+
+// full is a client that takes nothing.
+type full struct{ *httptest.ResponseRecorder }
+
+func (full) Write([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
+
+// TestClientTakesNothing wants a client that does not read to be nobody else's fault.
+func TestClientTakesNothing(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	h := &Handler{AllowUnauthenticated: true}
+	if err := h.setUp(&fakeMesh{dispatch: answers(script{output: []string{"x"}})}, zap.New(core)); err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(streaming(chatBody, false)))
+	if err := h.ServeHTTP(full{httptest.NewRecorder()}, r, nil); err != nil || logs.Len() != 0 {
+		t.Errorf("got %v, %v", err, logs.All())
+	}
 }
 
 // TestLimits wants the gateway to cut answers, and the agent to be stopped.

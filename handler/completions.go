@@ -149,7 +149,9 @@ func (a *heldAnswer) hold(text string) error {
 	}
 	if held.Add(int64(len(text))) > maxHeld {
 		held.Add(-int64(len(text)))
-		return overloaded("the gateway holds too many large answers; try again later, or with \"stream\":true")
+		p := overloaded("the gateway holds too many large answers; try again later, or with \"stream\":true")
+		p.final = true // the agent has run
+		return p
 	}
 	a.b.WriteString(text)
 	return nil
@@ -167,13 +169,14 @@ func (x *exchange) streamReply(c completion, reply openai.Reply) error {
 		Choices: c.choices, Limits: c.limits, IncludeUsage: c.usage, PromptTokens: c.promptTokens,
 	})
 	stop := out.keepAlive(x.h.heartbeat, stream.Ping)
+	defer stop() // also when a task panics
 	err := x.runChoices(c, func(_ context.Context, i int, task run) error {
 		out.served(task.Served())
 		return streamChoice(stream.Choice(i), task)
 	})
 	stop()
 	switch {
-	case x.r.Context().Err() != nil:
+	case out.failed || x.r.Context().Err() != nil:
 		if !out.begun {
 			return err
 		}

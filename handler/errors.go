@@ -95,7 +95,7 @@ func streamFailed(cause error, message string) *problem {
 
 // overloaded is the error for a gateway that has no room for an answer.
 func overloaded(message string) *problem {
-	return &problem{status: http.StatusServiceUnavailable, code: "mesh_overloaded", retryAfter: 1, final: true, message: message}
+	return &problem{status: http.StatusServiceUnavailable, code: "mesh_overloaded", retryAfter: 1, message: message}
 }
 
 // problemOf maps an error to its answer. What a dispatch returns has been

@@ -51,16 +51,8 @@ func (x *exchange) sendEvents(s *mesh.Subscription) error {
 		return err
 	}
 	for {
-		ev, err := nextEvent(x.r.Context(), s)
-		text := ":heartbeat\n\n"
-		switch {
-		case err == nil && !x.identity.MayUse(ev.Peer, ev.Agent, ev.Model):
-			continue
-		case err == nil:
-			if text, err = eventText(ev); err != nil {
-				return err
-			}
-		case x.r.Context().Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+		text, err := x.nextText(s)
+		if err != nil {
 			return err
 		}
 		if _, err := io.WriteString(w, text); err != nil {
@@ -69,11 +61,23 @@ func (x *exchange) sendEvents(s *mesh.Subscription) error {
 	}
 }
 
-// nextEvent waits for an event, until it is time for a heartbeat.
-func nextEvent(ctx context.Context, s *mesh.Subscription) (mesh.Event, error) {
-	ctx, cancel := context.WithTimeout(ctx, eventsHeartbeat)
+// nextText returns the next event that the client may see, as it is sent; or a
+// heartbeat, when it is time for one, whatever else happens on the mesh.
+func (x *exchange) nextText(s *mesh.Subscription) (string, error) {
+	ctx, cancel := context.WithTimeout(x.r.Context(), eventsHeartbeat)
 	defer cancel()
-	return s.Next(ctx)
+	for {
+		ev, err := s.Next(ctx)
+		switch {
+		case err == nil && x.identity.MayUse(ev.Peer, ev.Agent, ev.Model):
+			return eventText(ev)
+		case err == nil: // none of its business
+		case errors.Is(err, context.DeadlineExceeded) && x.r.Context().Err() == nil:
+			return ":heartbeat\n\n", nil
+		default:
+			return "", err
+		}
+	}
 }
 
 // eventText returns an event as it is sent. The data is one line: JSON escapes

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -124,6 +125,36 @@ func TestEvents(t *testing.T) {
 			g.do(t, "GET", "/v1/events", "").failed(t, 503, "mesh_overloaded")
 		})
 	}
+}
+
+// TestEventsHeartbeatHidden wants a stream to be kept alive beside events that its
+// client may not see.
+func TestEventsHeartbeatHidden(t *testing.T) {
+	old := eventsHeartbeat
+	eventsHeartbeat = 20 * time.Millisecond
+	t.Cleanup(func() { eventsHeartbeat = old })
+	f := &fakeMesh{events: mesh.NewEvents()}
+	file := withKeyFile(t, "ann the-key-of-ann-123 models=other\n")
+	s := serve(t, f, file).openEvents(t, "", "Authorization", "Bearer the-key-of-ann-123")
+	stop := make(chan struct{})
+	var publishing sync.WaitGroup
+	publishing.Go(func() {
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				f.events.Publish(online(peerA, "a"))
+			}
+		}
+	})
+	if got := s.next(); got != ":heartbeat" {
+		t.Errorf("got %q", got)
+	}
+	close(stop)
+	publishing.Wait()
 }
 
 func TestEventsHeartbeat(t *testing.T) {

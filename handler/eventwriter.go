@@ -14,10 +14,11 @@ import (
 type eventWriter struct {
 	x *exchange
 
-	mu    sync.Mutex
-	begun bool
-	known bool // who serves the task
-	last  time.Time
+	mu     sync.Mutex
+	begun  bool
+	failed bool // the client did not take it
+	known  bool // who serves the task
+	last   time.Time
 }
 
 // Write implements io.Writer.
@@ -29,7 +30,9 @@ func (w *eventWriter) Write(p []byte) (int, error) {
 		w.begun = true
 		w.x.begin("text/event-stream; charset=utf-8")
 	}
-	return sender{w.x}.Write(p)
+	n, err := sender{w.x}.Write(p)
+	w.failed = err != nil
+	return n, err
 }
 
 // served says who serves the task; of several, the first. When a heartbeat came
@@ -44,7 +47,7 @@ func (w *eventWriter) served(s mesh.Served) {
 }
 
 // keepAlive pings whenever nothing was written for the interval, until stop is
-// called. A negative interval switches it off.
+// called, which may be more than once. A negative interval switches it off.
 func (w *eventWriter) keepAlive(interval time.Duration, ping func() error) (stop func()) {
 	if interval < 0 {
 		return func() {}
@@ -71,10 +74,10 @@ func (w *eventWriter) keepAlive(interval time.Duration, ping func() error) (stop
 			timer.Reset(rest)
 		}
 	})
-	return func() {
+	return sync.OnceFunc(func() {
 		close(end)
 		running.Wait()
-	}
+	})
 }
 
 // silence returns how much longer the answer may be silent.

@@ -264,6 +264,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	x := newExchange(h, w, r)
 	defer x.release()
 	if err, ok := r.Context().Value(caddyhttp.ErrorCtxKey).(error); ok {
+		x.shareAnswer()
 		x.fail(caddyProblem(err)) // we are inside of handle_errors
 		return nil
 	}

@@ -130,7 +130,9 @@ func TestHandleErrors(t *testing.T) {
 		{io.EOF, 500, "internal_error"},
 	} {
 		srv := newErrorServer(t, h, c.err)
-		resp, err := http.Post(srv+"/v1/chat/completions", "application/json", strings.NewReader(chatBody))
+		req, _ := http.NewRequest("POST", srv+"/v1/chat/completions", strings.NewReader(chatBody))
+		req.Header.Set("Origin", "http://localhost")
+		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,6 +142,9 @@ func TestHandleErrors(t *testing.T) {
 		a.failed(t, c.status, c.code)
 		if resp.Header.Get("Retry-After") != "7" || strings.Contains(a.body, "EOF") {
 			t.Errorf("got %v, %s", resp.Header, a.body)
+		}
+		if resp.Header.Get("Access-Control-Allow-Origin") != "http://localhost" {
+			t.Errorf("a web page may not read it: %v", resp.Header)
 		}
 	}
 }
