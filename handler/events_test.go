@@ -131,7 +131,7 @@ func TestEvents(t *testing.T) {
 // client may not see.
 func TestEventsHeartbeatHidden(t *testing.T) {
 	old := eventsHeartbeat
-	eventsHeartbeat = 20 * time.Millisecond
+	eventsHeartbeat = 200 * time.Millisecond
 	t.Cleanup(func() { eventsHeartbeat = old })
 	f := &fakeMesh{events: mesh.NewEvents()}
 	file := withKeyFile(t, "ann the-key-of-ann-123 models=other\n")

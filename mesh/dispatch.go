@@ -100,9 +100,15 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	c.Target.PromptSize = len(c.Prompt)
 	c.Target.Exclude = slices.Clone(c.Target.Exclude)
 	d := &dispatch{Call: c, lease: l, task: t, frame: frame, begun: time.Now()}
+	over := true // also when the selector panics
+	defer func() {
+		if over {
+			l.node.tasks.end(t)
+		}
+	}()
 	r, err := d.try(ctx)
+	over = err != nil
 	if err != nil {
-		l.node.tasks.end(t)
 		if d.attempts == 0 {
 			observeRejected(d.begun)
 		} else {
@@ -325,10 +331,11 @@ func (r *Run) Close() error {
 		if errors.Is(err, io.EOF) || err == nil { // or the caller has enough
 			err = r.ctx.Err()
 		}
-		r.hangUp(r.outcome(err))
+		o := r.outcome(err)
+		r.hangUp(o)
 		r.node.tasks.end(r.task)
 		observeTask(r.begun, err)
-		observeStream(err)
+		observeStream(o, err)
 	})
 	return nil
 }
@@ -339,7 +346,7 @@ func (r *Run) abandon(err error) {
 		o := r.outcome(err)
 		r.hangUp(o)
 		observeAttempt(o, err)
-		observeStream(err)
+		observeStream(o, err)
 	})
 }
 

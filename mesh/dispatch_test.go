@@ -5,6 +5,7 @@ package mesh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -16,8 +17,10 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	ma "github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
@@ -303,6 +306,70 @@ func TestUnjudged(t *testing.T) {
 		}
 		defer s.Release(router.Unjudged)
 	}
+}
+
+// TestCauseOfAnother wants the failure of one stream not to be counted for others
+// that end because of it.
+func TestCauseOfAnother(t *testing.T) {
+	a := newTestApp(t, nil)
+	newWorker(t, a, func(s network.Stream, _ wire.TaskRequest) { _, _ = io.WriteString(s, "o") })
+	before := streamErrors(t)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	run, err := lease(t, a).Dispatch(ctx, call("m"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel(fmt.Errorf("%w: another's", ErrStream))
+	if _, err := io.ReadAll(run); !errors.Is(err, ErrStream) {
+		t.Errorf("got %v", err)
+	}
+	_ = run.Close()
+	if n := streamErrors(t) - before; n != 0 {
+		t.Errorf("%v failures were counted", n)
+	}
+}
+
+// streamErrors returns how many failures of streams were counted.
+func streamErrors(t *testing.T) (n float64) {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	if err := metrics.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "agentfm_stream_errors_total" {
+			for _, m := range f.GetMetric() {
+				n += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return n
+}
+
+// broken is a selector that panics.
+type broken struct{}
+
+func (broken) Select(*router.Choices) int { panic("broken") }
+
+// TestSelectorPanics wants nothing of the task to stay behind.
+func TestSelectorPanics(t *testing.T) {
+	a := newTestApp(t, nil)
+	newWorker(t, a, func(network.Stream, wire.TaskRequest) {})
+	c := call("m")
+	c.Selector = broken{}
+	defer func() {
+		if recover() == nil {
+			t.Error("no panic")
+		}
+		if tasks := a.node.Load().tasks.byID; len(tasks) != 0 {
+			t.Errorf("tasks are left: %v", tasks)
+		}
+	}()
+	_, _ = lease(t, a).Dispatch(t.Context(), c)
 }
 
 // TestUnreachable kills a worker whose telemetry is still fresh.

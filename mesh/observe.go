@@ -3,7 +3,6 @@
 package mesh
 
 import (
-	"context"
 	"errors"
 	"os"
 	"time"
@@ -44,10 +43,11 @@ func observeAttempt(o router.Outcome, err error) {
 	}
 }
 
-// observeStream counts a failure of a stream to a worker, if err is one.
-func observeStream(err error) {
+// observeStream counts a failure of a stream to a worker, if err is one. The cause
+// for which a client went away can be that of another stream.
+func observeStream(o router.Outcome, err error) {
 	switch {
-	case errors.Is(err, context.Canceled):
+	case o == router.Unjudged:
 	case errors.Is(err, ErrUnreachable):
 		metrics.StreamError(metrics.Task, metrics.Dial)
 	case errors.Is(err, ErrStream):

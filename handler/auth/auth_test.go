@@ -22,6 +22,19 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
+// TestMayUseNoCopy wants rights to cost no memory for each worker that is looked at.
+func TestMayUseNoCopy(t *testing.T) {
+	id := &Identity{models: map[string]bool{"hr assistant": true, "müller": true}}
+	if n := testing.AllocsPerRun(100, func() {
+		id.MayUse("12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL", "Some Agent", "Llama3.2:70b")
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if long := strings.Repeat("X", 100); !id.MayUse(" HR Assistant ") || !id.MayUse("x", "MÜLLER") || id.MayUse(long) {
+		t.Error("case and space matter")
+	}
+}
+
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
 		goleak.IgnoreCurrent(), // packages that we import start some

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -40,11 +41,29 @@ func (i *Identity) MayUse(names ...string) bool {
 		return true
 	}
 	for _, name := range names {
-		if i.models[foldModel(name)] {
+		if i.has(name) {
 			return true
 		}
 	}
 	return false
+}
+
+// has reports whether a name is among the models. It is asked of each of many
+// workers, under a lock, and so makes no copy of an ordinary name.
+func (i *Identity) has(name string) bool {
+	name = strings.TrimSpace(name)
+	var buf [64]byte
+	lower := buf[:0]
+	for _, c := range []byte(name) {
+		if c >= utf8.RuneSelf || len(lower) == len(buf) {
+			return i.models[foldModel(name)]
+		}
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		lower = append(lower, c)
+	}
+	return i.models[string(lower)]
 }
 
 // MayRead reports whether the client may list models and workers, and fetch what

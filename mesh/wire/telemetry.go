@@ -5,6 +5,7 @@ package wire
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -125,7 +126,25 @@ func (t Telemetry) Validate() error {
 	if t.PeerID == "" {
 		return fmt.Errorf("no peer_id")
 	}
+	if posesAsPeer(t.AgentName) || posesAsPeer(t.Model) {
+		return fmt.Errorf("a name that reads like a peer id")
+	}
 	return nil
+}
+
+// posesAsPeer reports whether a name reads like a peer id, in any case: requests
+// and keys name workers by either, and who means a peer must not get another.
+func posesAsPeer(name string) bool {
+	runes := []rune(strings.TrimSpace(name))
+	if len(runes) < len("Qm")+44 || slices.ContainsFunc(runes, func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) }) {
+		return false
+	}
+	for _, prefix := range []string{"12D3KooW", "16Uiu2HA", "Qm"} {
+		if strings.EqualFold(string(runes[:len(prefix)]), prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // unprintable reports whether r can steer a terminal.

@@ -54,6 +54,10 @@ func TestParseTelemetryRefuses(t *testing.T) {
 		"peer is an object": {"peer_id": map[string]any{}},
 		"negative memory":   {"ram_free_gb": -1},
 		"prompt limit":      {"max_prompt_bytes": 1 << 30},
+		"name of a peer":    {"agent_name": "12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL"},
+		"in lower case":     {"model": " 12d3koowqhw8mvqkx17kltnirtbycku2cagcawfflzvjhhmbs5zl"},
+		"with a Kelvin":     {"agent_name": "12D3\u212aooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmB\u017f5zL"},
+		"of RSA":            {"agent_name": "QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC"},
 	} {
 		var m map[string]any
 		_ = json.Unmarshal([]byte(honest), &m)
