@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
@@ -282,5 +285,91 @@ func BenchmarkBusyQueue(b *testing.B) {
 				r.Update(u)
 			}
 		})
+	}
+}
+
+// TestNobodyForgotten wants that after whatever happens nobody waits for whom there
+// is a slot.
+func TestNobodyForgotten(t *testing.T) {
+	for seed := range uint64(5) {
+		nobodyForgotten(t, rand.New(rand.NewPCG(3, seed)))
+	}
+}
+
+// nobodyForgotten does random things, and looks after each of them.
+func nobodyForgotten(t *testing.T, rnd *rand.Rand) {
+	t.Helper()
+	r, c := timedRouter()
+	var held []Slot
+	waiters := make(map[*waiter]bool)
+	names := []string{"p1", "p2", "a0", "A1", "m0", "M1", "shared"}
+	for i := range 20_000 {
+		peer := "p" + strconv.Itoa(rnd.IntN(8))
+		switch rnd.IntN(12) {
+		case 0:
+			r.Remove(peer)
+		case 1, 2, 3:
+			w := Worker{Peer: peer, Agent: "a" + strconv.Itoa(rnd.IntN(3)), Model: "m" + strconv.Itoa(rnd.IntN(2)),
+				Tasks: rnd.IntN(3), MaxTasks: 1 + rnd.IntN(2), Busy: rnd.IntN(5) == 0, MaxPrompt: 1 + int(peer[1]%2)}
+			if rnd.IntN(4) == 0 {
+				w.Agent, w.Model = "x", "shared"
+			} else if rnd.IntN(8) == 0 {
+				w.Agent = "shared"
+			}
+			r.Update(w)
+		case 4, 5:
+			if len(held) > 0 {
+				i := rnd.IntN(len(held))
+				held[i].Release(Outcome(rnd.IntN(5)))
+				held[i] = held[len(held)-1]
+				held = held[:len(held)-1]
+			}
+		case 7:
+			c.pass(time.Duration(rnd.IntN(1000)) * time.Millisecond)
+			r.mu.Lock()
+			r.wake()
+			r.mu.Unlock()
+		case 8:
+			for w := range waiters { // any
+				r.mu.Lock()
+				if r.queue.leave(w) {
+					delete(waiters, w)
+				}
+				r.mu.Unlock()
+				break
+			}
+		default:
+			req := &Request{Model: names[rnd.IntN(len(names))], PromptSize: rnd.IntN(3)}
+			if rnd.IntN(3) == 0 {
+				req.Exclude = []string{peer}
+			}
+			if only := "p" + strconv.Itoa(rnd.IntN(8)); rnd.IntN(3) == 0 {
+				req.May = func(p, _, _ string) bool { return p >= only }
+			}
+			w, s, err := r.enqueue(req, LeastLoaded{}, names[rnd.IntN(3)], 24)
+			if w != nil {
+				waiters[w] = true
+			} else if err == nil {
+				held = append(held, s)
+			}
+		}
+		for w := range waiters {
+			if len(w.served) > 0 {
+				if res := <-w.served; res.err == nil {
+					held = append(held, res.slot)
+				}
+				delete(waiters, w)
+				continue
+			}
+			r.mu.Lock()
+			s, err := r.acquire(w.req, w.sel)
+			r.mu.Unlock()
+			if err == nil {
+				t.Fatalf("step %d: %+v waits, and there is a slot of %+v", i, w.req, s.Worker)
+			}
+		}
+		if r.Waiting() != len(waiters) {
+			t.Fatalf("step %d: %d wait, want %d", i, r.Waiting(), len(waiters))
+		}
 	}
 }
