@@ -297,3 +297,44 @@ func runCount(t *testing.T, state string) int {
 	}
 	return bytes.Count(b, []byte("\n"))
 }
+
+// newRequest returns a request with pairs of names and values for its headers.
+func newRequest(t *testing.T, method, url, body string, headers ...string) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Add(headers[i], headers[i+1])
+	}
+	return req
+}
+
+// children returns the names of the programs that a process runs; none where
+// there is no /proc.
+func children(t *testing.T, pid int) []string {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, file := range stats {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		// "pid (name) state parent …"
+		begin, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+		if begin < 0 || end < 0 {
+			continue
+		}
+		var state string
+		var parent int
+		if _, err := fmt.Sscan(string(b[end+1:]), &state, &parent); err == nil && parent == pid && state != "Z" {
+			names = append(names, string(b[begin+1:end]))
+		}
+	}
+	return names
+}

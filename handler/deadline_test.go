@@ -3,6 +3,7 @@
 package handler
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -67,6 +68,29 @@ func TestBodyDeadline(t *testing.T) {
 	x.r = httptest.NewRequest("POST", "/v1/completions", io.MultiReader(strings.NewReader("{"), failingReader{io.ErrUnexpectedEOF}))
 	if _, err := x.body(); err == nil || !strings.Contains(err.Error(), "ended early") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Limits of the server's own that are shorter hold; others do not.
+func TestDeadlinesOfServer(t *testing.T) {
+	h := new(Handler)
+	if err := h.setUp(&fakeMesh{dispatch: answers(script{output: []string{"a"}})}, nopLogger); err != nil {
+		t.Fatal(err)
+	}
+	h.open = true
+	for limit, want := range map[time.Duration]time.Duration{0: 30 * time.Second, time.Second: time.Second, time.Hour: 30 * time.Second} {
+		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+		r := httptest.NewRequest("POST", "/api/execute", strings.NewReader(executeBody))
+		srv := &http.Server{ReadTimeout: limit, WriteTimeout: limit}
+		r = r.WithContext(context.WithValue(r.Context(), http.ServerContextKey, srv))
+		if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != 200 {
+			t.Fatalf("%d %s, %v", w.Code, w.Body, err)
+		}
+		for _, at := range [...]time.Time{w.read[0], w.write[0]} {
+			if got := time.Until(at); got > want || got < want-want/2 {
+				t.Errorf("server's limit %v: %v, want %v", limit, got, want)
+			}
+		}
 	}
 }
 
