@@ -88,8 +88,8 @@ func TestA1SlowClients(t *testing.T) {
 	t.Parallel()
 	flood := writeScript(t, "exec yes\n")
 	f := startFront(t, scaled(shortTimeouts, ""), withKey,
-		agent("work", "Work", "work", command(writeScript(t, "printf done\n"))),
-		replaceOnce(t, agent("flood", "Flood", "flood", command(flood)), "max_tasks 4", "max_tasks 64"))
+		manySlots(t, agent("work", "Work", "work", command(writeScript(t, "printf done\n")))),
+		manySlots(t, agent("flood", "Flood", "flood", command(flood))))
 	f.awaitWorkers(2)
 	ctx, end := context.WithCancel(t.Context())
 	honest := f.honestLoad(ctx, t)

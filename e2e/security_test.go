@@ -338,3 +338,9 @@ func children(t *testing.T, pid int) []string {
 	}
 	return names
 }
+
+// manySlots is an agent with room for every client of a test.
+func manySlots(t *testing.T, block string) string {
+	t.Helper()
+	return replaceOnce(t, block, "max_tasks 4", "max_tasks 1024")
+}
