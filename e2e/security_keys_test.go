@@ -199,6 +199,7 @@ func (f *front) guess(t *testing.T, n int, addresses ...string) map[int]int {
 				a, err := ask(t.Context(), c, "GET", f.url+"/v1/models", nil, "Authorization", "Bearer "+w[0], "X-Forwarded-For", w[1])
 				if err != nil {
 					t.Error(err)
+					continue
 				}
 				mu.Lock()
 				statuses[a.status]++
@@ -213,6 +214,7 @@ func (f *front) guess(t *testing.T, n int, addresses ...string) map[int]int {
 	}
 	close(work)
 	wg.Wait()
+	c.CloseIdleConnections()
 	return statuses
 }
 

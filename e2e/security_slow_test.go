@@ -143,6 +143,7 @@ func (f *front) honestLoad(ctx context.Context, t *testing.T) <-chan int {
 				}
 				if err != nil || a.status != 200 || !strings.Contains(a.body, `"text":"done"`) {
 					t.Errorf("an honest request: %d %.300q %v", a.status, a.body, err)
+					return
 				}
 				mu.Lock()
 				n++
