@@ -6,10 +6,11 @@
 package agentfm
 
 import (
-	// The Caddy modules.
+	// The Caddy modules, and the command.
 	_ "github.com/Agent-FM/caddy-agentfm/caddyfile"
 	_ "github.com/Agent-FM/caddy-agentfm/handler"
 	_ "github.com/Agent-FM/caddy-agentfm/handler/auth"
+	_ "github.com/Agent-FM/caddy-agentfm/internal/command"
 	_ "github.com/Agent-FM/caddy-agentfm/mesh"
 	_ "github.com/Agent-FM/caddy-agentfm/router/policy"
 	_ "github.com/Agent-FM/caddy-agentfm/worker"

@@ -24,6 +24,7 @@ import (
 // configurations.
 func TestModules(t *testing.T) {
 	want := []string{
+		"admin.api.agentfm",
 		"agentfm",
 		"agentfm.runtimes.docker",
 		"agentfm.runtimes.process",
@@ -56,17 +57,20 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
+	"internal/command":             {"handler/auth"},
+	"internal/ipclass":             {},
 	"internal/lifetime":            {},
+	"internal/metrics":             {},
 	"internal/option":              {},
-	"mesh":                         {"mesh/wire", "router", "internal/lifetime", "internal/option"},
-	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/option"},
+	"mesh":                         {"mesh/wire", "router", "internal/ipclass", "internal/lifetime", "internal/metrics", "internal/option"},
+	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
 	"worker/docker":                {"worker", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
-	"handler/auth":                 {"internal/option"},
+	"handler/auth":                 {"internal/metrics", "internal/option"},
 	"handler":                      {"handler/auth", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
-	"":                             {"caddyfile", "handler", "handler/auth", "mesh", "router/policy", "worker", "worker/docker", "worker/process"},
+	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process"},
 	"xcaddy":                       {""},
 	"worker/docker/internal/probe": {},
 }

@@ -53,12 +53,16 @@ var clientKinds = []struct {
 	{"langchain", "AGENTFM_TEST_PYTHON", "python/langchain_client.py", []string{"models"}},
 	{"openai-node", "AGENTFM_TEST_NODE", "node/openai_client.mjs", nil},
 	{"ai-sdk", "AGENTFM_TEST_NODE", "node/ai_sdk_client.mjs", []string{
-		"models", "choices", "fields", "logins", "no_access", // it has no such calls, or no classes of errors
+		"models", "choices", // it has no such calls
 		"no_second_run", // it takes no notice of X-Should-Retry
 	}},
 	{"openai-go-3.42", "AGENTFM_TEST_OPENAI_GO", "openai-go-3.42", nil},
 	{"openai-go-3.43", "AGENTFM_TEST_OPENAI_GO", "openai-go-3.43", nil},
 }
+
+// clientName is what a client calls itself in models and in the names of files,
+// where a suffix says what is in the file.
+func clientName(kind string) string { return strings.ReplaceAll(kind, ".", "_") }
 
 // clients are running clients of a gateway, one of each kind.
 type clients struct {
@@ -94,7 +98,7 @@ func startClients(t *testing.T, p *process, key, state string, silence time.Dura
 		cmd.Env = append(os.Environ(),
 			"GATEWAY_URL="+p.url,
 			"GATEWAY_KEY="+key,
-			"GATEWAY_CLIENT="+strings.ReplaceAll(kind.name, ".", "_"), // a suffix says what a file is
+			"GATEWAY_CLIENT="+clientName(kind.name),
 			"GATEWAY_STATE="+state,
 			fmt.Sprintf("GATEWAY_SILENCE=%g", silence.Seconds()),
 		)

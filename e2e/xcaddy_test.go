@@ -34,7 +34,7 @@ func TestXcaddyBuild(t *testing.T) {
 	}
 	listed := strings.Fields(string(out))
 	for _, id := range []string{
-		"agentfm", "agentfm_worker", "agentfm.runtimes.docker", "agentfm.runtimes.process",
+		"admin.api.agentfm", "agentfm", "agentfm_worker", "agentfm.runtimes.docker", "agentfm.runtimes.process",
 		"http.handlers.agentfm", "http.handlers.rate_limit",
 	} {
 		if !slices.Contains(listed, id) {

@@ -46,11 +46,13 @@ func server(r *http.Request) *http.Server {
 }
 
 // body reads the whole body.
-func (x *exchange) body() ([]byte, error) {
+func (x *exchange) body() ([]byte, error) { return x.bodyUpTo(x.h.bodyLimit) }
+
+// bodyUpTo reads the whole body, which may have limit bytes.
+func (x *exchange) bodyUpTo(limit int64) ([]byte, error) {
 	if err := checkBodyHeaders(x.r.Header); err != nil {
 		return nil, err
 	}
-	limit := x.h.bodyLimit
 	if x.r.ContentLength > limit {
 		return nil, x.tooLarge(limit)
 	}

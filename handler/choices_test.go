@@ -14,6 +14,7 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
+	"github.com/Agent-FM/caddy-agentfm/router/policy"
 )
 
 // with adds fields to a body.
@@ -148,7 +149,7 @@ func TestTarget(t *testing.T) {
 	last := func() router.Request { calls := f.seen(); return calls[len(calls)-1].Target }
 
 	g.do(t, "POST", "/v1/chat/completions", chatBody)
-	if q := last(); q.May != nil || q.Exclude != nil || q.Affinity == "" {
+	if q := last(); q.May != nil || q.Exclude != nil || q.Affinity != "" {
 		t.Errorf("got %+v", q)
 	}
 	g.do(t, "POST", "/v1/chat/completions", chatBody, "X-AgentFM-Worker", peerB, "X-AgentFM-Exclude", " "+peerA+" ,"+peerB, "X-AgentFM-Exclude", peerA)
@@ -168,5 +169,28 @@ func TestTarget(t *testing.T) {
 		{"X-AgentFM-Exclude", strings.Repeat("1", 1<<16)},
 	} {
 		g.do(t, "POST", "/v1/chat/completions", chatBody, header[0], header[1]).failed(t, 400, "invalid_request_error")
+	}
+}
+
+// TestAffinity wants requests of one session, or of one conversation, to have one
+// affinity.
+func TestAffinity(t *testing.T) {
+	f := &fakeMesh{dispatch: answers(script{})}
+	g := serve(t, f, func(g *gate, _ *serverSettings) { g.h.policy = &policy.Sticky{Headers: []string{"X-Session"}} })
+	affinity := func(messages string, headers ...string) string {
+		g.do(t, "POST", "/v1/chat/completions", `{"model":"m","messages":[`+messages+`]}`, headers...)
+		calls := f.seen()
+		return calls[len(calls)-1].Target.Affinity
+	}
+	const one, two = `{"role":"user","content":"one"}`, `{"role":"user","content":"two"}`
+	first := affinity(one)
+	if first == "" || affinity(one+`,{"role":"assistant","content":"x"},`+two) != first {
+		t.Error("a conversation has no affinity of its own")
+	}
+	if affinity(two) == first {
+		t.Error("two conversations have one")
+	}
+	if a, b := affinity(one, "X-Session", "s"), affinity(two, "X-Session", "s"); a != b || a == first {
+		t.Error("a session has no affinity of its own")
 	}
 }

@@ -51,7 +51,7 @@ func (x *exchange) chat() error {
 		return err
 	}
 	return x.complete(completion{
-		kind: openai.KindChat, model: req.Model, prompt: req.Prompt(), param: "messages", affinity: req.Affinity(),
+		kind: openai.KindChat, model: req.Model, prompt: req.Prompt(), param: "messages", affinity: x.affinity(req.Affinity),
 		choices: req.N, limits: req.Limits, stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
 	})
 }
@@ -67,7 +67,7 @@ func (x *exchange) completions() error {
 		return err
 	}
 	return x.complete(completion{
-		kind: openai.KindText, model: req.Model, prompt: string(req.Prompt), param: "prompt", affinity: req.Affinity(),
+		kind: openai.KindText, model: req.Model, prompt: string(req.Prompt), param: "prompt", affinity: x.affinity(req.Affinity),
 		choices: req.N, limits: req.Limits, stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
 	})
 }

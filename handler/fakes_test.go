@@ -31,6 +31,9 @@ type fakeMesh struct {
 	workers  []mesh.WorkerInfo
 	off      bool // not running
 	dispatch func(ctx context.Context, c mesh.Call) (run, error)
+	about    mesh.About
+	events   *mesh.Events
+	relay    func(ctx context.Context, addr string) (string, error)
 
 	mu     sync.Mutex
 	calls  []mesh.Call
@@ -87,6 +90,16 @@ func (l *fakeLease) Dispatch(ctx context.Context, c mesh.Call) (run, error) {
 		return nil, errors.New("the test expects no task")
 	}
 	return l.f.dispatch(ctx, c)
+}
+
+func (l *fakeLease) About() mesh.About { return l.f.about }
+
+func (l *fakeLease) Events(owner, lastID string) (*mesh.Subscription, error) {
+	return l.f.events.Subscribe(owner, lastID)
+}
+
+func (l *fakeLease) TestRelay(ctx context.Context, addr string) (string, error) {
+	return l.f.relay(ctx, addr)
 }
 
 func (l *fakeLease) OpenArtifact(id string) (*os.File, error) {

@@ -29,6 +29,14 @@ type lease interface {
 	// OpenArtifact opens the zip of a task; the error is fs.ErrNotExist when
 	// there is none.
 	OpenArtifact(taskID string) (*os.File, error)
+	// About describes the node.
+	About() mesh.About
+	// Events begins a subscription for an owner, after the event of lastID; see
+	// [mesh.Events.Subscribe]. It outlives the lease.
+	Events(owner, lastID string) (*mesh.Subscription, error)
+	// TestRelay dials an address and returns the id of the peer that answers
+	// there. The error is [mesh.ErrRelayTests] when there are too many tests.
+	TestRelay(ctx context.Context, addr string) (string, error)
 	// Release ends the use.
 	Release()
 }

@@ -5,10 +5,11 @@ package handler
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -64,9 +65,6 @@ const maxExclude = 64
 // target completes who may serve the request: from its headers, and by what its
 // client may use.
 func (x *exchange) target(t *router.Request) error {
-	if s, ok := x.h.policy.(interface{ Session(http.Header) string }); ok {
-		t.Affinity = cmp.Or(s.Session(x.r.Header), t.Affinity)
-	}
 	pin := x.r.Header.Get(headerWorker)
 	if pin != "" {
 		id, err := decodePeer(pin)
@@ -92,6 +90,17 @@ func (x *exchange) target(t *router.Request) error {
 	return nil
 }
 
+// affinity returns what tells, for a policy that asks, which requests belong
+// together: the session that a header names, or else what conversation returns.
+func (x *exchange) affinity(conversation func() string) string {
+	p, ok := x.h.policy.(interface{ Session(http.Header) string })
+	if !ok {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(cmp.Or(p.Session(x.r.Header), conversation()))) // short: it is compared under a lock
+	return string(sum[:])
+}
+
 // workersFor returns those of the workers that the client may see.
 func (x *exchange) workersFor(workers []mesh.WorkerInfo) []mesh.WorkerInfo {
 	if !x.identity.Restricted() {
@@ -102,18 +111,22 @@ func (x *exchange) workersFor(workers []mesh.WorkerInfo) []mesh.WorkerInfo {
 	})
 }
 
-// client names who sends the request, for the queue: a user, or else an address.
+// client tells clients apart: by the user or the key, and else by the address, of
+// which the half that names a network counts for IPv6.
 func (x *exchange) client() string {
-	if x.identity.ID != "" {
-		return x.identity.ID
+	if x.identity != nil && x.identity.ID != "" {
+		return "user " + x.identity.ID
 	}
-	if vars, ok := x.r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
-		if ip, _ := vars[caddyhttp.ClientIPVarKey].(string); ip != "" {
-			return ip
-		}
+	ip, _ := caddyhttp.GetVar(x.r.Context(), caddyhttp.ClientIPVarKey).(string)
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		return "address " + ip
 	}
-	host, _, _ := net.SplitHostPort(x.r.RemoteAddr)
-	return host
+	if addr = addr.Unmap().WithZone(""); addr.Is6() {
+		network, _ := addr.Prefix(64) // never fails for IPv6
+		addr = network.Addr()
+	}
+	return "address " + addr.String()
 }
 
 // taskProblem completes the errors of a dispatch that depend on its task.

@@ -12,9 +12,12 @@ import (
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/certmagic"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 func init() {
@@ -30,6 +33,10 @@ func init() {
 // connection. Its identity, addresses, swarm key and discovery cannot change in
 // a reload, which is then refused; they need a restart. Bootstrap nodes and the
 // folder for artifacts can.
+//
+// The app emits the events `agentfm.worker_online` and `agentfm.worker_offline`
+// when a worker comes or goes, with the data `peer_id`, `agent_name` and `model`.
+// The last two are what a stranger says of itself.
 //
 // The node's identity is an Ed25519 key that is kept in Caddy's storage, apart
 // for each instance of Caddy. Back it up: a peer id is a reputation.
@@ -50,6 +57,8 @@ type App struct {
 	storage   certmagic.Storage
 	ctx       caddy.Context
 	logger    *zap.Logger
+
+	caddyEvents *caddyevents.App
 }
 
 // CaddyModule returns the Caddy module information.
@@ -73,7 +82,10 @@ func (a *App) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("artifacts: %w", err)
 		}
 	}
-	return nil
+	if err := metrics.Register(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+	return a.hook(ctx)
 }
 
 // Use says that the configuration needs the node. Modules call it when they are
@@ -121,6 +133,7 @@ func (a *App) Stop() error { return nil }
 func (a *App) Cleanup() error {
 	if n := a.node.Load(); n != nil {
 		n.Leave(a)
+		n.emitter.CompareAndSwap(a, nil)
 	}
 	if !a.held {
 		return nil

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
@@ -157,6 +158,7 @@ func (n *node) receiveArtifact(s network.Stream) {
 		_ = s.Close()
 		return
 	}
+	metrics.StreamError(metrics.Artifacts, StreamFailure(err))
 	level := zapcore.DebugLevel // any stranger can have this written
 	if claimed {
 		level = zapcore.WarnLevel
@@ -175,7 +177,7 @@ func (n *node) storeArtifact(s network.Stream) (claimed bool, err error) {
 	}
 	t, d, err := n.tasks.claim(h.TaskID, s.Conn().RemotePeer(), s)
 	if err != nil {
-		return false, fmt.Errorf("task %s: %w", h.TaskID, err)
+		return false, fmt.Errorf("%w: task %s: %w", errUnwanted, h.TaskID, err)
 	}
 	_ = s.SetReadDeadline(time.Now().Add(ArtifactTimeout))
 	d.err = writeArtifact(filepath.Join(t.dir, t.id+".zip"), s, h.Size, func(commit func() error) error {

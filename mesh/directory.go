@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
@@ -31,13 +32,15 @@ type directory struct {
 	router *router.Router
 	now    func() time.Time
 	log    func() *zap.Logger
+	events *Events
 
 	mu      sync.RWMutex
 	workers map[string]*WorkerInfo
+	up      int // workers that are online
 }
 
 func newDirectory(log func() *zap.Logger) *directory {
-	return &directory{router: router.New(), now: time.Now, log: log, workers: make(map[string]*WorkerInfo)}
+	return &directory{router: router.New(), now: time.Now, log: log, events: NewEvents(), workers: make(map[string]*WorkerInfo)}
 }
 
 // update takes in valid telemetry.
@@ -53,10 +56,12 @@ func (d *directory) update(t wire.Telemetry) {
 		w = &WorkerInfo{FirstSeen: now}
 		d.workers[t.PeerID] = w
 	}
-	if !w.Online {
-		d.log().Info("worker is online", zap.String("peer", t.PeerID), zap.String("agent", t.AgentName), zap.String("model", t.Model))
-	}
+	was := w.Online
 	w.Telemetry, w.Online, w.LastSeen = t, true, now
+	if !was {
+		d.log().Info("worker is online", zap.String("peer", t.PeerID), zap.String("agent", t.AgentName), zap.String("model", t.Model))
+		d.changed(w, WorkerOnline, 1)
+	}
 	d.router.Update(router.Worker{
 		Peer: t.PeerID, Agent: t.AgentName, Model: t.Model,
 		Tasks: t.CurrentTasks, MaxTasks: t.MaxTasks, CPU: t.CPUPercent,
@@ -81,6 +86,14 @@ func (d *directory) setOffline(w *WorkerInfo, why string) {
 	w.Online = false
 	d.router.Remove(w.PeerID)
 	d.log().Info("worker is offline", zap.String("peer", w.PeerID), zap.String("agent", w.AgentName), zap.String("reason", why))
+	d.changed(w, WorkerOffline, -1)
+}
+
+// changed tells that a worker came or went. It blocks on nobody.
+func (d *directory) changed(w *WorkerInfo, event string, by int) {
+	d.up += by
+	metrics.WorkersOnline(d.up)
+	d.events.Publish(Event{Name: event, Peer: w.PeerID, Agent: w.AgentName, Model: w.Model})
 }
 
 // evict forgets the worker that has been offline the longest; false when all
@@ -153,11 +166,11 @@ func (d *directory) list(includeOffline bool) []WorkerInfo {
 func (d *directory) online() int {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	n := 0
-	for _, w := range d.workers {
-		if w.Online {
-			n++
-		}
-	}
-	return n
+	return d.up
+}
+
+// close ends the events, and the count of workers.
+func (d *directory) close() {
+	d.events.Close()
+	metrics.WorkersOnline(0)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
@@ -67,6 +68,7 @@ type Run struct {
 	out     *wire.OutputReader
 	first   []byte // read by Dispatch
 	ctx     context.Context
+	begun   time.Time
 	stop    func() bool // of the watch over ctx
 	timeout time.Duration
 	err     error // the end, once it is known
@@ -101,6 +103,11 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	r, err := d.try(ctx)
 	if err != nil {
 		l.node.tasks.end(t)
+		if d.attempts == 0 {
+			observeRejected(d.begun)
+		} else {
+			observeTask(d.begun, err)
+		}
 	}
 	return r, err
 }
@@ -160,6 +167,8 @@ func (d *dispatch) acquire(ctx context.Context) (router.Slot, error) {
 	}
 	waitCtx, cancel := context.WithTimeout(ctx, rest)
 	defer cancel()
+	metrics.Waiting(1)
+	defer metrics.Waiting(-1)
 	slot, err := workers.Wait(waitCtx, &d.Target, d.Selector, d.Queue.Client, d.Queue.Size)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -184,8 +193,9 @@ func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 			Peer: slot.Worker.Peer, Agent: slot.Worker.Agent, Model: slot.Worker.Model, Tier: slot.Tier,
 			TaskID: d.TaskID, Attempts: d.attempts, Queued: d.queued,
 		},
-		node: d.lease.node, task: d.task, slot: slot, ctx: ctx, timeout: d.Timeout,
+		node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
 	}
+	metrics.InFlight(1)
 	if err := r.open(d.frame); err != nil {
 		r.abandon(err)
 		return nil, err
@@ -194,6 +204,7 @@ func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 		r.abandon(err)
 		return nil, err
 	}
+	observeAttempt(router.Succeeded, nil)
 	return r, nil
 }
 
@@ -316,13 +327,20 @@ func (r *Run) Close() error {
 		}
 		r.hangUp(r.outcome(err))
 		r.node.tasks.end(r.task)
+		observeTask(r.begun, err)
+		observeStream(err)
 	})
 	return nil
 }
 
 // abandon ends an attempt that failed; the task may go on elsewhere.
 func (r *Run) abandon(err error) {
-	r.once.Do(func() { r.hangUp(r.outcome(err)) })
+	r.once.Do(func() {
+		o := r.outcome(err)
+		r.hangUp(o)
+		observeAttempt(o, err)
+		observeStream(err)
+	})
 }
 
 // hangUp gives back what the attempt holds.
@@ -338,6 +356,7 @@ func (r *Run) hangUp(o router.Outcome) {
 		}
 	}
 	r.slot.Release(o)
+	metrics.InFlight(-1)
 }
 
 // outcome says what the end of an attempt tells of its worker. A client that went

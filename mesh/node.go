@@ -43,6 +43,11 @@ type node struct {
 	directory *directory
 	tasks     *taskTable
 
+	emitter  atomic.Pointer[App] // whose subscribers hear of events
+	emit     chan struct{}       // closed once there has been one
+	emitting sync.Once
+	emitted  chan struct{} // closed when no more are emitted
+
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 }
@@ -68,7 +73,7 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 		cancel()
 		return nil, err
 	}
-	n := &node{settings: s, host: h, tasks: newTaskTable(), cancel: cancel}
+	n := &node{settings: s, host: h, tasks: newTaskTable(), emit: make(chan struct{}), emitted: make(chan struct{}), cancel: cancel}
 	n.Lifetime = lifetime.New[*App](n.shut)
 	n.directory = newDirectory(n.log)
 	if err := n.start(ctx); err != nil {
@@ -85,6 +90,7 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 
 // start begins the node's work on the mesh.
 func (n *node) start(ctx context.Context) error {
+	go n.emitEvents(ctx)
 	ps, err := NewPubSub(ctx, n.host, n.isBootstrap)
 	if err != nil {
 		return fmt.Errorf("starting pubsub: %w", err)
@@ -113,12 +119,16 @@ func (n *node) shut() {
 	n.cancel()
 	_ = n.host.Close()
 	n.running.Wait()
+	n.awaitEmitter()
+	n.directory.close()
 	live.CompareAndSwap(n, nil)
 }
 
 // Destruct implements caddy.Destructor. Requests that are under way finish: each
-// has a time limit of its own. A reload does not wait for them.
+// has a time limit of its own. A reload does not wait for them. Streams of events
+// would not finish by themselves.
 func (n *node) Destruct() error {
+	n.directory.events.Cut()
 	n.Drain(MaxTaskTimeout + time.Minute)
 	return nil
 }

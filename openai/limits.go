@@ -99,10 +99,10 @@ func (b *budget) next(s string, end bool) (string, bool) {
 	return s[from:given], false
 }
 
-// cut ends the text at s[:to], of which s[:from] went out.
+// cut ends the text at s[:to], of which s[:from] went out and cannot come back.
 func (b *budget) cut(s string, from, to int) (string, bool) {
 	b.tail = ""
-	return s[from:to], true
+	return s[from:max(from, to)], true
 }
 
 // fitting returns how many bytes of s, which has more tokens than are left, fit,

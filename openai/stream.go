@@ -16,7 +16,8 @@ const MaxLine = 64 << 10
 // may be stopped.
 var ErrLimit = errors.New("openai: a limit of the answer was reached")
 
-// ErrEnded is the error of a [Stream] after Finish or Fail.
+// ErrEnded is the error of a [Stream] after Finish or Fail, and of a [StreamChoice]
+// after End.
 var ErrEnded = errors.New("openai: the answer has ended")
 
 // errLine can only come of a Reply with fields beyond all measure.
@@ -169,8 +170,8 @@ func (c *StreamChoice) Write(p []byte) (int, error) {
 	if err := c.start("", ""); err != nil {
 		return 0, err
 	}
-	if c.ended {
-		return 0, ErrLimit
+	if c.ended && !c.text.Done() {
+		return 0, ErrEnded
 	}
 	if err := c.write(c.text.Next(p)); err != nil {
 		return 0, err

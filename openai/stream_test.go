@@ -242,6 +242,22 @@ func TestStreamChoices(t *testing.T) {
 	}
 }
 
+func TestChoiceEnds(t *testing.T) {
+	var out bytes.Buffer
+	s := NewStream(&out, testReply(KindText), StreamConfig{Choices: 2})
+	if err := s.Choice(1).End(); err != nil {
+		t.Fatal(err)
+	}
+	size := out.Len()
+	_, err := s.Choice(1).Write([]byte("x"))
+	if !errors.Is(err, ErrEnded) || s.Choice(1).End() != nil || s.Choice(1).Start("", "") != nil || out.Len() != size {
+		t.Errorf("got %v, and then came %q", err, out.Bytes()[size:])
+	}
+	if _, err := s.Choice(0).Write([]byte("x")); err != nil || s.Finish() != nil {
+		t.Errorf("the other choice: %v", err)
+	}
+}
+
 // Several agents and a heartbeat write at one time. The race detector watches.
 func TestStreamConcurrently(t *testing.T) {
 	var out bytes.Buffer

@@ -83,6 +83,25 @@ func TestLastResort(t *testing.T) {
 	}
 }
 
+// TestAgentFailures wants prompts that make agents fail to move the load, and to
+// take no worker from others.
+func TestAgentFailures(t *testing.T) {
+	a, b := Worker{Peer: "a", Model: "m"}, Worker{Peer: "b", Model: "m", MaxTasks: 1, CPU: 50}
+	r, _ := timedRouter(a, b)
+	for range 20 {
+		s := pick(t, r, LeastLoaded{}, Request{Peer: "a"})
+		s.Release(AgentFailed)
+	}
+	if s := pick(t, r, LeastLoaded{}, Request{Model: "m"}); s.Worker.Peer != "b" {
+		t.Errorf("got %s, whose agent fails", s.Worker.Peer)
+	}
+	for range 4 { // b is full
+		if s := pick(t, r, LeastLoaded{}, Request{Model: "m"}); s.Worker.Peer != "a" {
+			t.Errorf("got %s", s.Worker.Peer)
+		}
+	}
+}
+
 // TestRestSurvives wants a worker that breaks and comes back at once to rest all
 // the same, and to be forgotten in the end.
 func TestRestSurvives(t *testing.T) {

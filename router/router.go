@@ -263,9 +263,8 @@ func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 	*c = Choices{workers: g, req: req}
 	defer func() { *c = Choices{} }() // it must not keep the request alive
 	i := c.choose(sel)
-	if i < 0 && c.allRest() {
-		c.last = true
-		i = c.choose(sel)
+	if i < 0 && len(r.resting) > 0 {
+		i = c.lastResort(sel)
 	}
 	if i < 0 {
 		return Slot{}, c.reason()

@@ -20,8 +20,18 @@ type Selector interface {
 type Choices struct {
 	workers group
 	req     *Request
-	last    bool // none but workers that rest are left
+	resort  resort
 }
+
+// resort says which workers that rest may be chosen, too.
+type resort int
+
+// Resorts, each of which includes the ones before it.
+const (
+	rested       resort = iota // none
+	failedAgents               // those whose agents failed, which may have been the prompts' fault
+	failed                     // all, one request at a time
+)
 
 // Len returns the number of workers.
 func (c *Choices) Len() int { return len(c.workers) }
@@ -47,19 +57,31 @@ func (c *Choices) Picked(i int) uint64 { return c.workers[i].picked }
 // Affinity is the affinity of the request; see [Request.Affinity].
 func (c *Choices) Affinity() string { return c.req.Affinity }
 
-// Free reports whether the request may go to the worker now. A worker that rests
-// after failures may be tried when there is no other, by one request at a time.
+// Free reports whether the request may go to the worker now. One that rests may be
+// tried when there is no other.
 func (c *Choices) Free(i int) bool {
 	e := c.workers[i]
 	switch e.state() {
 	case full:
 		return false
 	case resting:
-		if c.req.Peer == "" && (!c.last || e.inflight > 0) {
+		if !c.mayWake(e) {
 			return false
 		}
 	}
 	return c.fits(e) && !slices.Contains(c.req.Exclude, e.Peer)
+}
+
+// mayWake reports whether a worker that rests may be tried now.
+func (c *Choices) mayWake(e *worker) bool {
+	switch {
+	case c.req.Peer != "": // the client wants this one
+		return true
+	case e.health.failures == 0:
+		return c.resort >= failedAgents
+	default:
+		return c.resort >= failed && e.inflight == 0
+	}
 }
 
 // fits reports whether the worker would take the request if it had a slot.
@@ -73,7 +95,7 @@ func (c *Choices) Least() int {
 	if c.Free(0) { // the best of all
 		return 0
 	}
-	if !c.last && c.req.Peer == "" && c.workers[0].state() != free {
+	if c.resort == rested && c.req.Peer == "" && c.workers[0].state() != free {
 		return -1
 	}
 	best := -1
@@ -90,6 +112,20 @@ func (c *Choices) choose(sel Selector) int {
 	i := sel.Select(c)
 	if i < 0 || i >= len(c.workers) || !c.Free(i) {
 		return c.Least()
+	}
+	return i
+}
+
+// lastResort looks among the workers that rest. Those whose agents failed are
+// tried when nobody else is free: else a client could have others refused with
+// prompts that make agents fail. Those that broke are tried when nobody else is
+// there at all.
+func (c *Choices) lastResort(sel Selector) int {
+	c.resort = failedAgents
+	i := c.choose(sel)
+	if i < 0 && c.allRest() {
+		c.resort = failed
+		i = c.choose(sel)
 	}
 	return i
 }

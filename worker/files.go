@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -31,6 +32,7 @@ func answerFiles(ctx context.Context, h host.Host, s network.Stream, taskID stri
 		return answer(s, "\n"+wire.MarkerNoFiles+"\n")
 	}
 	defer zipped.Close()
+	metrics.ArtifactBuilt()
 	if err := answer(s, "\n"+wire.MarkerFiles+"\n"); err != nil {
 		return err
 	}
@@ -47,6 +49,7 @@ func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID str
 	defer cancel()
 	s, err := h.NewStream(dialCtx, task.Conn().RemotePeer(), wire.ArtifactProtocol)
 	if err != nil {
+		metrics.StreamError(metrics.Artifacts, metrics.Dial)
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
@@ -54,7 +57,9 @@ func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID str
 	_ = s.SetDeadline(time.Now().Add(mesh.ArtifactTimeout))
 	err = wire.WriteArtifactHeader(s, wire.ArtifactHeader{Size: fi.Size(), TaskID: taskID})
 	if err == nil {
-		_, err = io.Copy(s, zipped)
+		var sent int64
+		sent, err = io.Copy(s, zipped)
+		metrics.ArtifactSent(sent)
 	}
 	if err == nil {
 		err = s.CloseWrite()
@@ -66,6 +71,9 @@ func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID str
 		return s.Close()
 	}
 	_ = s.Reset()
+	if ctx.Err() == nil { // else it is the task that ended
+		metrics.StreamError(metrics.Artifacts, mesh.StreamFailure(err))
+	}
 	return fmt.Errorf("the gateway did not take them: %w", err)
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -51,6 +52,7 @@ func (a *agent) serve(s network.Stream) {
 	req, err := a.readTask(s)
 	if err != nil {
 		log.Debug("task stream refused", zap.Error(err))
+		metrics.StreamError(metrics.Task, mesh.StreamFailure(err))
 		_ = s.Reset()
 		return
 	}

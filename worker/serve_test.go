@@ -15,7 +15,10 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
@@ -285,12 +288,17 @@ func TestFiles(t *testing.T) {
 		return Exit{}, err
 	}}, nil))
 	g := newGateway(t, a)
+	built, sent := counter(t, "agentfm_artifacts_built_total"), counter(t, "agentfm_artifact_bytes_sent_total")
 	if got, want := g.ask(t, "t1", ""), "done\n\n"+wire.MarkerFiles+"\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	b, ok := g.artifacts.Load("t1")
 	if !ok {
 		t.Fatal("no files when the stream had ended")
+	}
+	built, sent = counter(t, "agentfm_artifacts_built_total")-built, counter(t, "agentfm_artifact_bytes_sent_total")-sent
+	if built != 1 || int(sent) != len(b.([]byte)) {
+		t.Errorf("metrics: %v artifacts, %v bytes; the zip has %d", built, sent, len(b.([]byte)))
 	}
 	z, err := zip.NewReader(bytes.NewReader(b.([]byte)), int64(len(b.([]byte))))
 	if err != nil {
@@ -308,4 +316,24 @@ func TestFiles(t *testing.T) {
 		t.Errorf("no files: got %q", got)
 	}
 	await.Until(t, "the folders are gone", func() bool { return len(leftovers(t)) == 0 })
+}
+
+// counter returns the value of a metric without labels.
+func counter(t *testing.T, name string) float64 {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	if err := metrics.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }

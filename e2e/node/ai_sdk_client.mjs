@@ -5,13 +5,15 @@
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, generateText, streamText } from "ai";
-import { apiKey, baseURL, collect, ended, fails, lab, name, say, seconds, serve, started, stateFile, words, workers } from "./lab.mjs";
+import { APICallError, generateText, jsonSchema, Output, streamText, tool } from "ai";
+import { apiKey, baseURL, collect, ended, fails, lab, name, own, pair, runs, say, seconds, serve, started, stateFile, words, workers } from "./lab.mjs";
 
 const options = { name: "gateway", baseURL, apiKey };
 const provider = createOpenAICompatible(options);
 const withUsage = createOpenAICompatible({ ...options, includeUsage: true });
 const request = (prompt, more) => ({ model: provider("acme/lab"), prompt, maxRetries: 0, onError() {}, ...more });
+const structured = createOpenAICompatible({ ...options, supportsStructuredOutputs: true });
+const stranger = createOpenAICompatible({ ...options, apiKey: "not-the-key-of-this-gateway" });
 const whole_ = (prompt, more) => generateText(request(prompt, more));
 
 /** streamed returns the parts of a stream that are text, an error or its end. */
@@ -28,14 +30,15 @@ async function both(prompt, more) {
 	return [text, finishReason];
 }
 
-/** refused wants an error with a status, streamed and not. */
-async function refused(status, prompt, more) {
+/** refused wants an error with one of the statuses, streamed and not, that names the field at fault, if any. */
+async function refused(statuses, prompt, more, param = null) {
 	const [text, error] = await streamed(prompt, more);
 	assert.equal(text, "");
 	for (const e of [await fails(() => whole_(prompt, more)), error]) {
 		assert.ok(APICallError.isInstance(e), e);
-		assert.equal(e.statusCode, status);
+		assert.ok(statuses.includes(e.statusCode), e);
 		assert.ok(e.responseHeaders["x-request-id"]);
+		if (param) assert.equal(JSON.parse(e.responseBody).error.param, param);
 	}
 }
 
@@ -96,10 +99,37 @@ async function roles() {
 	}
 }
 
+async function fields() {
+	const schema = jsonSchema({ type: "object", properties: {} });
+	const [prompt, file] = lab("fields", "say", "x");
+	await refused([400], prompt, { tools: { add: tool({ inputSchema: schema }) } }, "tools");
+	await refused([400], prompt, { model: structured("acme/lab"), output: Output.object({ schema }) }, "response_format");
+	assert.equal(runs(file).length, 0);
+	const [text] = await both(prompt, { temperature: 0, topP: 1, seed: 1 });
+	assert.equal(text, "x");
+}
+
 async function errors() {
-	await refused(404, "x", { model: provider("nobody") });
-	await refused(503, "x", { model: provider("full") });
-	await refused(401, "x", { model: createOpenAICompatible({ ...options, apiKey: "not-the-key-of-this-gateway" })("acme/lab") });
+	await refused([404], "x", { model: provider("nobody") });
+	await refused([503], "x", { model: provider("full") });
+	await refused([401], "x", { model: stranger("acme/lab") });
+}
+
+async function logins() {
+	for (let n = 0; n < 31; n++) {
+		const error = await fails(() => whole_("x", { model: stranger("acme/lab") }));
+		if (error.statusCode === 401) continue;
+		assert.equal(error.statusCode, 429);
+		assert.ok(error.isRetryable && error.responseHeaders["retry-after"]);
+		return;
+	}
+	assert.fail("31 failed logins in a minute");
+}
+
+async function no_access() {
+	await refused([403, 404], lab("no_access", "say", "x")[0]);
+	const { text } = await whole_(lab("no_access", "say", "x")[0], { model: provider("other") });
+	assert.equal(text, "x");
 }
 
 async function silence() {
@@ -108,9 +138,9 @@ async function silence() {
 }
 
 /** broken reads a stream that must end in an error after its text. */
-async function broken(prompt, file) {
+async function broken(model, prompt, file) {
 	let text = "", error, reason;
-	for await (const part of streamText(request(prompt)).fullStream) {
+	for await (const part of streamText(request(prompt, { model: provider(model) })).fullStream) {
 		if (part.type === "text-delta") writeFileSync(file + ".begun", (text += part.text));
 		if (part.type === "error") error = part.error;
 		if (part.type === "finish") reason = part.finishReason;
@@ -120,19 +150,19 @@ async function broken(prompt, file) {
 }
 
 async function dies() {
-	await broken(...lab("dies", "die"));
-	assert.equal((await fails(() => whole_(lab("dies", "die")[0]))).statusCode, 502);
+	await broken(own, ...lab("dies", "die"));
+	assert.equal((await fails(() => whole_(lab("dies", "die")[0], { model: provider(own) }))).statusCode, 502);
 }
 
 async function killed() {
-	await broken(...lab("killed", "gate", "never"));
+	await broken("acme/lab", ...lab("killed", "gate", "never"));
 }
 
 async function failover() {
 	for (const command of ["fail-once", "kill-once"]) {
 		for (const ask of [whole_, (...args) => streamText(request(...args))]) {
 			const [prompt, file] = lab("failover", command);
-			const result = await ask(prompt, { model: provider("pair") });
+			const result = await ask(prompt, { model: provider(pair) });
 			assert.match(await result.text, /^served by /);
 			assert.equal((await result.response).headers["x-agentfm-attempts"], "2");
 			assert.deepEqual(workers(file), ["one", "two"]);
@@ -168,6 +198,6 @@ async function reload() {
 }
 
 await serve(
-	whole, stream, usage, completions, while_it_runs, stop, max_tokens, parts, roles, errors, silence, dies, killed,
-	failover, moved, big_line, hang_up, reload,
+	whole, stream, usage, completions, while_it_runs, stop, max_tokens, parts, roles, fields, errors, logins, no_access,
+	silence, dies, killed, failover, moved, big_line, hang_up, reload,
 );

@@ -16,6 +16,10 @@ export const words = "one two three four five six seven eight nine ten eleven tw
 
 export const name = process.env.GATEWAY_CLIENT;
 
+/** own is a worker that no other client uses, pair it and another one: one whose agent fails often rests. */
+export const own = "one/" + name;
+export const pair = "pair/" + name;
+
 /** stateFile is a file of the folder in which the lab agent notes its runs. */
 export const stateFile = (name) => join(process.env.GATEWAY_STATE, name);
 

@@ -19,6 +19,8 @@ var (
 	baseURL = os.Getenv("GATEWAY_URL") + "/v1"
 	key     = os.Getenv("GATEWAY_KEY")
 	name    = os.Getenv("GATEWAY_CLIENT")
+	own     = "one/" + name  // a worker that no other client uses: one whose agent fails often rests
+	pair    = "pair/" + name // it and another one
 	state   = os.Getenv("GATEWAY_STATE")
 	silent  = os.Getenv("GATEWAY_SILENCE")
 	words   = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"

@@ -470,10 +470,10 @@ func broken(s chunks, file runsFile) error {
 
 func dies() error {
 	prompt, file := lab("dies", "die")
-	if err := broken(streamed(chat(prompt)), file); err != nil {
+	if err := broken(streamed(chat(prompt, model(own))), file); err != nil {
 		return err
 	}
-	_, err := create(chat(prompt))
+	_, err := create(chat(prompt, model(own)))
 	_, err = fails(err, 502, "worker_stream_failed")
 	return err
 }
@@ -488,7 +488,7 @@ func failover() error {
 		for _, stream := range []bool{false, true} {
 			prompt, file := lab("failover", command)
 			var resp *http.Response
-			p, into := chat(prompt, model("pair")), option.WithResponseInto(&resp)
+			p, into := chat(prompt, model(pair)), option.WithResponseInto(&resp)
 			var got string
 			var err error
 			if stream {
@@ -533,9 +533,9 @@ func noSecondRun() error {
 		prompt, file := lab("no_second_run", "fail")
 		var err error
 		if stream {
-			_, _, err = text(eager.Chat.Completions.NewStreaming(bg, chat(prompt)))
+			_, _, err = text(eager.Chat.Completions.NewStreaming(bg, chat(prompt, model(own))))
 		} else {
-			_, err = eager.Chat.Completions.New(bg, chat(prompt))
+			_, err = eager.Chat.Completions.New(bg, chat(prompt, model(own)))
 		}
 		e, err := fails(err, 502, "worker_stream_failed")
 		if err != nil {

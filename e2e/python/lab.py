@@ -20,6 +20,8 @@ import traceback
 URL = os.environ["GATEWAY_URL"] + "/v1"
 KEY = os.environ["GATEWAY_KEY"]
 CLIENT = os.environ["GATEWAY_CLIENT"]
+OWN = "one/" + CLIENT  # a worker that no other client uses: one whose agent fails often rests
+PAIR = "pair/" + CLIENT  # it and another one
 STATE = pathlib.Path(os.environ["GATEWAY_STATE"])
 SILENCE = float(os.environ["GATEWAY_SILENCE"])
 WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"

@@ -7,7 +7,7 @@ import openai
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI
 
-from lab import CLIENT, KEY, SILENCE, STATE, URL, WORDS, lab, raises, running, runs, serve, until
+from lab import CLIENT, KEY, OWN, PAIR, SILENCE, STATE, URL, WORDS, lab, raises, running, runs, serve, until
 
 
 def llm(model="acme/lab", kind=ChatOpenAI, **options):
@@ -162,10 +162,10 @@ def silence():
         assert "".join(getattr(chunk, "text", chunk) for chunk in chunks) == "first\nsecond\n", chunks
 
 
-def broken(prompt, file):
+def broken(model, prompt, file):
     text = ""
     try:
-        for chunk in llm().stream(prompt):
+        for chunk in llm(model).stream(prompt):
             assert "finish_reason" not in chunk.response_metadata, chunk
             text += chunk.text
             if text:
@@ -177,16 +177,16 @@ def broken(prompt, file):
 
 
 def dies():
-    broken(*lab("dies", "die"))
-    refused(openai.InternalServerError, 502, "worker_stream_failed", lambda: llm().invoke(lab("dies", "die")[0]))
+    broken(OWN, *lab("dies", "die"))
+    refused(openai.InternalServerError, 502, "worker_stream_failed", lambda: llm(OWN).invoke(lab("dies", "die")[0]))
 
 
 def killed():
-    broken(*lab("killed", "gate", "never"))
+    broken("acme/lab", *lab("killed", "gate", "never"))
 
 
 def failover():
-    model = llm("pair", include_response_headers=True)
+    model = llm(PAIR, include_response_headers=True)
     for command in "fail-once", "kill-once":
         whole, in_pieces = lab("failover", command), lab("failover", command)
         answer = model.invoke(whole[0])
@@ -209,7 +209,7 @@ def big_line():
 
 
 def no_second_run():
-    eager = llm(max_retries=2)
+    eager = llm(OWN, max_retries=2)
     for ask in eager.invoke, lambda prompt: list(eager.stream(prompt)):
         prompt, file = lab("no_second_run", "fail")
         refused(openai.InternalServerError, 502, "worker_stream_failed", lambda: ask(prompt))

@@ -14,15 +14,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-)
 
-// Outcomes of a check, as [Options.Observe] is told of them.
-const (
-	OutcomeOK          = "ok"
-	OutcomeMissing     = "missing"
-	OutcomeMalformed   = "malformed"
-	OutcomeInvalid     = "invalid"
-	OutcomeRateLimited = "rate_limited"
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 // Options is what a [Checker] is made from.
@@ -35,9 +28,6 @@ type Options struct {
 	File string
 	// Logger gets what the operator should know; never a key.
 	Logger *zap.Logger
-	// Observe, when not nil, is called once a check with its outcome, from many
-	// goroutines at once.
-	Observe func(outcome string)
 }
 
 // Checker checks keys. It is safe for concurrent use, and holds no goroutine and
@@ -47,7 +37,7 @@ type Checker struct {
 	budget  *budget
 	now     func() time.Time
 	logger  *zap.Logger
-	observe func(outcome string)
+	observe func(metrics.Login) // called once a check
 }
 
 // New returns a checker. It reads the key file, which must be there and good.
@@ -56,12 +46,9 @@ func New(o Options) (*Checker, error) { return newChecker(o, failures, time.Now)
 
 // newChecker is New with a budget and a clock.
 func newChecker(o Options, b *budget, now func() time.Time) (*Checker, error) {
-	c := &Checker{budget: b, now: now, logger: o.Logger, observe: o.Observe}
+	c := &Checker{budget: b, now: now, logger: o.Logger, observe: metrics.Auth}
 	if c.logger == nil {
 		c.logger = zap.NewNop()
-	}
-	if c.observe == nil {
-		c.observe = func(string) {}
 	}
 	if o.Keys == nil && o.File == "" {
 		return nil, errors.New("no keys: want api_keys or api_keys_file")
@@ -91,33 +78,33 @@ func newChecker(o Options, b *budget, now func() time.Time) (*Checker, error) {
 func (c *Checker) Check(r *http.Request) (*Identity, *Error) {
 	token, err := bearer(r.Header)
 	if err == errMissing {
-		c.observe(OutcomeMissing)
+		c.observe(metrics.LoginMissing)
 		return nil, err
 	}
 	from := source(r)
 	if c.budget.spent(from) {
-		return nil, c.refuse(from, OutcomeRateLimited, "too many failures", "")
+		return nil, c.refuse(from, metrics.LoginRateLimited, "too many failures", "")
 	}
 	if err != nil {
-		return nil, c.refuse(from, OutcomeMalformed, "malformed header", "")
+		return nil, c.refuse(from, metrics.LoginMalformed, "malformed header", "")
 	}
 	k := c.keys.current().find(token)
 	switch {
 	case k == nil:
-		return nil, c.refuse(from, OutcomeInvalid, "unknown key", "")
+		return nil, c.refuse(from, metrics.LoginInvalid, "unknown key", "")
 	case k.expired(c.now()):
-		return nil, c.refuse(from, OutcomeInvalid, "expired key", k.identity.ID)
+		return nil, c.refuse(from, metrics.LoginInvalid, "expired key", k.identity.ID)
 	case c.budget.spent(from): // by guesses sent at the same time
-		return nil, c.refuse(from, OutcomeRateLimited, "too many failures", "")
+		return nil, c.refuse(from, metrics.LoginRateLimited, "too many failures", "")
 	}
-	c.observe(OutcomeOK)
+	c.observe(metrics.LoginOK)
 	return k.identity, nil
 }
 
 // refuse counts and notes a failure, and returns its error.
-func (c *Checker) refuse(from netip.Addr, outcome, reason, id string) *Error {
-	if outcome != OutcomeRateLimited && !c.budget.fail(from) {
-		outcome, reason = OutcomeRateLimited, "too many failures"
+func (c *Checker) refuse(from netip.Addr, outcome metrics.Login, reason, id string) *Error {
+	if outcome != metrics.LoginRateLimited && !c.budget.fail(from) {
+		outcome, reason = metrics.LoginRateLimited, "too many failures"
 	}
 	c.observe(outcome)
 	if ok, unlogged := c.budget.mayLog(from); ok {
@@ -131,9 +118,9 @@ func (c *Checker) refuse(from netip.Addr, outcome, reason, id string) *Error {
 		c.logger.Warn("authentication failed", fields...)
 	}
 	switch outcome {
-	case OutcomeMalformed:
+	case metrics.LoginMalformed:
 		return errMalformed
-	case OutcomeInvalid:
+	case metrics.LoginInvalid:
 		return errInvalid
 	}
 	return errRateLimited

@@ -18,6 +18,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 func TestMain(m *testing.M) {
@@ -60,7 +62,7 @@ type desk struct {
 	logs  *observer.ObservedLogs
 
 	mu       sync.Mutex
-	outcomes []string
+	outcomes []metrics.Login
 }
 
 // newDesk returns a desk with a budget of its own.
@@ -70,14 +72,14 @@ func newDesk(t *testing.T, o Options) *desk {
 	var core zapcore.Core
 	core, d.logs = observer.New(zapcore.DebugLevel)
 	o.Logger = zap.New(core)
-	o.Observe = func(outcome string) {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.outcomes = append(d.outcomes, outcome)
-	}
 	var err error
 	if d.Checker, err = newChecker(o, newBudget(d.clock.now), d.clock.now); err != nil {
 		t.Fatal(err)
+	}
+	d.observe = func(outcome metrics.Login) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.outcomes = append(d.outcomes, outcome)
 	}
 	return d
 }
@@ -169,7 +171,7 @@ func TestHeaders(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			d := newDesk(t, Options{Keys: []string{keyOne, keyTwo}, File: file})
 			id, err := d.ask("192.0.2.1:99", row.values...)
-			if !slices.Equal(d.outcomes, []string{row.outcome}) {
+			if !slices.Equal(d.outcomes, []metrics.Login{metrics.Login(row.outcome)}) {
 				t.Errorf("outcomes %q", d.outcomes)
 			}
 			if row.status == 0 {

@@ -17,6 +17,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 func TestBudget(t *testing.T) {
@@ -144,11 +146,11 @@ func TestBudgetAtOnce(t *testing.T) {
 		group.Go(func() { d.failed("192.0.2.1:1", "a-wrong-key-of-length") })
 	}
 	group.Wait()
-	count := make(map[string]int)
+	count := make(map[metrics.Login]int)
 	for _, outcome := range d.outcomes {
 		count[outcome]++
 	}
-	if count[OutcomeInvalid] != maxFailures || count[OutcomeRateLimited] != 200-maxFailures {
+	if count[metrics.LoginInvalid] != maxFailures || count[metrics.LoginRateLimited] != 200-maxFailures {
 		t.Errorf("got %v", count)
 	}
 }

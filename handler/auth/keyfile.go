@@ -108,6 +108,13 @@ func parseLine(line string) (key, error) {
 	return k, k.setOptions(fields[n:])
 }
 
+// ValidName reports whether a key in a key file may have that name: 1 to 64 of the
+// characters a-z, A-Z, 0-9, _ . @ -, and not what begins as keys do, for names
+// get into logs.
+func ValidName(name string) bool {
+	return nameForm.MatchString(name) && !strings.HasPrefix(name, newKeyPrefix)
+}
+
 // idOf returns the identity of a key with a name, or without.
 func idOf(name string, hash [sha256.Size]byte) (string, error) {
 	switch {
@@ -115,7 +122,7 @@ func idOf(name string, hash [sha256.Size]byte) (string, error) {
 		return defaultID(hash), nil
 	case !nameForm.MatchString(name):
 		return "", errors.New("the name is not 1 to 64 of the characters a-z, A-Z, 0-9, _ . @ -")
-	case strings.HasPrefix(name, newKeyPrefix): // names get into logs
+	case !ValidName(name):
 		return "", errors.New("the name looks like a key")
 	}
 	return name, nil

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+)
+
+// eventsHeartbeat is how often a silent stream of events says that it lives. A
+// variable for tests.
+var eventsHeartbeat = 15 * time.Second
+
+// events serves GET /v1/events: what happens on the mesh, as server-sent events.
+// The stream ends when its client does not read, when the node closes and when
+// Caddy exits. It holds no lease, so that it does not keep the node open.
+func (x *exchange) events() error {
+	l, err := x.takeLease()
+	if err != nil {
+		return err
+	}
+	if x.r.Method == http.MethodHead {
+		x.begin("text/event-stream")
+		return nil
+	}
+	s, err := l.Events(x.client(), x.lastEventID())
+	if err != nil {
+		return subscriptionProblem(err)
+	}
+	defer s.Close()
+	l.Release()
+	_ = x.rc.SetReadDeadline(time.Time{})
+	err = x.sendEvents(s)
+	x.log().Debug("stream of events ended", zap.Error(err))
+	return nil
+}
+
+// sendEvents sends the events of s until there are no more, or the client does
+// not take them; the error says which.
+func (x *exchange) sendEvents(s *mesh.Subscription) error {
+	w := x.begin("text/event-stream")
+	if _, err := io.WriteString(w, ":ready\n\n"); err != nil {
+		return err
+	}
+	for {
+		ev, err := nextEvent(x.r.Context(), s)
+		text := ":heartbeat\n\n"
+		switch {
+		case err == nil && !x.identity.MayUse(ev.Peer, ev.Agent, ev.Model):
+			continue
+		case err == nil:
+			if text, err = eventText(ev); err != nil {
+				return err
+			}
+		case x.r.Context().Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+			return err
+		}
+		if _, err := io.WriteString(w, text); err != nil {
+			return err
+		}
+	}
+}
+
+// nextEvent waits for an event, until it is time for a heartbeat.
+func nextEvent(ctx context.Context, s *mesh.Subscription) (mesh.Event, error) {
+	ctx, cancel := context.WithTimeout(ctx, eventsHeartbeat)
+	defer cancel()
+	return s.Next(ctx)
+}
+
+// eventText returns an event as it is sent. The data is one line: JSON escapes
+// what would end it.
+func eventText(ev mesh.Event) (string, error) {
+	var data any
+	if ev.Name == mesh.WorkerOnline {
+		data = struct {
+			Peer    string  `json:"peer_id"`
+			Agent   string  `json:"agent_name"`
+			Honesty float64 `json:"honesty_score"`
+		}{ev.Peer, ev.Agent, 0}
+	} else {
+		data = struct {
+			Peer string `json:"peer_id"`
+		}{ev.Peer}
+	}
+	b, err := encode(data)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("event: %s\nid: %s\ndata: %s\n\n", ev.Name, ev.ID, b), nil
+}
+
+// lastEventID is the id of the last event that the client has seen. The
+// parameter is for those who cannot set the header on their first request.
+func (x *exchange) lastEventID() string {
+	if id := x.r.Header.Get("Last-Event-ID"); id != "" {
+		return id
+	}
+	return x.r.URL.Query().Get("last_event_id")
+}
+
+// subscriptionProblem is the answer to who gets no events.
+func subscriptionProblem(err error) error {
+	switch {
+	case errors.Is(err, mesh.ErrSubscriptions):
+		return &problem{status: http.StatusTooManyRequests, code: "rate_limited", retryAfter: 10,
+			message: "too many streams of events are open for this client", cause: err}
+	case errors.Is(err, mesh.ErrSubscribers):
+		return overloaded("too many streams of events are open")
+	}
+	return mesh.ErrNotRunning
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/Agent-FM/caddy-agentfm/handler/auth"
+)
+
+// genkeyCommand is `caddy agentfm genkey`.
+func genkeyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "genkey [swarm | api [--name <name>]]",
+		Short: "Makes a new key: of a private swarm, or for a client",
+		Long: `
+Makes a new key of 256 random bits.
+
+"genkey swarm", the default, prints the file of a private swarm's key, for
+swarm_key:
+
+	caddy agentfm genkey > swarm.key
+
+"genkey api" prints a key for a client, and to standard error the line for the
+file of api_keys_file, which holds a hash and not the key:
+
+	caddy agentfm genkey api --name ann 2>> keys`,
+		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
+		ValidArgs: []string{"swarm", "api"},
+		RunE:      runGenkey,
+	}
+	cmd.Flags().String("name", "", "Name of the client, in the line for the key file")
+	return cmd
+}
+
+// runGenkey makes a key and prints it.
+func runGenkey(cmd *cobra.Command, args []string) error {
+	name := cmd.Flag("name").Value.String()
+	if len(args) == 0 || args[0] == "swarm" {
+		if cmd.Flag("name").Changed {
+			return errors.New("--name is for the keys of clients: genkey api")
+		}
+		_, err := fmt.Fprintf(cmd.OutOrStdout(), "/key/swarm/psk/1.0.0/\n/base16/\n%x\n", random())
+		return err
+	}
+	if cmd.Flag("name").Changed && !auth.ValidName(name) {
+		return errors.New("--name: want 1 to 64 of a-z, A-Z, 0-9, _ . @ -, and nothing that looks like a key")
+	}
+	key := auth.NewKey()
+	if _, err := fmt.Fprintln(cmd.OutOrStdout(), key); err != nil {
+		return err
+	}
+	if name != "" {
+		name += " "
+	}
+	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s%s\n", name, auth.Hash(key))
+	return err
+}
+
+// random returns 256 random bits.
+func random() []byte {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails: see crypto/rand
+	return b
+}
