@@ -113,6 +113,11 @@ func askAs(t *testing.T, url, method, host, origin, body string) (answer, error)
 // included.
 func (p *process) wantAdminGuarded(t *testing.T) {
 	own := strings.TrimPrefix(p.admin, "http://")
+	for _, path := range []string{"/config/", "/agentfm/workers", "/agentfm/peers", "/agentfm/about"} { // which are there
+		if a := wantAsk(t, httpClient, "GET", p.admin+path, ""); a.status != 200 || a.header.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+	}
 	for _, path := range []string{"/config/", "/load", "/stop", "/id/x", "/debug/pprof/", "/metrics", "/agentfm/workers", "/agentfm/peers", "/agentfm/about"} {
 		for _, row := range []struct{ host, origin string }{
 			{"evil.example", ""},

@@ -207,9 +207,11 @@ func TestF2ReloadMidStream(t *testing.T) {
 		})
 	}
 	f.await("all streams", func() bool { return begun.Load() == int64(total) })
-	reloads := 0
+	reloads, tick := 0, time.NewTicker(scaled(500*time.Millisecond, time.Second)) // spread over the streams
+	defer tick.Stop()
 	for ; reloads < scaled(3, 20) && ended.Load() == 0; reloads++ {
 		f.nextRound(reloads + 1)
+		<-tick.C
 	}
 	streams.Wait()
 	t.Logf("%d streams across %d reloads", total, reloads)

@@ -89,8 +89,9 @@ func TestA1SlowClients(t *testing.T) {
 	flood := writeScript(t, "exec yes\n")
 	f := startFront(t, scaled(shortTimeouts, ""), withKey,
 		manySlots(t, agent("work", "Work", "work", command(writeScript(t, "printf done\n")))),
+		agent("late", "Late", "late", command(writeScript(t, "sleep 4\nprintf late\n"))),
 		manySlots(t, agent("flood", "Flood", "flood", command(flood))))
-	f.awaitWorkers(2)
+	f.awaitWorkers(3)
 	ctx, end := context.WithCancel(t.Context())
 	honest := f.honestLoad(ctx, t)
 
@@ -111,6 +112,30 @@ func TestA1SlowClients(t *testing.T) {
 			mu.Unlock()
 		})
 	}
+	for version := 1; version <= 2; version++ { // an agent that is silent for longer than Caddy's own limits
+		client := newClient(t, version)
+		attack.Go(func() {
+			a, err := ask(t.Context(), client, "POST", "https://"+f.host+"/v1/completions", strings.NewReader(`{"model":"late","prompt":"x"}`), bearer(testKey)...)
+			if err != nil || a.status != 200 || !strings.Contains(a.body, `"text":"late"`) {
+				t.Errorf("HTTP %d, a late answer: %d %.300q %v", version, a.status, a.body, err)
+			}
+		})
+	}
+	for _, version := range scaled([]int{2}, []int{2, 3}) { // over HTTP/3 Caddy's limits, shorter in CI, do not count
+		client, _ := newAnyClient(t, version)
+		attack.Go(func() {
+			began := time.Now()
+			a, err := ask(t.Context(), client, "POST", "https://"+f.host+"/v1/completions", &drip{end: t.Context().Done()}, bearer(testKey)...)
+			if err != nil {
+				t.Errorf("HTTP %d: %v", version, err)
+				return
+			}
+			a.failed(t, 400, invalidBody)
+			mu.Lock()
+			held[fmt.Sprintf("body over HTTP/%d", version)] = time.Since(began)
+			mu.Unlock()
+		})
+	}
 	f.slowReaders(t, scaled(4, 50))
 	attack.Wait()
 	end()
@@ -123,6 +148,19 @@ func TestA1SlowClients(t *testing.T) {
 		if nightly && took > 70*time.Second {
 			t.Errorf("%s: held for %v", name, took)
 		}
+	}
+}
+
+// drip is a body of a space now and then, without an end.
+type drip struct{ end <-chan struct{} }
+
+func (d *drip) Read(p []byte) (int, error) {
+	select {
+	case <-d.end:
+		return 0, io.EOF
+	case <-time.After(200 * time.Millisecond):
+		p[0] = ' '
+		return 1, nil
 	}
 }
 

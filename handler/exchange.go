@@ -58,6 +58,9 @@ func newExchange(h *Handler, w http.ResponseWriter, r *http.Request) *exchange {
 	w.Header().Set("X-Request-Id", x.id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	x.limitBodyTime()
+	// An agent may be silent for longer than the server's limit on writes, at the
+	// end of which HTTP/2 resets the stream. Each write gets one; see [sender].
+	_ = x.rc.SetWriteDeadline(time.Time{})
 	return x
 }
 
