@@ -73,7 +73,7 @@ func TestB3Answers(t *testing.T) {
 			t.Run(fmt.Sprintf("HTTP %d/%s", version, name), func(t *testing.T) {
 				t.Parallel()
 				prompt := filepath.Join(dir, name) + "\n"
-				ask := func(t *testing.T, route string, request map[string]any) answer {
+				ask := func(t *testing.T, route string, request map[string]any) received {
 					body, err := json.Marshal(request)
 					if err != nil {
 						t.Fatal(err)

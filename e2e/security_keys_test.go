@@ -31,7 +31,7 @@ const keyFile = "alice " + aliceKey + "\nreader " + readerKey + " scope=read\nru
 	expiredKey + " expires=2020-01-01T00:00:00Z\n"
 
 // wantChallenge wants an answer that says which credentials are wanted.
-func wantChallenge(t *testing.T, a answer, status int, code, more string) {
+func wantChallenge(t *testing.T, a received, status int, code, more string) {
 	t.Helper()
 	a.failed(t, status, code)
 	if got, want := a.header.Values("WWW-Authenticate"), `Bearer realm="agentfm"`+more; !slices.Equal(got, []string{want}) {
@@ -129,7 +129,7 @@ func TestB13Headers(t *testing.T) {
 		}
 		writeFile(t, keys, "keys", keyFile)
 		began := time.Now()
-		var a answer
+		var a received
 		await(t, "the key is refused", func() bool {
 			a = wantAsk(t, httpClient, "GET", url, "", bearer(leavingKey)...)
 			return a.status != 200

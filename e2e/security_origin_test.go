@@ -96,7 +96,7 @@ func TestA4Origins(t *testing.T) {
 }
 
 // askAs sends a request with a Host and, when it is not empty, an Origin.
-func askAs(t *testing.T, url, method, host, origin, body string) (answer, error) {
+func askAs(t *testing.T, url, method, host, origin, body string) (received, error) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {

@@ -103,7 +103,7 @@ func TestB16Paths(t *testing.T) {
 // wantClosed wants an answer that tells a stranger nothing: an error, or what
 // anybody may know, which is the health, the methods of a route, and Caddy's empty
 // answer where no handler has the path.
-func wantClosed(t *testing.T, how, method, path string, a answer) {
+func wantClosed(t *testing.T, how, method, path string, a received) {
 	t.Helper()
 	ok := slices.Contains([]int{400, 401, 404, 405, 501}, a.status) ||
 		a.status == 200 && strings.HasPrefix(a.body, `{"status":"ok","online_workers":`) && strings.Contains(path, "health") ||

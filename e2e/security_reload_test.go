@@ -48,7 +48,7 @@ type tally struct {
 
 // askAgain sends a request as the official clients do: with a key that says it
 // may be sent again, and again when it found no answer or a server's error.
-func (c *tally) askAgain(ctx context.Context, client *http.Client, url, body string) (a answer, err error) {
+func (c *tally) askAgain(ctx context.Context, client *http.Client, url, body string) (a received, err error) {
 	key := rand.Text()
 	for try := 0; ; try++ {
 		a, err = ask(ctx, client, "POST", url, strings.NewReader(body), append(bearer(testKey), "Idempotency-Key", key)...)

@@ -85,15 +85,15 @@ func newClient(t *testing.T, version int) *http.Client {
 	}
 }
 
-// answer is an answer that has come whole.
-type answer struct {
+// received is an answer that has come whole.
+type received struct {
 	status int
 	header http.Header
 	body   string
 }
 
 // failed wants an error in the form of the APIs, and nothing beside it.
-func (a answer) failed(t *testing.T, status int, code string) {
+func (a received) failed(t *testing.T, status int, code string) {
 	t.Helper()
 	var envelope struct {
 		Error *struct {
@@ -119,10 +119,10 @@ func (a answer) failed(t *testing.T, status int, code string) {
 
 // ask sends a request, with pairs of names and values for its headers, and reads
 // the answer.
-func ask(ctx context.Context, c *http.Client, method, url string, body io.Reader, headers ...string) (answer, error) {
+func ask(ctx context.Context, c *http.Client, method, url string, body io.Reader, headers ...string) (received, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
-		return answer{}, err
+		return received{}, err
 	}
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Add(headers[i], headers[i+1])
@@ -131,18 +131,18 @@ func ask(ctx context.Context, c *http.Client, method, url string, body io.Reader
 }
 
 // send sends a request and reads the answer.
-func send(c *http.Client, req *http.Request) (answer, error) {
+func send(c *http.Client, req *http.Request) (received, error) {
 	resp, err := c.Do(req)
 	if err != nil {
-		return answer{}, err
+		return received{}, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	return answer{resp.StatusCode, resp.Header, string(b)}, err
+	return received{resp.StatusCode, resp.Header, string(b)}, err
 }
 
 // wantAsk is ask for requests that must be answered.
-func wantAsk(t *testing.T, c *http.Client, method, url, body string, headers ...string) answer {
+func wantAsk(t *testing.T, c *http.Client, method, url, body string, headers ...string) received {
 	t.Helper()
 	a, err := ask(t.Context(), c, method, url, strings.NewReader(body), headers...)
 	if err != nil {
@@ -150,9 +150,6 @@ func wantAsk(t *testing.T, c *http.Client, method, url, body string, headers ...
 	}
 	return a
 }
-
-// bearer is the header with a key.
-func bearer(key string) []string { return []string{"Authorization", "Bearer " + key} }
 
 // address returns host and port of the plain site.
 func (f *front) address() string { return strings.TrimPrefix(f.url, "http://") }
@@ -175,7 +172,7 @@ func (f *front) dial(t *testing.T, overTLS bool) net.Conn {
 
 // raw sends bytes on a connection of their own, which no client has touched, and
 // reads one answer to a request of that method.
-func (f *front) raw(t *testing.T, overTLS bool, method, text string) (answer, error) {
+func (f *front) raw(t *testing.T, overTLS bool, method, text string) (received, error) {
 	t.Helper()
 	conn := f.dial(t, overTLS)
 	defer conn.Close()
@@ -183,15 +180,15 @@ func (f *front) raw(t *testing.T, overTLS bool, method, text string) (answer, er
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(conn, text); err != nil {
-		return answer{}, err
+		return received{}, err
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
 	if err != nil {
-		return answer{}, err
+		return received{}, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	return answer{resp.StatusCode, resp.Header, string(b)}, err
+	return received{resp.StatusCode, resp.Header, string(b)}, err
 }
 
 // rawURL returns a URL that a client sends as it is, with no look at the path.
