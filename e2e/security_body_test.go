@@ -120,6 +120,9 @@ func TestB1Bodies(t *testing.T) {
 	for version := 1; version <= 2; version++ {
 		c := newClient(t, version)
 		for _, route := range []string{"/v1/chat/completions", "/v1/completions", "/api/execute"} {
+			if version == 2 && route != "/v1/chat/completions" && !nightly {
+				continue // a route reads its body the same way over both
+			}
 			for _, row := range rows {
 				t.Run(fmt.Sprintf("HTTP %d%s/%s", version, strings.ReplaceAll(route, "/", "."), row.name), func(t *testing.T) {
 					wantAsk(t, c, http.MethodPost, "https://"+f.host+route, row.body, append(bearer(testKey), row.headers...)...).
