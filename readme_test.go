@@ -85,29 +85,3 @@ func TestReadmeKeys(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-// TestExamples validates every example as it stands.
-func TestExamples(t *testing.T) {
-	t.Setenv("AGENTFM_API_KEYS", "a-key-of-sixteen-characters")
-	t.Setenv("XDG_DATA_HOME", t.TempDir())
-	for _, name := range []string{"quickstart", "docker", "gateway"} {
-		file := "examples/" + name + "/Caddyfile"
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		adapted, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt(b, map[string]any{"filename": file})
-		if err != nil || len(warnings) > 0 {
-			t.Errorf("%s: %v, %v", file, err, warnings)
-			continue
-		}
-		var cfg caddy.Config
-		if err := json.Unmarshal(adapted, &cfg); err != nil {
-			t.Fatal(err)
-		}
-		cfg.Admin = &caddy.AdminConfig{Disabled: true}
-		if err := caddy.Validate(&cfg); err != nil {
-			t.Errorf("%s: %v", file, err)
-		}
-	}
-}

@@ -39,6 +39,11 @@ func (x *exchange) exposed() bool {
 	if x.h.keys != nil || x.h.open || x.user() != "" {
 		return false
 	}
+	for _, name := range forwardHeaders { // a proxy on this machine speaks for another
+		if len(x.r.Header.Values(name)) > 0 {
+			return true
+		}
+	}
 	switch addr := x.r.Context().Value(http.LocalAddrContextKey).(type) {
 	case *net.UnixAddr:
 		return false
@@ -50,6 +55,9 @@ func (x *exchange) exposed() bool {
 		return true
 	}
 }
+
+// forwardHeaders are what proxies add to what they pass on.
+var forwardHeaders = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via"}
 
 // askedLocally reports whether the client asked for this machine by a name that
 // only this machine has. A browser does not when a page's own name was made to

@@ -141,7 +141,7 @@ func TestExposure(t *testing.T) {
 		t.Run(r.name, func(t *testing.T) {
 			g := serve(t, &fakeMesh{}, r.settings...)
 			for _, path := range []string{"/v1/models", "/api/workers", "/api/nothing"} {
-				a := g.do(t, "GET", path, "", "X-Forwarded-For", "127.0.0.1")
+				a := g.do(t, "GET", path, "")
 				switch {
 				case r.refused:
 					a.failed(t, 403, "authentication_not_configured")
@@ -151,6 +151,12 @@ func TestExposure(t *testing.T) {
 			}
 			if a := g.do(t, "GET", "/health", ""); a.status != 200 {
 				t.Errorf("/health: got %d", a.status)
+			}
+			for _, proxy := range [][2]string{{"X-Forwarded-For", "127.0.0.1"}, {"Forwarded", "for=127.0.0.1"}, {"Via", "1.1 x"}, {"X-Real-IP", "::1"}} {
+				a := g.do(t, "GET", "/v1/models", "", proxy[0], proxy[1])
+				if allowed := strings.Contains(r.name, "public with") || strings.Contains(r.name, "public and"); allowed != (a.status == 200) {
+					t.Errorf("%s: got %d", proxy[0], a.status)
+				}
 			}
 			if !r.refused {
 				return

@@ -14,7 +14,8 @@ import (
 
 // A body must arrive within bodyGrace, and a second more for each bodyRate bytes
 // that have come. So a slow line may send a large body, and nobody can hold a
-// connection by announcing one.
+// connection by announcing one. Where the server has a limit for whole requests,
+// which is Caddy's read_body, a body has no longer than that.
 const (
 	bodyGrace = 30 * time.Second
 	bodyRate  = 16 << 10
@@ -24,8 +25,24 @@ const (
 // that is not read: the server reads some of it before it answers.
 func (x *exchange) limitBodyTime() {
 	if x.r.ContentLength != 0 {
-		_ = x.rc.SetReadDeadline(time.Now().Add(bodyGrace))
+		_ = x.rc.SetReadDeadline(time.Now().Add(x.bodyTime(0)))
 	}
+}
+
+// bodyTime returns how long a body may take of which n bytes have come.
+func (x *exchange) bodyTime(n int64) time.Duration {
+	d := bodyGrace + time.Duration(n/bodyRate)*time.Second
+	if s := server(x.r); s != nil && s.ReadTimeout > 0 {
+		return min(d, s.ReadTimeout)
+	}
+	return d
+}
+
+// server returns the server of a request; nil for one of HTTP/3, which has no
+// limits of its own.
+func server(r *http.Request) *http.Server {
+	s, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
+	return s
 }
 
 // body reads the whole body.
@@ -40,8 +57,8 @@ func (x *exchange) bodyUpTo(limit int64) ([]byte, error) {
 		return nil, x.tooLarge(limit)
 	}
 	b, err := io.ReadAll(&pacedReader{
+		x:     x,
 		r:     http.MaxBytesReader(x.w, x.r.Body, limit),
-		rc:    x.rc,
 		begun: time.Now(),
 	})
 	if err != nil {
@@ -101,16 +118,15 @@ func (x *exchange) tooLarge(limit int64) error {
 
 // pacedReader reads a body as long as it keeps coming.
 type pacedReader struct {
+	x     *exchange
 	r     io.Reader
-	rc    *http.ResponseController
 	begun time.Time
 	n     int64
 }
 
 // Read implements io.Reader.
 func (p *pacedReader) Read(b []byte) (int, error) {
-	earned := time.Duration(p.n/bodyRate) * time.Second
-	_ = p.rc.SetReadDeadline(p.begun.Add(bodyGrace + earned))
+	_ = p.x.rc.SetReadDeadline(p.begun.Add(p.x.bodyTime(p.n)))
 	n, err := p.r.Read(b)
 	p.n += int64(n)
 	return n, err

@@ -198,6 +198,9 @@ func (x *exchange) fail(err error) {
 	p := problemOf(err)
 	x.logProblem(p)
 	h := x.w.Header()
+	if errors.Is(err, mesh.ErrAgentRan) {
+		h.Set("X-Should-Retry", "false")
+	}
 	if p.challenge != "" {
 		h.Set("WWW-Authenticate", p.challenge)
 	}

@@ -23,7 +23,8 @@ import (
 )
 
 // writeTimeout is how long one write of an answer may take: who does not read
-// must not hold a worker.
+// must not hold a worker. The server's own limit, which is Caddy's write, makes
+// it shorter.
 const writeTimeout = 30 * time.Second
 
 // exchange is one request and its answer.
@@ -57,6 +58,9 @@ func newExchange(h *Handler, w http.ResponseWriter, r *http.Request) *exchange {
 	w.Header().Set("X-Request-Id", x.id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	x.limitBodyTime()
+	// An agent may be silent for longer than the server's limit on writes, at the
+	// end of which HTTP/2 resets the stream. Each write gets one; see [sender].
+	_ = x.rc.SetWriteDeadline(time.Time{})
 	return x
 }
 
@@ -139,7 +143,11 @@ type sender struct{ x *exchange }
 // agents are silent for long, and HTTP/2 would reset the stream. Where there are
 // no limits to set, the server's own hold.
 func (s sender) Write(p []byte) (int, error) {
-	_ = s.x.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	limit := writeTimeout
+	if srv := server(s.x.r); srv != nil && srv.WriteTimeout > 0 {
+		limit = min(limit, srv.WriteTimeout)
+	}
+	_ = s.x.rc.SetWriteDeadline(time.Now().Add(limit))
 	n, err := s.x.w.Write(p)
 	if err == nil {
 		err = s.x.rc.Flush()

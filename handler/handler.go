@@ -49,8 +49,8 @@ const (
 // the key becomes `{http.auth.user.id}`, for access logs and later handlers.
 //
 // Without keys, a request is served when it came in over loopback or a Unix
-// socket, or when an authentication handler before this one has accepted it;
-// others are refused with status 403, so that a gateway is not opened to the
+// socket and through no proxy, as far as that can be told, or when an
+// authentication handler before this one has accepted it; others are refused with status 403, so that a gateway is not opened to the
 // internet by accident. `allow_unauthenticated` lifts that.
 //
 // `/health` needs no key. A request that changes something and comes from a web

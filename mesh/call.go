@@ -23,6 +23,9 @@ var (
 	ErrTaskID = errors.New("task id is in use")
 	// ErrArtifact says that the worker announced files and did not deliver them.
 	ErrArtifact = errors.New("artifact was not delivered")
+	// ErrAgentRan says, beside another error, that an agent has begun the task, or
+	// may have: sent again, it would run twice.
+	ErrAgentRan = errors.New("an agent had the task")
 )
 
 // Call is one task for the mesh.

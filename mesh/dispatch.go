@@ -129,6 +129,7 @@ type dispatch struct {
 	deadline time.Time // of the task; set with the first slot
 	attempts int
 	bounces  int
+	ran      bool // an agent has begun the task, or may have
 }
 
 // try sends the task to one worker after another, until one answers or none is left.
@@ -137,7 +138,7 @@ func (d *dispatch) try(ctx context.Context) (*Run, error) {
 	for {
 		slot, err := d.acquire(ctx)
 		if err != nil {
-			return nil, cmp.Or(failure, err)
+			return nil, d.failed(cmp.Or(failure, err))
 		}
 		d.attempts++
 		r, err := d.run(ctx, slot)
@@ -145,13 +146,30 @@ func (d *dispatch) try(ctx context.Context) (*Run, error) {
 			return r, nil
 		}
 		failure = err
+		if !errors.Is(err, wire.ErrCapacity) && !errors.Is(err, wire.ErrRefused) && !errors.Is(err, ErrUnreachable) {
+			d.ran = true
+		}
 		if ctx.Err() != nil || !time.Now().Before(d.deadline) || !d.again(err, slot.Worker.Peer) {
-			return nil, failure
+			return nil, d.failed(failure)
 		}
 		d.lease.app.logger.Info("worker failed before its first output", zap.String("peer", slot.Worker.Peer),
 			zap.String("task", d.TaskID), zap.Int("attempt", d.attempts), zap.Error(err))
 	}
 }
+
+// failed completes the error of the whole dispatch.
+func (d *dispatch) failed(err error) error {
+	if d.ran {
+		return ranError{err}
+	}
+	return err
+}
+
+// ranError is an error of a dispatch that is [ErrAgentRan], too, and does not say so.
+type ranError struct{ error }
+
+// Unwrap returns what the error is.
+func (e ranError) Unwrap() []error { return []error{e.error, ErrAgentRan} }
 
 // again reports whether another worker may be tried.
 func (d *dispatch) again(err error, peer string) bool {

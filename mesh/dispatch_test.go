@@ -179,7 +179,7 @@ func TestRetries(t *testing.T) {
 		tries.Store(0)
 		c := call("m")
 		c.Retries = retries
-		if _, _, err := ask(t, a, c); !errors.Is(err, ErrStream) || int(tries.Load()) != retries+1 {
+		if _, _, err := ask(t, a, c); !errors.Is(err, ErrStream) || !errors.Is(err, ErrAgentRan) || int(tries.Load()) != retries+1 {
 			t.Errorf("%d retries: %d tries, %v", retries, tries.Load(), err)
 		}
 	}
@@ -380,8 +380,18 @@ func TestUnreachable(t *testing.T) {
 	await.Until(t, "the worker is offline", func() bool { return lease(t, a).Online() == 0 })
 	// as if its last words had come by another peer just now
 	a.node.Load().directory.update(w.Telemetry)
-	if _, _, err := ask(t, a, call("m")); !errors.Is(err, ErrUnreachable) {
+	if _, _, err := ask(t, a, call("m")); !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrAgentRan) {
 		t.Errorf("got %v, want ErrUnreachable", err)
+	}
+	// after another's agent has run, the client must not try again by itself
+	resets := newWorker(t, a, func(s network.Stream, _ wire.TaskRequest) { _ = s.Reset() })
+	w.CPUPercent, resets.CPUPercent = 90, 0
+	a.node.Load().directory.update(resets.Telemetry)
+	a.node.Load().directory.update(w.Telemetry)
+	a.node.Load().directory.router.Remove(w.PeerID) // it has rested
+	a.node.Load().directory.update(w.Telemetry)
+	if _, _, err := ask(t, a, call("m")); !errors.Is(err, ErrAgentRan) {
+		t.Errorf("got %v, want ErrAgentRan", err)
 	}
 }
 

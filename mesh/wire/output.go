@@ -200,6 +200,9 @@ func (o *OutputReader) finish(cause error) {
 		o.err = fmt.Errorf("%w: %s", ErrAgentFailed, strings.TrimPrefix(strings.TrimPrefix(failure, exitPrefix), startFailPrefix))
 	case marker != "":
 		o.err, o.files = io.EOF, marker == MarkerFiles
+		if n := len(rest); o.EagerNewline && o.held[n] == '\n' {
+			body = o.held[:n+1] // the marker's own, which was held with a line that looks like one
+		}
 	default:
 		body, o.err = o.refusal(rest)
 	}

@@ -92,6 +92,9 @@ func TestOutputReaderEager(t *testing.T) {
 		"hello" + noFiles:    "hello\n",
 		noFiles:              "\n",
 		"a\n\n\nb" + noFiles: "a\n\n\nb\n",
+
+		"a\n[AGENTFM: NO_FILES]\n" + noFiles: "a\n[AGENTFM: NO_FILES]\n\n",
+		"[AGENTFM: NO_FILES]" + noFiles:      "[AGENTFM: NO_FILES]\n",
 	} {
 		o := NewOutputReader(iotest.OneByteReader(strings.NewReader(in)), 64)
 		o.EagerNewline = true
@@ -127,7 +130,8 @@ func TestOutputReaderStreams(t *testing.T) {
 // FuzzOutputReader checks that what an agent writes comes out as it went in,
 // however the stream is cut, unless its last words are a status.
 func FuzzOutputReader(f *testing.F) {
-	for _, s := range []string{"", "hello\n", "a\r\n[AGENTFM: NO_FILES]\n", "\n\n\n", "⚠️  Sandbox exited: exit status 1\n", "  [AGENTFM:", RefuseVersion()} {
+	for _, s := range []string{"", "hello\n", "a\r\n[AGENTFM: NO_FILES]\n", "\n\n\n", "⚠️  Sandbox exited: exit status 1\n", "  [AGENTFM:", "text\n[AGENTFM: NO_FILES]\n",
+		RefuseVersion()} {
 		f.Add([]byte(s), uint8(3))
 	}
 	f.Fuzz(func(t *testing.T, out []byte, size uint8) {
@@ -142,6 +146,11 @@ func FuzzOutputReader(f *testing.F) {
 		}
 		if err != nil || !bytes.Equal(got, out) {
 			t.Fatalf("%q became %q, %v", out, got, err)
+		}
+		eager := NewOutputReader(&pieces{bytes.Clone(stream), int(size) + 1}, 300)
+		eager.EagerNewline = true
+		if got, err := io.ReadAll(eager); err != nil || string(got) != string(out)+"\n" {
+			t.Fatalf("%q became %q with each newline at once, %v", out, got, err)
 		}
 		// without the marker it is an error, and no panic, whatever it is
 		if _, err := io.ReadAll(NewOutputReader(&pieces{bytes.Clone(out), int(size) + 1}, 300)); err == nil &&
