@@ -246,19 +246,20 @@ func TestDrip(t *testing.T) {
 // TestWaiting wants a call to wait for a slot as long as it may.
 func TestWaiting(t *testing.T) {
 	a := newTestApp(t, nil)
-	running, finish := newGate(), newGate()
+	var running atomic.Int32
+	finish := newGate()
 	w := newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
 		_, _ = io.WriteString(s, "o")
-		running.open()
+		running.Add(1)
 		finish.wait()
 		say("k"+noFiles)(s, req)
 	})
-	c := call("m")
 	results := make(chan Served, 1)
 	for range w.MaxTasks {
-		go func() { _, _, _ = ask(t, a, c) }()
+		go func() { _, _, _ = ask(t, a, call("m")) }()
 	}
-	running.wait()
+	await.Until(t, "all slots are taken", func() bool { return int(running.Load()) == w.MaxTasks })
+	c := call("m")
 	c.Queue = Queue{Wait: time.Minute, Size: 10, Client: "me"}
 	go func() {
 		_, served, err := ask(t, a, c)
