@@ -3,11 +3,11 @@
 package handler
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync/atomic"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -117,7 +117,7 @@ func (x *exchange) wholeReply(c completion, reply openai.Reply) error {
 
 // heldAnswer is the answer of one task that is being held, within the limits.
 type heldAnswer struct {
-	b      bytes.Buffer // not embedded: io.Copy would find its ReadFrom, and go around Write
+	b      strings.Builder
 	text   *openai.Text
 	served mesh.Served
 }

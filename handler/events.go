@@ -19,9 +19,14 @@ import (
 // variable for tests.
 var eventsHeartbeat = 15 * time.Second
 
+// eventsLife is how long one stream of events lasts. Then its client comes back,
+// with the rights that it has by then: keys expire, and are taken back. A variable
+// for tests.
+var eventsLife = time.Hour
+
 // events serves GET /v1/events: what happens on the mesh, as server-sent events.
-// The stream ends when its client does not read, when the node closes and when
-// Caddy exits. It holds no lease, so that it does not keep the node open.
+// The stream ends after an hour, when its client does not read, when the node
+// closes and when Caddy exits. It holds no lease, so that it does not keep the node open.
 func (x *exchange) events() error {
 	l, err := x.takeLease()
 	if err != nil {
@@ -38,20 +43,22 @@ func (x *exchange) events() error {
 	defer s.Close()
 	l.Release()
 	_ = x.rc.SetReadDeadline(time.Time{})
-	err = x.sendEvents(s)
+	ctx, cancel := context.WithTimeout(x.r.Context(), eventsLife)
+	defer cancel()
+	err = x.sendEvents(ctx, s)
 	x.log().Debug("stream of events ended", zap.Error(err))
 	return nil
 }
 
-// sendEvents sends the events of s until there are no more, or the client does
-// not take them; the error says which.
-func (x *exchange) sendEvents(s *mesh.Subscription) error {
+// sendEvents sends the events of s until ctx ends, there are no more, or the client
+// does not take them; the error says which.
+func (x *exchange) sendEvents(ctx context.Context, s *mesh.Subscription) error {
 	w := x.begin("text/event-stream")
 	if _, err := io.WriteString(w, ":ready\n\n"); err != nil {
 		return err
 	}
 	for {
-		text, err := x.nextText(s)
+		text, err := x.nextText(ctx, s)
 		if err != nil {
 			return err
 		}
@@ -63,8 +70,8 @@ func (x *exchange) sendEvents(s *mesh.Subscription) error {
 
 // nextText returns the next event that the client may see, as it is sent; or a
 // heartbeat, when it is time for one, whatever else happens on the mesh.
-func (x *exchange) nextText(s *mesh.Subscription) (string, error) {
-	ctx, cancel := context.WithTimeout(x.r.Context(), eventsHeartbeat)
+func (x *exchange) nextText(all context.Context, s *mesh.Subscription) (string, error) {
+	ctx, cancel := context.WithTimeout(all, eventsHeartbeat)
 	defer cancel()
 	for {
 		ev, err := s.Next(ctx)
@@ -72,7 +79,7 @@ func (x *exchange) nextText(s *mesh.Subscription) (string, error) {
 		case err == nil && x.identity.MayUse(ev.Peer, ev.Agent, ev.Model):
 			return eventText(ev)
 		case err == nil: // none of its business
-		case errors.Is(err, context.DeadlineExceeded) && x.r.Context().Err() == nil:
+		case errors.Is(err, context.DeadlineExceeded) && all.Err() == nil:
 			return ":heartbeat\n\n", nil
 		default:
 			return "", err

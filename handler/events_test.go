@@ -157,6 +157,17 @@ func TestEventsHeartbeatHidden(t *testing.T) {
 	publishing.Wait()
 }
 
+// TestEventsLife wants a stream to end, for keys do.
+func TestEventsLife(t *testing.T) {
+	old := eventsLife
+	eventsLife = 10 * time.Millisecond
+	t.Cleanup(func() { eventsLife = old })
+	s := serve(t, &fakeMesh{events: mesh.NewEvents()}).openEvents(t, "")
+	if got := s.next(); got != "" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestEventsHeartbeat(t *testing.T) {
 	old := eventsHeartbeat
 	eventsHeartbeat = 10 * time.Millisecond
