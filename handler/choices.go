@@ -90,7 +90,7 @@ func (f *family) join() {
 func (f *family) run(ctx context.Context, task func() error) error {
 	for {
 		err := task()
-		if !errors.Is(err, router.ErrBusy) && !errors.Is(err, wire.ErrCapacity) {
+		if !noRoom(err) {
 			f.leave()
 			return err
 		}
@@ -105,6 +105,16 @@ func (f *family) run(ctx context.Context, task func() error) error {
 			return err
 		}
 	}
+}
+
+// noRoom reports whether a task found no slot, nor a place in the queue for one.
+func noRoom(err error) bool {
+	for _, target := range []error{router.ErrBusy, router.ErrQueueFull, router.ErrCrowdedOut, wire.ErrCapacity} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
 }
 
 // leave says that a task has ended.

@@ -28,6 +28,9 @@ import (
 // with adds fields to a body.
 func with(body, fields string) string { return strings.Replace(body, "{", "{"+fields+",", 1) }
 
+// noSlot is what a task that finds no slot can get.
+var noSlot = []error{router.ErrBusy, router.ErrQueueFull, router.ErrCrowdedOut, wire.ErrCapacity}
+
 // numbered returns a dispatch with a number of slots, whose tasks answer with
 // their number.
 func numbered(slots int32) (dispatch func(context.Context, mesh.Call) (run, error), most *atomic.Int32) {
@@ -37,7 +40,7 @@ func numbered(slots int32) (dispatch func(context.Context, mesh.Call) (run, erro
 		n := running.Add(1)
 		if n > slots {
 			running.Add(-1)
-			return nil, router.ErrBusy
+			return nil, noSlot[n%int32(len(noSlot))]
 		}
 		most.Store(max(most.Load(), n))
 		t, err := answers(script{output: []string{fmt.Sprintf("answer %d", count.Add(1))}})(ctx, c)
