@@ -164,11 +164,18 @@ func reason(err, from error) string {
 }
 
 // caddyProblem returns an error of another of Caddy's handlers. What it says is
-// not for strangers; the log has it.
-func caddyProblem(err error) *problem {
+// not for strangers; the log has it. Whom the provider "agentfm" refused gets the
+// answer that this handler would have given.
+func (x *exchange) caddyProblem(err error) *problem {
 	status := http.StatusInternalServerError
 	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok && e.StatusCode >= 400 {
 		status = e.StatusCode
+	}
+	if refusal := auth.Refusal(x.r); refusal != nil && status == http.StatusUnauthorized {
+		if refusal.Status != status {
+			x.w.Header().Del("WWW-Authenticate") // belongs to the status that it was
+		}
+		return problemOf(refusal)
 	}
 	code, ok := map[int]string{
 		http.StatusUnauthorized:          "unauthorized",

@@ -264,7 +264,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	x := newExchange(h, w, r)
 	defer x.release()
 	if err, ok := r.Context().Value(caddyhttp.ErrorCtxKey).(error); ok {
-		x.fail(caddyProblem(err)) // we are inside of handle_errors
+		x.shareAnswer()
+		x.fail(x.caddyProblem(err)) // we are inside of handle_errors
 		return nil
 	}
 	if err := x.serve(); err != nil {
