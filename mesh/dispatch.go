@@ -138,13 +138,23 @@ func (d *dispatch) try(ctx context.Context) (*Run, error) {
 		if err == nil {
 			return r, nil
 		}
-		failure = err
+		if failure == nil || mayHaveRun(err) || !mayHaveRun(failure) {
+			failure = err
+		}
+		if ctx.Err() == nil {
+			d.lease.app.logger.Info("worker failed before its first output", zap.String("peer", slot.Worker.Peer),
+				zap.String("task", d.TaskID), zap.Int("attempt", d.attempts), zap.Error(err))
+		}
 		if ctx.Err() != nil || !time.Now().Before(d.deadline) || !d.again(err, slot.Worker.Peer) {
 			return nil, failure
 		}
-		d.lease.app.logger.Info("worker failed before its first output", zap.String("peer", slot.Worker.Peer),
-			zap.String("task", d.TaskID), zap.Int("attempt", d.attempts), zap.Error(err))
 	}
+}
+
+// mayHaveRun reports whether an attempt that failed may have had an agent do
+// something. Of several failures, that one says whether the client should ask again.
+func mayHaveRun(err error) bool {
+	return !errors.Is(err, wire.ErrCapacity) && !errors.Is(err, wire.ErrRefused) && !errors.Is(err, ErrUnreachable)
 }
 
 // again reports whether another worker may be tried.
@@ -196,7 +206,7 @@ func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 		node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
 	}
 	metrics.InFlight(1)
-	if err := r.open(d.frame); err != nil {
+	if err := r.open(d.frame, d.deadline); err != nil {
 		r.abandon(err)
 		return nil, err
 	}
@@ -208,13 +218,13 @@ func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	return r, nil
 }
 
-// open opens the stream and sends the frame.
-func (r *Run) open(frame []byte) error {
+// open opens the stream and sends the frame, until the deadline of the task.
+func (r *Run) open(frame []byte, deadline time.Time) error {
 	id, err := peer.Decode(r.served.Peer)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	dialCtx, cancel := context.WithTimeout(network.WithAllowLimitedConn(r.ctx, "agentfm"), DialTimeout)
+	dialCtx, cancel := context.WithDeadline(network.WithAllowLimitedConn(r.ctx, "agentfm"), within(DialTimeout, deadline))
 	defer cancel()
 	r.stream, err = r.node.host.NewStream(dialCtx, id, wire.TaskProtocol)
 	if err != nil {
@@ -224,7 +234,7 @@ func (r *Run) open(frame []byte) error {
 	r.stop = context.AfterFunc(r.ctx, func() { _ = stream.Reset() })
 	r.task.assign(id)
 
-	_ = stream.SetDeadline(time.Now().Add(FrameTimeout))
+	_ = stream.SetDeadline(within(FrameTimeout, deadline))
 	_, err = stream.Write(frame)
 	if err == nil && !r.slot.Worker.Duplex {
 		err = stream.CloseWrite()
@@ -235,6 +245,14 @@ func (r *Run) open(frame []byte) error {
 	return nil
 }
 
+// within returns the time in d, or the deadline when that is earlier.
+func within(d time.Duration, deadline time.Time) time.Time {
+	if t := time.Now().Add(d); t.Before(deadline) {
+		return t
+	}
+	return deadline
+}
+
 // readFirst waits for the first output. It does not come when the worker goes
 // offline: a process that is frozen keeps its connections.
 func (r *Run) readFirst(d *dispatch) error {
@@ -243,8 +261,8 @@ func (r *Run) readFirst(d *dispatch) error {
 		defer context.AfterFunc(r.slot.Here, func() { _ = stream.Reset() })()
 	}
 	first := d.deadline
-	if limit := time.Now().Add(d.FirstByte); d.FirstByte > 0 && limit.Before(first) {
-		first = limit
+	if d.FirstByte > 0 {
+		first = within(d.FirstByte, d.deadline)
 	}
 	_ = stream.SetDeadline(first)
 	r.out = wire.NewOutputReader(stream, ReadSize)

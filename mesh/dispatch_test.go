@@ -182,6 +182,45 @@ func TestRetries(t *testing.T) {
 	}
 }
 
+// TestFailureOfARun wants the answer to be that of the worker whose agent ran, not
+// that of one which had no slot afterwards: a client that hears of the latter asks
+// again, and the agent runs twice.
+func TestFailureOfARun(t *testing.T) {
+	a := newTestApp(t, nil)
+	var tries atomic.Int32
+	for range 2 {
+		newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+			if tries.Add(1) == 1 {
+				say("⚠️  Sandbox exited: exit status 3\n"+noFiles)(s, req)
+				return
+			}
+			say(wire.RefuseTasks(1, 1)+"\n")(s, req)
+		})
+	}
+	if _, _, err := ask(t, a, call("m")); !errors.Is(err, wire.ErrAgentFailed) || tries.Load() != 2 {
+		t.Errorf("got %v after %d tries", err, tries.Load())
+	}
+}
+
+// TestUnread wants the time limit of a task to hold for a worker that does not even
+// read it.
+func TestUnread(t *testing.T) {
+	a := newTestApp(t, nil)
+	w := newWorker(t, a, nil)
+	end := newGate()
+	t.Cleanup(end.open)
+	w.SetStreamHandler(wire.TaskProtocol, func(network.Stream) { end.wait() })
+	c := call("m")
+	c.Prompt, c.Timeout = strings.Repeat("x", 900_000), 300*time.Millisecond
+	w.MaxPrompt = wire.MaxTaskFrame
+	a.node.Load().directory.update(w.Telemetry)
+	begun := time.Now()
+	_, _, err := ask(t, a, c)
+	if took := time.Since(begun); !errors.Is(err, os.ErrDeadlineExceeded) || took > FrameTimeout/2 {
+		t.Errorf("got %v after %s", err, took)
+	}
+}
+
 // TestFirstByte wants a worker that says nothing to be given up for another.
 func TestFirstByte(t *testing.T) {
 	a := newTestApp(t, nil)
