@@ -77,13 +77,13 @@ func (h *Handler) mayCall(origin string) bool {
 // shareAnswer lets the web page that sent the request read the answer, when it
 // may call. The answer of any other stays hidden from it by its browser.
 func (x *exchange) shareAnswer() {
+	h := x.w.Header()
+	h.Add("Vary", "Origin") // without one, too: a cache must not give its answer to a page
 	origins := x.r.Header.Values("Origin")
 	if len(origins) != 1 || !x.h.mayCall(origins[0]) {
 		return
 	}
-	h := x.w.Header()
 	h.Set("Access-Control-Allow-Origin", origins[0])
-	h.Add("Vary", "Origin")
 	h.Set("Access-Control-Expose-Headers", exposeHeaders)
 }
 

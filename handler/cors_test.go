@@ -116,7 +116,11 @@ func TestSharedAnswers(t *testing.T) {
 			a.closed(t, origin)
 		}
 	}
-	g.do(t, "GET", "/v1/models", "").closed(t, "no origin")
+	a := g.do(t, "GET", "/v1/models", "")
+	a.closed(t, "no origin")
+	if a.header.Get("Vary") != "Origin" {
+		t.Error("a cache may give a page the answer that it cannot read")
+	}
 }
 
 // An origin that may call is no client that may.
