@@ -197,6 +197,7 @@ func (x *exchange) caddyProblem(err error) *problem {
 
 // fail answers with an error.
 func (x *exchange) fail(err error) {
+	x.attempted(err)
 	if x.r.Context().Err() != nil {
 		x.gone(err)
 		x.w.WriteHeader(statusClientGone)

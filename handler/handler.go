@@ -61,8 +61,8 @@ const (
 // Every answer carries the header `X-Request-Id`. Errors are JSON,
 // `{"error":{"message","type","code","param"}}`, on every route. An agent that
 // fails is never a success: before its first byte of output the status says so,
-// after it the stream ends with an error. Answers of a task name who served it,
-// in headers (`X-AgentFM-Peer`, `X-AgentFM-Agent`, `X-AgentFM-Task`,
+// after it the stream ends with an error. Answers of a task name who served it, or
+// failed at it, in headers (`X-AgentFM-Peer`, `X-AgentFM-Agent`, `X-AgentFM-Task`,
 // `X-AgentFM-Attempts`, `X-AgentFM-Tier`, `X-AgentFM-Queue-Ms`), in the access log
 // (`agentfm`) and in placeholders:
 //

@@ -25,6 +25,20 @@ var (
 	ErrArtifact = errors.New("artifact was not delivered")
 )
 
+// AttemptError is the failure of a call for which workers were tried.
+type AttemptError struct {
+	// Served names the worker whose failure it is, and says how many were tried.
+	Served Served
+	// Err is that failure.
+	Err error
+}
+
+// Error implements error.
+func (e *AttemptError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what the worker's failure was.
+func (e *AttemptError) Unwrap() error { return e.Err }
+
 // Call is one task for the mesh.
 type Call struct {
 	// Target says who may serve it. Its PromptSize is set by Dispatch.

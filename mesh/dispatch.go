@@ -3,7 +3,6 @@
 package mesh
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,7 +80,8 @@ func (r *Run) Served() Served { return r.served }
 // Dispatch sends a task to a worker and returns when its output begins, or when
 // the agent ended well without any. A worker that fails before that is replaced
 // by another, up to c.Retries times, and one that refuses because it is full by up
-// to four. The caller must Close the run. The end of ctx stops the agent.
+// to four. When none answers, the error is an [*AttemptError]. The caller must Close
+// the run. The end of ctx stops the agent.
 func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	if c.TaskID == "" {
 		c.TaskID = wire.NewTaskID()
@@ -127,11 +127,14 @@ type dispatch struct {
 
 // try sends the task to one worker after another, until one answers or none is left.
 func (d *dispatch) try(ctx context.Context) (*Run, error) {
-	var failure error
+	var failure *AttemptError
 	for {
 		slot, err := d.acquire(ctx)
-		if err != nil {
-			return nil, cmp.Or(failure, err)
+		switch {
+		case err != nil && failure != nil:
+			return nil, failure
+		case err != nil:
+			return nil, err
 		}
 		d.attempts++
 		r, err := d.run(ctx, slot)
@@ -139,8 +142,9 @@ func (d *dispatch) try(ctx context.Context) (*Run, error) {
 			return r, nil
 		}
 		if failure == nil || mayHaveRun(err) || !mayHaveRun(failure) {
-			failure = err
+			failure = &AttemptError{Served: d.served(slot), Err: err}
 		}
+		failure.Served.Attempts = d.attempts
 		if ctx.Err() == nil {
 			d.lease.app.logger.Info("worker failed before its first output", zap.String("peer", slot.Worker.Peer),
 				zap.String("task", d.TaskID), zap.Int("attempt", d.attempts), zap.Error(err))
@@ -195,15 +199,19 @@ func (d *dispatch) acquired(slot router.Slot, err error) (router.Slot, error) {
 	return slot, err
 }
 
+// served names the worker of the slot.
+func (d *dispatch) served(slot router.Slot) Served {
+	return Served{
+		Peer: slot.Worker.Peer, Agent: slot.Worker.Agent, Model: slot.Worker.Model, Tier: slot.Tier,
+		TaskID: d.TaskID, Attempts: d.attempts, Queued: d.queued,
+	}
+}
+
 // run sends the frame to the worker of the slot and waits for its first output.
 // The slot is released when that fails.
 func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	r := &Run{
-		served: Served{
-			Peer: slot.Worker.Peer, Agent: slot.Worker.Agent, Model: slot.Worker.Model, Tier: slot.Tier,
-			TaskID: d.TaskID, Attempts: d.attempts, Queued: d.queued,
-		},
-		node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
+		served: d.served(slot), node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
 	}
 	metrics.InFlight(1)
 	if err := r.open(d.frame, d.deadline); err != nil {

@@ -176,8 +176,12 @@ func TestRetries(t *testing.T) {
 		tries.Store(0)
 		c := call("m")
 		c.Retries = retries
-		if _, _, err := ask(t, a, c); !errors.Is(err, ErrStream) || int(tries.Load()) != retries+1 {
+		_, _, err := ask(t, a, c)
+		if !errors.Is(err, ErrStream) || int(tries.Load()) != retries+1 {
 			t.Errorf("%d retries: %d tries, %v", retries, tries.Load(), err)
+		}
+		if e, ok := errors.AsType[*AttemptError](err); !ok || e.Served.Attempts != retries+1 || e.Served.Model != "m" || e.Served.TaskID == "" {
+			t.Errorf("%d retries: got %+v", retries, e)
 		}
 	}
 }
