@@ -27,7 +27,7 @@ const exposeHeaders = "X-Request-Id, OpenAI-Processing-Ms, Retry-After, X-Should
 
 // pageHeaders are the headers that a web page may send; a * stands for any end.
 var pageHeaders = []string{
-	"authorization", "content-type", "user-agent", "idempotency-key", "x-api-key", "x-client-request-id",
+	"authorization", "content-type", "user-agent", "idempotency-key", "last-event-id", "x-api-key", "x-client-request-id",
 	"openai-organization", "openai-project", "openai-beta", "x-stainless-*", "x-openwebui-*", "x-agentfm-*",
 }
 
