@@ -249,6 +249,14 @@ func TestTarget(t *testing.T) {
 	} {
 		g.do(t, "POST", "/v1/chat/completions", chatBody, header[0], header[1]).failed(t, 400, "invalid_request_error")
 	}
+	two := g.do(t, "POST", "/v1/chat/completions", chatBody, "X-AgentFM-Worker", peerA, "X-AgentFM-Worker", peerB)
+	two.failed(t, 400, "invalid_request_error")
+	f.dispatch = fails(router.ErrNoMatch)
+	absent := g.do(t, "POST", "/v1/chat/completions", chatBody, "X-AgentFM-Worker", peerB)
+	absent.failed(t, 404, "model_not_found")
+	if !strings.Contains(absent.message(), "X-AgentFM-Worker") {
+		t.Errorf("the pin is not named: %s", absent.body)
+	}
 }
 
 // TestAffinity wants requests of one session, or of one conversation, to have one

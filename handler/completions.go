@@ -175,6 +175,7 @@ func (x *exchange) streamReply(c completion, reply openai.Reply) error {
 		return streamChoice(stream.Choice(i), task)
 	})
 	stop()
+	x.attempted(err)
 	switch {
 	case out.failed || x.r.Context().Err() != nil:
 		if !out.begun {

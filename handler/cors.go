@@ -27,7 +27,7 @@ const exposeHeaders = "X-Request-Id, OpenAI-Processing-Ms, Retry-After, X-Should
 
 // pageHeaders are the headers that a web page may send; a * stands for any end.
 var pageHeaders = []string{
-	"authorization", "content-type", "user-agent", "idempotency-key", "x-api-key", "x-client-request-id",
+	"authorization", "content-type", "user-agent", "idempotency-key", "last-event-id", "x-api-key", "x-client-request-id",
 	"openai-organization", "openai-project", "openai-beta", "x-stainless-*", "x-openwebui-*", "x-agentfm-*",
 }
 
@@ -78,7 +78,7 @@ func (h *Handler) mayCall(origin string) bool {
 // may call. The answer of any other stays hidden from it by its browser.
 func (x *exchange) shareAnswer() {
 	h := x.w.Header()
-	h.Add("Vary", "Origin")
+	h.Add("Vary", "Origin") // without one, too: a cache must not give its answer to a page
 	origins := x.r.Header.Values("Origin")
 	if len(origins) != 1 || !x.h.mayCall(origins[0]) {
 		return

@@ -37,11 +37,11 @@ func TestPreflight(t *testing.T) {
 			"http://localhost:5173", "http://127.0.0.1", "tauri://localhost",
 		} {
 			a := g.do(t, "OPTIONS", path, "", "Origin", origin, "Access-Control-Request-Method", "POST",
-				"Access-Control-Request-Headers", "authorization,Content-Type, x-stainless-lang,cookie,x-forwarded-for",
+				"Access-Control-Request-Headers", "authorization,Content-Type, x-stainless-lang,cookie,x-forwarded-for,Last-Event-ID",
 				"Access-Control-Request-Headers", "x-agentfm-worker")
 			want := map[string]string{
 				"Allow-Origin": origin, "Allow-Methods": methods, "Max-Age": "600",
-				"Allow-Headers": "authorization, content-type, x-stainless-lang, x-agentfm-worker",
+				"Allow-Headers": "authorization, content-type, x-stainless-lang, last-event-id, x-agentfm-worker",
 			}
 			for _, name := range corsHeaders {
 				if got := a.header.Get("Access-Control-" + name); got != want[name] {
@@ -116,7 +116,11 @@ func TestSharedAnswers(t *testing.T) {
 			a.closed(t, origin)
 		}
 	}
-	g.do(t, "GET", "/v1/models", "").closed(t, "no origin")
+	a := g.do(t, "GET", "/v1/models", "")
+	a.closed(t, "no origin")
+	if a.header.Get("Vary") != "Origin" {
+		t.Error("a cache may give a page the answer that it cannot read")
+	}
 }
 
 // An origin that may call is no client that may.

@@ -164,11 +164,18 @@ func reason(err, from error) string {
 }
 
 // caddyProblem returns an error of another of Caddy's handlers. What it says is
-// not for strangers; the log has it.
-func caddyProblem(err error) *problem {
+// not for strangers; the log has it. Whom the provider "agentfm" refused gets the
+// answer that this handler would have given.
+func (x *exchange) caddyProblem(err error) *problem {
 	status := http.StatusInternalServerError
 	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok && e.StatusCode >= 400 {
 		status = e.StatusCode
+	}
+	if refusal := auth.Refusal(x.r); refusal != nil && status == http.StatusUnauthorized {
+		if refusal.Status != status {
+			x.w.Header().Del("WWW-Authenticate") // belongs to the status that it was
+		}
+		return problemOf(refusal)
 	}
 	code, ok := map[int]string{
 		http.StatusUnauthorized:          "unauthorized",
@@ -190,6 +197,7 @@ func caddyProblem(err error) *problem {
 
 // fail answers with an error.
 func (x *exchange) fail(err error) {
+	x.attempted(err)
 	if x.r.Context().Err() != nil {
 		x.gone(err)
 		x.w.WriteHeader(statusClientGone)
@@ -198,9 +206,6 @@ func (x *exchange) fail(err error) {
 	p := problemOf(err)
 	x.logProblem(p)
 	h := x.w.Header()
-	if errors.Is(err, mesh.ErrAgentRan) {
-		h.Set("X-Should-Retry", "false")
-	}
 	if p.challenge != "" {
 		h.Set("WWW-Authenticate", p.challenge)
 	}

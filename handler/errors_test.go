@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
@@ -80,6 +83,37 @@ func TestDispatchErrors(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestFailedAttempts wants an answer to name the worker that failed before anyone
+// served, and how many were tried.
+func TestFailedAttempts(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	f := &fakeMesh{dispatch: fails(&mesh.AttemptError{
+		Served: mesh.Served{Peer: peerB, Agent: "Legal", Model: "big", TaskID: "task_1", Tier: router.TierModel, Attempts: 3},
+		Err:    fmt.Errorf("%w: exit status 3", wire.ErrAgentFailed),
+	})}
+	g := serve(t, f, func(_ *gate, s *serverSettings) { s.logger = zap.New(core) })
+	for route, body := range taskRoutes {
+		for _, b := range []string{body, strings.Replace(body, "{", `{"stream":true,`, 1)} {
+			a := g.do(t, "POST", route, b)
+			a.failed(t, 502, "worker_stream_failed")
+			repl := <-g.repl
+			task, _ := repl.GetString("http.agentfm.task")
+			if a.header.Get("X-AgentFM-Peer") != peerB || a.header.Get("X-AgentFM-Attempts") != "3" || task != "task_1" ||
+				a.header.Get("X-Should-Retry") != "false" {
+				t.Errorf("%s: %v, task %q", route, a.header, task)
+			}
+		}
+	}
+	for _, e := range logs.All() {
+		if e.ContextMap()["peer"] != peerB {
+			t.Errorf("logged %v", e.ContextMap())
+		}
+	}
+	if logs.Len() != 2*len(taskRoutes) {
+		t.Errorf("%d lines", logs.Len())
 	}
 }
 

@@ -188,6 +188,13 @@ func (x *exchange) served(s mesh.Served) {
 	x.repl.Set("http.agentfm.queue_ms", queued)
 }
 
+// attempted says of an error of a dispatch whose failure it is, when nobody served.
+func (x *exchange) attempted(err error) {
+	if a, ok := errors.AsType[*mesh.AttemptError](err); ok && x.task.Peer == "" {
+		x.served(a.Served)
+	}
+}
+
 // headerText makes a stranger's text fit for a header: every byte that is not
 // printable ASCII, and the percent sign, becomes percent and two hex digits.
 func headerText(s string) string {

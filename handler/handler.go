@@ -61,8 +61,8 @@ const (
 // Every answer carries the header `X-Request-Id`. Errors are JSON,
 // `{"error":{"message","type","code","param"}}`, on every route. An agent that
 // fails is never a success: before its first byte of output the status says so,
-// after it the stream ends with an error. Answers of a task name who served it,
-// in headers (`X-AgentFM-Peer`, `X-AgentFM-Agent`, `X-AgentFM-Task`,
+// after it the stream ends with an error. Answers of a task name who served it, or
+// failed at it, in headers (`X-AgentFM-Peer`, `X-AgentFM-Agent`, `X-AgentFM-Task`,
 // `X-AgentFM-Attempts`, `X-AgentFM-Tier`, `X-AgentFM-Queue-Ms`), in the access log
 // (`agentfm`) and in placeholders:
 //
@@ -265,7 +265,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	defer x.release()
 	if err, ok := r.Context().Value(caddyhttp.ErrorCtxKey).(error); ok {
 		x.shareAnswer()
-		x.fail(caddyProblem(err)) // we are inside of handle_errors
+		x.fail(x.caddyProblem(err)) // we are inside of handle_errors
 		return nil
 	}
 	if err := x.serve(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -146,5 +148,47 @@ func TestHandleErrors(t *testing.T) {
 		if resp.Header.Get("Access-Control-Allow-Origin") != "http://localhost" {
 			t.Errorf("a web page may not read it: %v", resp.Header)
 		}
+	}
+}
+
+// TestHandleRefusals wants of whom the provider refuses what the handler would have
+// answered, and a web page to be able to read it.
+func TestHandleRefusals(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+	defer cancel()
+	provider := &auth.Provider{APIKeys: []string{"the-key-of-nobody-1"}}
+	if err := provider.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	h := &Handler{AllowOrigins: []string{"https://app.example.com"}}
+	if err := h.setUp(new(fakeMesh), nopLogger); err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.RemoteAddr = "198.19.0.1:1234"
+		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, nil)
+		if _, ok, _ := provider.Authenticate(w, r); ok {
+			t.Error("a wrong key is right")
+		}
+		r = r.WithContext(context.WithValue(r.Context(), caddyhttp.ErrorCtxKey, error(caddyhttp.Error(401, io.EOF))))
+		if err := h.ServeHTTP(w, r, nil); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer srv.Close()
+	g := &gate{Server: srv}
+	const origin = "https://app.example.com"
+	g.do(t, "GET", "/v1/models", "").failed(t, 401, "unauthorized")
+	for range 30 {
+		a := g.do(t, "GET", "/v1/models", "", "Authorization", "Bearer a-wrong-key-of-length", "Origin", origin)
+		a.failed(t, 401, "invalid_api_key")
+		if a.header.Get("Access-Control-Allow-Origin") != origin {
+			t.Fatalf("got %v", a.header)
+		}
+	}
+	a := g.do(t, "GET", "/v1/models", "", "Authorization", "Bearer the-key-of-nobody-1")
+	a.failed(t, 429, "rate_limited")
+	if a.header.Get("Retry-After") != "60" || a.header.Get("WWW-Authenticate") != "" {
+		t.Errorf("got %v", a.header)
 	}
 }

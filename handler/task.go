@@ -68,8 +68,8 @@ func (x *exchange) target(t *router.Request) error {
 	pin := x.r.Header.Get(headerWorker)
 	if pin != "" {
 		id, err := decodePeer(pin)
-		if err != nil {
-			return badRequest("", "%s: want a peer id", headerWorker)
+		if err != nil || len(x.r.Header.Values(headerWorker)) > 1 {
+			return badRequest("", "%s: want one peer id", headerWorker)
 		}
 		pin = id.String()
 	}
@@ -134,6 +134,10 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 	switch {
 	case errors.Is(err, router.ErrNoMatch) && call.Target.Peer != "":
 		return &problem{status: http.StatusNotFound, code: "worker_not_found", param: "worker_id", message: "that worker is not online"}
+	case errors.Is(err, router.ErrNoMatch) && x.r.Header.Get(headerWorker) != "":
+		return &problem{status: http.StatusNotFound, code: codeModelNotFound,
+			message: fmt.Sprintf("the worker in the header %s is not online, or does not go by %q",
+				headerWorker, openai.Clip(call.Target.Model, maxQuote))}
 	case errors.Is(err, router.ErrNoMatch):
 		return modelNotFound(call.Target.Model)
 	case errors.Is(err, router.ErrExcluded): // by the request: no worker was tried

@@ -23,10 +23,21 @@ var (
 	ErrTaskID = errors.New("task id is in use")
 	// ErrArtifact says that the worker announced files and did not deliver them.
 	ErrArtifact = errors.New("artifact was not delivered")
-	// ErrAgentRan says, beside another error, that an agent has begun the task, or
-	// may have: sent again, it would run twice.
-	ErrAgentRan = errors.New("an agent had the task")
 )
+
+// AttemptError is the failure of a call for which workers were tried.
+type AttemptError struct {
+	// Served names the worker whose failure it is, and says how many were tried.
+	Served Served
+	// Err is that failure.
+	Err error
+}
+
+// Error implements error.
+func (e *AttemptError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what the worker's failure was.
+func (e *AttemptError) Unwrap() error { return e.Err }
 
 // Call is one task for the mesh.
 type Call struct {

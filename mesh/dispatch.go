@@ -3,7 +3,6 @@
 package mesh
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,7 +80,8 @@ func (r *Run) Served() Served { return r.served }
 // Dispatch sends a task to a worker and returns when its output begins, or when
 // the agent ended well without any. A worker that fails before that is replaced
 // by another, up to c.Retries times, and one that refuses because it is full by up
-// to four. The caller must Close the run. The end of ctx stops the agent.
+// to four. When none answers, the error is an [*AttemptError]. The caller must Close
+// the run. The end of ctx stops the agent.
 func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	if c.TaskID == "" {
 		c.TaskID = wire.NewTaskID()
@@ -129,47 +129,43 @@ type dispatch struct {
 	deadline time.Time // of the task; set with the first slot
 	attempts int
 	bounces  int
-	ran      bool // an agent has begun the task, or may have
 }
 
 // try sends the task to one worker after another, until one answers or none is left.
 func (d *dispatch) try(ctx context.Context) (*Run, error) {
-	var failure error
+	var failure *AttemptError
 	for {
 		slot, err := d.acquire(ctx)
-		if err != nil {
-			return nil, d.failed(cmp.Or(failure, err))
+		switch {
+		case err != nil && failure != nil:
+			return nil, failure
+		case err != nil:
+			return nil, err
 		}
 		d.attempts++
 		r, err := d.run(ctx, slot)
 		if err == nil {
 			return r, nil
 		}
-		failure = err
-		if !errors.Is(err, wire.ErrCapacity) && !errors.Is(err, wire.ErrRefused) && !errors.Is(err, ErrUnreachable) {
-			d.ran = true
+		if failure == nil || mayHaveRun(err) || !mayHaveRun(failure) {
+			failure = &AttemptError{Served: d.served(slot), Err: err}
+		}
+		failure.Served.Attempts = d.attempts
+		if ctx.Err() == nil {
+			d.lease.app.logger.Info("worker failed before its first output", zap.String("peer", slot.Worker.Peer),
+				zap.String("task", d.TaskID), zap.Int("attempt", d.attempts), zap.Error(err))
 		}
 		if ctx.Err() != nil || !time.Now().Before(d.deadline) || !d.again(err, slot.Worker.Peer) {
-			return nil, d.failed(failure)
+			return nil, failure
 		}
-		d.lease.app.logger.Info("worker failed before its first output", zap.String("peer", slot.Worker.Peer),
-			zap.String("task", d.TaskID), zap.Int("attempt", d.attempts), zap.Error(err))
 	}
 }
 
-// failed completes the error of the whole dispatch.
-func (d *dispatch) failed(err error) error {
-	if d.ran {
-		return ranError{err}
-	}
-	return err
+// mayHaveRun reports whether an attempt that failed may have had an agent do
+// something. Of several failures, that one says whether the client should ask again.
+func mayHaveRun(err error) bool {
+	return !errors.Is(err, wire.ErrCapacity) && !errors.Is(err, wire.ErrRefused) && !errors.Is(err, ErrUnreachable)
 }
-
-// ranError is an error of a dispatch that is [ErrAgentRan], too, and does not say so.
-type ranError struct{ error }
-
-// Unwrap returns what the error is.
-func (e ranError) Unwrap() []error { return []error{e.error, ErrAgentRan} }
 
 // again reports whether another worker may be tried.
 func (d *dispatch) again(err error, peer string) bool {
@@ -209,18 +205,22 @@ func (d *dispatch) acquired(slot router.Slot, err error) (router.Slot, error) {
 	return slot, err
 }
 
+// served names the worker of the slot.
+func (d *dispatch) served(slot router.Slot) Served {
+	return Served{
+		Peer: slot.Worker.Peer, Agent: slot.Worker.Agent, Model: slot.Worker.Model, Tier: slot.Tier,
+		TaskID: d.TaskID, Attempts: d.attempts, Queued: d.queued,
+	}
+}
+
 // run sends the frame to the worker of the slot and waits for its first output.
 // The slot is released when that fails.
 func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	r := &Run{
-		served: Served{
-			Peer: slot.Worker.Peer, Agent: slot.Worker.Agent, Model: slot.Worker.Model, Tier: slot.Tier,
-			TaskID: d.TaskID, Attempts: d.attempts, Queued: d.queued,
-		},
-		node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
+		served: d.served(slot), node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
 	}
 	metrics.InFlight(1)
-	if err := r.open(d.frame); err != nil {
+	if err := r.open(d.frame, d.deadline); err != nil {
 		r.abandon(err)
 		return nil, err
 	}
@@ -232,13 +232,13 @@ func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	return r, nil
 }
 
-// open opens the stream and sends the frame.
-func (r *Run) open(frame []byte) error {
+// open opens the stream and sends the frame, until the deadline of the task.
+func (r *Run) open(frame []byte, deadline time.Time) error {
 	id, err := peer.Decode(r.served.Peer)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	dialCtx, cancel := context.WithTimeout(network.WithAllowLimitedConn(r.ctx, "agentfm"), DialTimeout)
+	dialCtx, cancel := context.WithDeadline(network.WithAllowLimitedConn(r.ctx, "agentfm"), within(DialTimeout, deadline))
 	defer cancel()
 	r.stream, err = r.node.host.NewStream(dialCtx, id, wire.TaskProtocol)
 	if err != nil {
@@ -248,7 +248,7 @@ func (r *Run) open(frame []byte) error {
 	r.stop = context.AfterFunc(r.ctx, func() { _ = stream.Reset() })
 	r.task.assign(id)
 
-	_ = stream.SetDeadline(time.Now().Add(FrameTimeout))
+	_ = stream.SetDeadline(within(FrameTimeout, deadline))
 	_, err = stream.Write(frame)
 	if err == nil && !r.slot.Worker.Duplex {
 		err = stream.CloseWrite()
@@ -259,6 +259,14 @@ func (r *Run) open(frame []byte) error {
 	return nil
 }
 
+// within returns the time in d, or the deadline when that is earlier.
+func within(d time.Duration, deadline time.Time) time.Time {
+	if t := time.Now().Add(d); t.Before(deadline) {
+		return t
+	}
+	return deadline
+}
+
 // readFirst waits for the first output. It does not come when the worker goes
 // offline: a process that is frozen keeps its connections.
 func (r *Run) readFirst(d *dispatch) error {
@@ -267,8 +275,8 @@ func (r *Run) readFirst(d *dispatch) error {
 		defer context.AfterFunc(r.slot.Here, func() { _ = stream.Reset() })()
 	}
 	first := d.deadline
-	if limit := time.Now().Add(d.FirstByte); d.FirstByte > 0 && limit.Before(first) {
-		first = limit
+	if d.FirstByte > 0 {
+		first = within(d.FirstByte, d.deadline)
 	}
 	_ = stream.SetDeadline(first)
 	r.out = wire.NewOutputReader(stream, ReadSize)

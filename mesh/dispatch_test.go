@@ -179,9 +179,52 @@ func TestRetries(t *testing.T) {
 		tries.Store(0)
 		c := call("m")
 		c.Retries = retries
-		if _, _, err := ask(t, a, c); !errors.Is(err, ErrStream) || !errors.Is(err, ErrAgentRan) || int(tries.Load()) != retries+1 {
+		_, _, err := ask(t, a, c)
+		if !errors.Is(err, ErrStream) || int(tries.Load()) != retries+1 {
 			t.Errorf("%d retries: %d tries, %v", retries, tries.Load(), err)
 		}
+		if e, ok := errors.AsType[*AttemptError](err); !ok || e.Served.Attempts != retries+1 || e.Served.Model != "m" || e.Served.TaskID == "" {
+			t.Errorf("%d retries: got %+v", retries, e)
+		}
+	}
+}
+
+// TestFailureOfARun wants the answer to be that of the worker whose agent ran, not
+// that of one which had no slot afterwards: a client that hears of the latter asks
+// again, and the agent runs twice.
+func TestFailureOfARun(t *testing.T) {
+	a := newTestApp(t, nil)
+	var tries atomic.Int32
+	for range 2 {
+		newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+			if tries.Add(1) == 1 {
+				say("⚠️  Sandbox exited: exit status 3\n"+noFiles)(s, req)
+				return
+			}
+			say(wire.RefuseTasks(1, 1)+"\n")(s, req)
+		})
+	}
+	if _, _, err := ask(t, a, call("m")); !errors.Is(err, wire.ErrAgentFailed) || tries.Load() != 2 {
+		t.Errorf("got %v after %d tries", err, tries.Load())
+	}
+}
+
+// TestUnread wants the time limit of a task to hold for a worker that does not even
+// read it.
+func TestUnread(t *testing.T) {
+	a := newTestApp(t, nil)
+	w := newWorker(t, a, nil)
+	end := newGate()
+	t.Cleanup(end.open)
+	w.SetStreamHandler(wire.TaskProtocol, func(network.Stream) { end.wait() })
+	c := call("m")
+	c.Prompt, c.Timeout = strings.Repeat("x", 900_000), 300*time.Millisecond
+	w.MaxPrompt = wire.MaxTaskFrame
+	a.node.Load().directory.update(w.Telemetry)
+	begun := time.Now()
+	_, _, err := ask(t, a, c)
+	if took := time.Since(begun); !errors.Is(err, os.ErrDeadlineExceeded) || took > FrameTimeout/2 {
+		t.Errorf("got %v after %s", err, took)
 	}
 }
 
@@ -381,18 +424,18 @@ func TestUnreachable(t *testing.T) {
 	await.Until(t, "the worker is offline", func() bool { return lease(t, a).Online() == 0 })
 	// as if its last words had come by another peer just now
 	a.node.Load().directory.update(w.Telemetry)
-	if _, _, err := ask(t, a, call("m")); !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrAgentRan) {
+	if _, _, err := ask(t, a, call("m")); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("got %v, want ErrUnreachable", err)
 	}
-	// after another's agent has run, the client must not try again by itself
+	// after another's agent has run, it is that failure that counts
 	resets := newWorker(t, a, func(s network.Stream, _ wire.TaskRequest) { _ = s.Reset() })
 	w.CPUPercent, resets.CPUPercent = 90, 0
 	a.node.Load().directory.update(resets.Telemetry)
 	a.node.Load().directory.update(w.Telemetry)
 	a.node.Load().directory.router.Remove(w.PeerID) // it has rested
 	a.node.Load().directory.update(w.Telemetry)
-	if _, _, err := ask(t, a, call("m")); !errors.Is(err, ErrAgentRan) {
-		t.Errorf("got %v, want ErrAgentRan", err)
+	if _, _, err := ask(t, a, call("m")); !errors.Is(err, ErrStream) {
+		t.Errorf("got %v, want ErrStream", err)
 	}
 }
 

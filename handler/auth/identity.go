@@ -96,6 +96,17 @@ func foldModel(name string) string { return strings.ToLower(strings.TrimSpace(na
 // established. Configurations and clients cannot make a value of that type.
 const identityVar = "agentfm.identity"
 
+// refusalVar is the request variable with the *Error for which the provider
+// refused the client.
+const refusalVar = "agentfm.refusal"
+
+// Refusal returns why the provider refused the client of a request, which Caddy
+// keeps to itself; nil when it did not.
+func Refusal(r *http.Request) *Error {
+	err, _ := caddyhttp.GetVar(r.Context(), refusalVar).(*Error)
+	return err
+}
+
 // Established returns the identity of a user that Caddy authenticated, as in
 // `{http.auth.user.id}`. A user of the provider "agentfm" has the rights of its
 // key; any other has all rights.

@@ -66,12 +66,14 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 }
 
 // Authenticate implements caddyauth.Authenticator. It sets the headers of the
-// answer when the client is refused; the status is the handler's, always 401.
+// answer when the client is refused; the status is the handler's, always 401. What
+// was wrong is left for [Refusal].
 func (p *Provider) Authenticate(w http.ResponseWriter, r *http.Request) (caddyauth.User, bool, error) {
 	id, err := p.checker.Check(r)
 	if err != nil {
 		w.Header().Set("WWW-Authenticate", realm) // belongs to the status
 		err.SetHeaders(w.Header())
+		caddyhttp.SetVar(r.Context(), refusalVar, err)
 		return caddyauth.User{}, false, nil
 	}
 	caddyhttp.SetVar(r.Context(), identityVar, id)

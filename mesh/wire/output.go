@@ -92,8 +92,9 @@ const (
 // The newline before a marker belongs to the marker. Unless EagerNewline is
 // set, a newline is therefore given out together with what follows it.
 type OutputReader struct {
-	// EagerNewline gives every newline out at once. The output then ends with
-	// the newline that belongs to the marker.
+	// EagerNewline gives every newline out at once, but for those before any other
+	// output: an agent that fails in silence has written nothing. An output then
+	// ends with the newline that belongs to the marker.
 	EagerNewline bool
 
 	r       io.Reader
@@ -165,7 +166,7 @@ func (o *OutputReader) keepFrom() int {
 		}
 		from, end = line-1, line-1
 	}
-	if o.EagerNewline {
+	if o.EagerNewline && (o.started || from > 0) {
 		from += len(o.held[from:]) - len(bytes.TrimLeft(o.held[from:], "\n"))
 	}
 	return from
@@ -200,7 +201,7 @@ func (o *OutputReader) finish(cause error) {
 		o.err = fmt.Errorf("%w: %s", ErrAgentFailed, strings.TrimPrefix(strings.TrimPrefix(failure, exitPrefix), startFailPrefix))
 	case marker != "":
 		o.err, o.files = io.EOF, marker == MarkerFiles
-		if n := len(rest); o.EagerNewline && o.held[n] == '\n' {
+		if n := len(rest); o.EagerNewline && (o.started || n > 0) && o.held[n] == '\n' {
 			body = o.held[:n+1] // the marker's own, which was held with a line that looks like one
 		}
 	default:

@@ -85,12 +85,14 @@ func TestOutputReader(t *testing.T) {
 	}
 }
 
-// TestOutputReaderEager wants each newline at once, and the marker's own too.
+// TestOutputReaderEager wants each newline at once, and the marker's own too, but
+// none from an agent that wrote nothing: it may yet have failed.
 func TestOutputReaderEager(t *testing.T) {
 	for in, want := range map[string]string{
 		"hello\n" + noFiles:  "hello\n\n",
 		"hello" + noFiles:    "hello\n",
-		noFiles:              "\n",
+		noFiles:              "",
+		"\na" + noFiles:      "\na\n",
 		"a\n\n\nb" + noFiles: "a\n\n\nb\n",
 
 		"a\n[AGENTFM: NO_FILES]\n" + noFiles: "a\n[AGENTFM: NO_FILES]\n\n",
@@ -100,6 +102,18 @@ func TestOutputReaderEager(t *testing.T) {
 		o.EagerNewline = true
 		if got, err := io.ReadAll(o); string(got) != want || err != nil {
 			t.Errorf("%q: got %q, %v; want %q", in, got, err, want)
+		}
+	}
+}
+
+// TestOutputReaderEagerFailure wants no output of an agent that failed without any,
+// so that the answer can still say so in its status.
+func TestOutputReaderEagerFailure(t *testing.T) {
+	for _, in := range []string{"\n" + Exited("exit status 3") + noFiles, "\n" + StartFailed(errors.New("no shell")) + noFiles} {
+		o := NewOutputReader(iotest.OneByteReader(strings.NewReader(in)), 64)
+		o.EagerNewline = true
+		if got, err := io.ReadAll(o); len(got) > 0 || !errors.Is(err, ErrAgentFailed) {
+			t.Errorf("%q: got %q, %v", in, got, err)
 		}
 	}
 }

@@ -6,7 +6,9 @@
 package policy
 
 import (
+	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -79,6 +81,19 @@ func (s *Sticky) Provision(caddy.Context) error {
 	return nil
 }
 
+// headerChars are what the name of a header is made of (RFC 9110, section 5.6.2).
+const headerChars = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+// Validate refuses names that no header can have.
+func (s *Sticky) Validate() error {
+	for _, name := range s.Headers {
+		if name == "" || strings.ContainsFunc(name, func(r rune) bool { return !strings.ContainsRune(headerChars, r) }) {
+			return fmt.Errorf("'%s' is not the name of a header", name)
+		}
+	}
+	return nil
+}
+
 // Session returns the session that a request names; empty for none.
 func (s *Sticky) Session(h http.Header) string {
 	for _, name := range s.Headers {
@@ -120,6 +135,7 @@ var (
 	_ router.Selector       = RoundRobin{}
 	_ router.Selector       = (*Sticky)(nil)
 	_ caddy.Provisioner     = (*Sticky)(nil)
+	_ caddy.Validator       = (*Sticky)(nil)
 	_ caddyfile.Unmarshaler = LeastLoaded{}
 	_ caddyfile.Unmarshaler = PowerOfTwo{}
 	_ caddyfile.Unmarshaler = RoundRobin{}

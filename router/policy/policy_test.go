@@ -56,6 +56,14 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+func TestHeaderNames(t *testing.T) {
+	for name, valid := range map[string]bool{"X-Session": true, "a b": false, "X:": false, "": false} {
+		if err := (&Sticky{Headers: []string{name}}).Validate(); (err == nil) != valid {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
 func TestSession(t *testing.T) {
 	s := new(Sticky)
 	if err := s.Provision(caddy.Context{}); err != nil {
