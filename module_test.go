@@ -68,7 +68,7 @@ var allowed = map[string][]string{
 	"worker/docker":                {"worker", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
 	"handler/auth":                 {"internal/metrics", "internal/option"},
-	"handler":                      {"handler/auth", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
+	"handler":                      {"handler/auth", "internal/metrics", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
 	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process"},
 	"xcaddy":                       {""},

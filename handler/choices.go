@@ -7,7 +7,9 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
@@ -53,6 +55,9 @@ func (x *exchange) runChoices(c completion, serve func(ctx context.Context, i in
 		panic(<-panics) // the server survives a request's, but not that of a goroutine
 	}
 	err := context.Cause(ctx)
+	if noRoom(err) {
+		metrics.TaskEnded(metrics.Rejected, time.Since(x.begun))
+	}
 	if err == nil || !ran.Load() || x.r.Context().Err() != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ const maxAnswer = 16 << 20
 
 // maxHeld bounds the answers that are being held at one time, all together: an
 // agent of a stranger can make any of them as large as it may be.
-const maxHeld = 256 << 20
+const maxHeld = 512 << 20
 
 // held is how many bytes of answers are being held. It is one for the process, as
 // its memory is.
@@ -83,7 +83,7 @@ func (x *exchange) complete(c completion) error {
 
 // call is the task of one choice.
 func (c *completion) call() mesh.Call {
-	return mesh.Call{Target: router.Request{Model: c.model, Affinity: c.affinity}, Prompt: c.prompt}
+	return mesh.Call{Target: router.Request{Model: c.model, Affinity: c.affinity}, Prompt: c.prompt, Again: c.choices > 1}
 }
 
 // promptTokens estimates the size of the prompt.
@@ -118,6 +118,7 @@ func (x *exchange) wholeReply(c completion, reply openai.Reply) error {
 // heldAnswer is the answer of one task that is being held, within the limits.
 type heldAnswer struct {
 	b      strings.Builder
+	cost   int64 // of the text, and of the JSON that it becomes
 	text   *openai.Text
 	served mesh.Served
 }
@@ -147,18 +148,20 @@ func (a *heldAnswer) hold(text string) error {
 	if a.b.Len()+len(text) > maxAnswer {
 		return streamFailed(nil, fmt.Sprintf("the answer is over %d bytes; ask for it with \"stream\":true", maxAnswer))
 	}
-	if held.Add(int64(len(text))) > maxHeld {
-		held.Add(-int64(len(text)))
+	cost := int64(len(text) + openai.EncodedLen(text))
+	if held.Add(cost) > maxHeld {
+		held.Add(-cost)
 		p := overloaded("the gateway holds too many large answers; try again later, or with \"stream\":true")
 		p.final = true // the agent has run
 		return p
 	}
+	a.cost += cost
 	a.b.WriteString(text)
 	return nil
 }
 
 // release gives back what the answer holds.
-func (a *heldAnswer) release() { held.Add(-int64(a.b.Len())) }
+func (a *heldAnswer) release() { held.Add(-a.cost) }
 
 // streamReply answers with events as the output comes. The status is decided by
 // the first output, or by the first heartbeat: until then, a failure has one of

@@ -153,3 +153,17 @@ func TestStreamFailure(t *testing.T) {
 		g.do(t, "POST", route, body).failed(t, 502, "worker_stream_failed")
 	}
 }
+
+// TestHeldCost wants what an answer costs to be counted as it is: its text, and the
+// JSON that it becomes. An agent can make that sixfold.
+func TestHeldCost(t *testing.T) {
+	before := held.Load()
+	var a heldAnswer
+	if err := a.hold("ab\x00"); err != nil || held.Load()-before != 3+8 {
+		t.Errorf("%d bytes are held, %v", held.Load()-before, err)
+	}
+	a.release()
+	if held.Load() != before {
+		t.Errorf("%d bytes are held", held.Load()-before)
+	}
+}

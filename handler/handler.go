@@ -32,6 +32,7 @@ const (
 	defaultRetries   = 2
 	defaultBodyLimit = 32 << 20
 	defaultHeartbeat = 15 * time.Second
+	minHeartbeat     = time.Millisecond
 	defaultQueueSize = 256
 	defaultQueueWait = 10 * time.Second
 )
@@ -248,6 +249,8 @@ func (h *Handler) Validate() error {
 		return errors.New("body_limit must not be negative")
 	case h.queue.Size < 0 || h.queue.Wait < 0:
 		return errors.New("queue: size and wait must not be negative")
+	case h.heartbeat > 0 && h.heartbeat < minHeartbeat:
+		return fmt.Errorf("heartbeat must be %s or longer", minHeartbeat)
 	case h.FirstByteTimeout < 0:
 		return errors.New("first_byte_timeout must not be negative")
 	case h.TaskTimeout < 0 || time.Duration(h.TaskTimeout) > mesh.MaxTaskTimeout:

@@ -63,6 +63,9 @@ type Call struct {
 	Timeout time.Duration
 	// EagerNewline gives newlines out at once; see [wire.OutputReader].
 	EagerNewline bool
+	// Again says that the caller tries again when there is no slot, and counts a
+	// rejection itself.
+	Again bool
 }
 
 // Queue is how a call waits for a slot.

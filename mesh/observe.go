@@ -12,9 +12,6 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
-// observeRejected counts a task that no worker took.
-func observeRejected(begun time.Time) { metrics.TaskEnded(metrics.Rejected, time.Since(begun)) }
-
 // observeTask counts a task that ended; nil is well.
 func observeTask(begun time.Time, err error) {
 	status := metrics.Error

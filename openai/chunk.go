@@ -107,6 +107,15 @@ func fit(s string, max int) int {
 	return len(s)
 }
 
+// EncodedLen is the size of s in a JSON string, never too small.
+func EncodedLen(s string) int {
+	size := 0
+	for _, r := range s {
+		size += encodedLen(r)
+	}
+	return size
+}
+
 // encodedLen is the size of r in a JSON string, never too small.
 func encodedLen(r rune) int {
 	switch {

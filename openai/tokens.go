@@ -12,7 +12,7 @@ import (
 
 // maxExact is how much of a text has its tokens counted. What follows is taken to
 // have as many tokens a byte: what an agent prints must not cost without bound.
-const maxExact = 32 << 10
+const maxExact = 8 << 10
 
 // maxRun bounds what the tokenizer gets in one piece, in bytes: on hostile text the
 // cost of a piece grows with the square of its size. With this one it is at most
@@ -26,7 +26,7 @@ var vocabulary = sync.OnceValue(codec.NewO200kBase)
 
 // CountTokens returns how many tokens the text has in the vocabulary o200k_base,
 // that of OpenAI's models since 2024; an agent's model may have another. Up to
-// 32 KiB of text are counted, and what is more is estimated from that. A run of
+// 8 KiB of text are counted, and what is more is estimated from that. A run of
 // over 512 bytes without the end of a word is counted in parts, which may give
 // some tokens more. The first call also loads the vocabulary.
 func CountTokens(text string) int {

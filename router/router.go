@@ -281,6 +281,7 @@ func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 	e.inflight++
 	r.picks++
 	e.picked = r.picks
+	e.tie = rand.Uint32() // of equals, the next time another
 	e.moved()
 	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e}, nil
 }

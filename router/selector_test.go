@@ -37,7 +37,18 @@ func TestLeastLoaded(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", name, s.Worker.Peer, c.want)
 		}
 	}
-	// of equals any: different routers choose differently
+	// of equals any, and not always the same
+	idle := newRouter(w("a", 0, 4, 1), w("b", 0, 4, 1), w("c", 0, 4, 1))
+	used := make(map[string]bool)
+	for range 100 {
+		s := pick(t, idle, LeastLoaded{}, Request{Model: "m"})
+		used[s.Worker.Peer] = true
+		s.Release(Succeeded)
+	}
+	if len(used) != 3 {
+		t.Errorf("of three idle workers only %v were used", used)
+	}
+	// different routers choose differently
 	seen := make(map[string]int)
 	for range 300 {
 		r := newRouter(w("a", 0, 4, 1), w("b", 0, 4, 1), w("c", 0, 4, 1))

@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/caddyauth"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/internal/option"
 )
 
@@ -60,7 +61,10 @@ func (*Provider) CaddyModule() caddy.ModuleInfo {
 
 // Provision reads the keys.
 func (p *Provider) Provision(ctx caddy.Context) error {
-	var err error
+	err := metrics.Register(ctx.GetMetricsRegistry())
+	if err != nil {
+		return err
+	}
 	p.checker, err = New(Options{Keys: p.APIKeys, File: p.APIKeysFile, Logger: ctx.Logger()})
 	return err
 }
