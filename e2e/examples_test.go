@@ -401,7 +401,7 @@ func TestExampleRateLimits(t *testing.T) {
 	site := e.local("8080")
 	e.awaitWorker(site, bearer(b)...)
 	e.chat(site).wantError(t, http.StatusUnauthorized, "unauthorized")
-	e.chat(site, bearer("key-of-nobody-0123456789")...).wantError(t, http.StatusUnauthorized, "unauthorized")
+	e.chat(site, bearer("key-of-nobody-0123456789")...).wantError(t, http.StatusUnauthorized, "invalid_api_key")
 
 	for range 10 {
 		e.chat(site, bearer(a)...).wantReport(t)
