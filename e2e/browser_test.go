@@ -55,11 +55,10 @@ await fetch('/result', {method: 'POST', body: JSON.stringify({
 // any other learns nothing, and has nothing done.
 func TestBrowser(t *testing.T) {
 	chromium := need(t, "AGENTFM_TEST_CHROMIUM")
-	gatewayPort := ""
 	results := make(chan map[string]string, 1)
 	pages := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/result" {
-			fmt.Fprintf(w, page, "http://gateway.example:"+gatewayPort, testKey)
+			fmt.Fprintf(w, page, "http://gateway.example:"+r.URL.Query().Get("gateway"), testKey)
 			return
 		}
 		var result map[string]string
@@ -77,7 +76,7 @@ func TestBrowser(t *testing.T) {
 	p := start(t, home(t), caddyfile(localMesh, "agentfm {\n\t\tapi_keys "+testKey+"\n\t\tallow_origins http://app.example:"+pagePort+"\n\t}",
 		agent("echo", "Echo", "echo", command(writeScript(t, "echo run >>\"$STATE/runs\"\ncat\n"), "STATE", state))))
 	p.awaitWorkers(1)
-	gatewayPort = p.url[strings.LastIndexByte(p.url, ':')+1:]
+	gatewayPort := p.url[strings.LastIndexByte(p.url, ':')+1:]
 
 	const text = "user: hello\n\nassistant:"
 	for origin, want := range map[string]map[string]string{
@@ -92,7 +91,7 @@ func TestBrowser(t *testing.T) {
 		defer os.RemoveAll(profile)
 		browser := exec.Command(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
 			"--user-data-dir="+profile, "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND",
-			"--remote-debugging-port=0", "http://"+origin+":"+pagePort+"/")
+			"--remote-debugging-port=0", "http://"+origin+":"+pagePort+"/?gateway="+gatewayPort)
 		browser.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // with all of its processes
 		log := &logBuffer{}
 		browser.Stderr = log
