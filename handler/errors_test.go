@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -201,4 +202,24 @@ func TestReason(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 	}
+}
+
+// TestOffline wants a model whose workers have just gone to be worth another try,
+// and one that nobody has not to be. A key learns nothing of workers that are not
+// its own.
+func TestOffline(t *testing.T) {
+	gone := worker(peerA, "HR", "llama3.2")
+	gone.Online, gone.LastSeen = false, time.Now().Add(-time.Minute)
+	f := &fakeMesh{workers: []mesh.WorkerInfo{gone}, dispatch: fails(router.ErrNoMatch)}
+	g := serve(t, f)
+	a := g.do(t, "POST", "/v1/chat/completions", chatBody)
+	a.failed(t, 503, "no_worker_online")
+	if a.header.Get("Retry-After") != "5" || a.header.Get("X-Should-Retry") == "false" {
+		t.Errorf("got %v", a.header)
+	}
+	g.do(t, "POST", "/v1/chat/completions", strings.Replace(chatBody, "llama3.2", "nobody", 1)).failed(t, 404, "model_not_found")
+	g.do(t, "POST", "/v1/chat/completions", chatBody, "X-AgentFM-Worker", peerB).failed(t, 404, "model_not_found")
+	g.do(t, "POST", "/api/execute", executeBody).failed(t, 404, "worker_not_found")
+	f.workers[0].LastSeen = time.Now().Add(-time.Hour)
+	g.do(t, "POST", "/v1/chat/completions", chatBody).failed(t, 404, "model_not_found")
 }

@@ -139,6 +139,10 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 			message: fmt.Sprintf("the worker in the header %s is not online, or does not go by %q",
 				headerWorker, openai.Clip(call.Target.Model, maxQuote))}
 	case errors.Is(err, router.ErrNoMatch):
+		if x.wasOnline(call.Target) {
+			return &problem{status: http.StatusServiceUnavailable, code: "no_worker_online", param: "model", retryAfter: offlineRetryAfter,
+				message: fmt.Sprintf("the workers that %q names were online lately and are not now", openai.Clip(call.Target.Model, maxQuote))}
+		}
 		return modelNotFound(call.Target.Model)
 	case errors.Is(err, router.ErrExcluded): // by the request: no worker was tried
 		return &problem{status: http.StatusNotFound, code: codeModelNotFound,
@@ -147,6 +151,22 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 		return promptTooLong(len(call.Prompt), x.promptLimit(call.Target), param)
 	}
 	return err
+}
+
+// A worker that was online within offlineWait is expected back: it restarts, or its
+// network does. A client may ask again after offlineRetryAfter seconds.
+const (
+	offlineWait       = 5 * time.Minute
+	offlineRetryAfter = 5
+)
+
+// wasOnline reports whether a worker matches that was online lately.
+func (x *exchange) wasOnline(target router.Request) bool {
+	lately := time.Now().Add(-offlineWait)
+	gone := slices.DeleteFunc(x.workersFor(x.lease.Workers(true)), func(w mesh.WorkerInfo) bool {
+		return w.Online || w.LastSeen.Before(lately)
+	})
+	return len(matching(gone, target)) > 0
 }
 
 // modelNotFound is the error for a model that nobody online serves.
