@@ -92,6 +92,7 @@ func TestBrowser(t *testing.T) {
 		browser := exec.Command(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
 			"--user-data-dir="+profile, "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND",
 			"--remote-debugging-port=0", "http://"+origin+":"+pagePort+"/?gateway="+gatewayPort)
+		browser.Env = append(os.Environ(), "TMPDIR="+profile)     // it is killed, and removes nothing
 		browser.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // with all of its processes
 		log := &logBuffer{}
 		browser.Stderr = log

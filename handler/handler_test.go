@@ -49,9 +49,15 @@ type serverSettings struct {
 	http2  bool
 }
 
-// gates counts the gates: each has clients of another address, for failed logins
-// are counted in the whole process.
-var gates atomic.Int32
+// clients counts the addresses of clients.
+var clients atomic.Int32
+
+// newClient returns an address that nobody has had: failed logins are counted in
+// the whole process.
+func newClient() string {
+	n := clients.Add(1)
+	return fmt.Sprintf("198.18.%d.%d:1234", n>>8, n&255)
+}
 
 // serve starts a server. The test fails when a lease stays out.
 func serve(t *testing.T, f *fakeMesh, settings ...setting) *gate {
@@ -67,8 +73,7 @@ func serve(t *testing.T, f *fakeMesh, settings ...setting) *gate {
 	if err := g.h.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	n := gates.Add(1)
-	client := fmt.Sprintf("198.18.%d.%d:1234", n>>8, n&255)
+	client := newClient()
 	var running sync.WaitGroup
 	root := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		running.Add(1)

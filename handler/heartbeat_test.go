@@ -154,6 +154,7 @@ func TestHandleErrors(t *testing.T) {
 // TestHandleRefusals wants of whom the provider refuses what the handler would have
 // answered, and a web page to be able to read it.
 func TestHandleRefusals(t *testing.T) {
+	client := newClient()
 	ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
 	defer cancel()
 	provider := &auth.Provider{APIKeys: []string{"the-key-of-nobody-1"}}
@@ -165,7 +166,7 @@ func TestHandleRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.RemoteAddr = "198.19.0.1:1234"
+		r.RemoteAddr = client
 		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, nil)
 		if _, ok, _ := provider.Authenticate(w, r); ok {
 			t.Error("a wrong key is right")

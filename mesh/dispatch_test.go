@@ -239,6 +239,7 @@ func TestFirstByte(t *testing.T) {
 		t.Errorf("alone: got %v", err)
 	}
 	newWorker(t, a, say("ok"+noFiles))
+	c.FirstByte = 5 * time.Second // time enough for one that answers
 	if out, _, err := ask(t, a, c); out != "ok" || err != nil {
 		t.Errorf("got %q, %v", out, err)
 	}
@@ -278,7 +279,7 @@ func TestDrip(t *testing.T) {
 		}
 	})
 	c := call("m")
-	c.Timeout = 300 * time.Millisecond
+	c.Timeout = time.Second
 	out, _, err := ask(t, a, c)
 	if out == "" || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %q, %v", out, err)

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -277,9 +276,8 @@ func TestTestRelayFails(t *testing.T) {
 			t.Error("a mute listener is a relay")
 		}
 	}
-	began := time.Now()
-	if _, err := l.TestRelay(t.Context(), addr); err == nil || time.Since(began) > 2*relayTestTimeout {
-		t.Errorf("after %v: %v", time.Since(began), err)
+	if _, err := l.TestRelay(t.Context(), addr); err == nil || !strings.Contains(err.Error(), "no answer within") {
+		t.Errorf("nobody answers: %v", err)
 	}
 }
 

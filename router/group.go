@@ -17,7 +17,8 @@ type place struct {
 
 // less reports whether a goes before b: those with a free slot first, then those
 // that rest, then the rest; among these the one with the smallest share of its
-// slots in use, then the one with the lowest CPU use.
+// slots in use, then the one with the lowest CPU use, and of equals the one that
+// was not chosen for the longest time.
 func less(a, b *worker) bool {
 	if c := cmp.Compare(a.state(), b.state()); c != 0 {
 		return c < 0
@@ -27,6 +28,9 @@ func less(a, b *worker) bool {
 		return c < 0
 	}
 	if c := cmp.Compare(a.CPU, b.CPU); c != 0 {
+		return c < 0
+	}
+	if c := cmp.Compare(a.picked, b.picked); c != 0 {
 		return c < 0
 	}
 	return a.tie < b.tie

@@ -107,7 +107,7 @@ type worker struct {
 	baseline int // slots held when Tasks was reported
 
 	hash   uint64 // of the peer id
-	tie    uint32 // the order of equals: random, so that gateways differ
+	tie    uint32 // the order of equals never chosen: random, so that gateways differ
 	picked uint64 // when it was chosen last
 	health health
 
@@ -281,7 +281,6 @@ func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 	e.inflight++
 	r.picks++
 	e.picked = r.picks
-	e.tie = rand.Uint32() // of equals, the next time another
 	e.moved()
 	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e}, nil
 }

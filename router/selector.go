@@ -46,7 +46,8 @@ func (c *Choices) Share(i int) float64 {
 	return float64(c.workers[i].load()) / float64(c.workers[i].MaxTasks)
 }
 
-// Less reports whether worker i is to be preferred to worker j by load, then CPU.
+// Less reports whether worker i is to be preferred to worker j by load, then CPU,
+// then by which was not chosen for longer.
 func (c *Choices) Less(i, j int) bool { return less(c.workers[i], c.workers[j]) }
 
 // Picked tells, by comparison, which of two workers was chosen later.
@@ -159,7 +160,7 @@ func (c *Choices) reason() error {
 }
 
 // LeastLoaded chooses the worker with the smallest share of its slots in use;
-// among those the one with the lowest CPU use, and among those any.
+// among those the one with the lowest CPU use, and of equals each in turn.
 type LeastLoaded struct{}
 
 // Select implements [Selector].

@@ -20,7 +20,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -289,15 +288,10 @@ func TestOperator(t *testing.T) {
 		t.Errorf("by --config: %s, %v", out, err)
 	}
 
-	began := time.Now()
 	p.terminate()
-	_, _ = io.ReadAll(stream.lines) // to its end
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("the stream of events ended after %v", took)
-	}
 	p.awaitExit()
-	if took := time.Since(began); took > 15*time.Second {
-		t.Errorf("the exit took %v", took)
+	if rest, err := io.ReadAll(stream.lines); err != nil { // cut off, and not ended
+		t.Errorf("the stream of events ended with %v after %q", err, rest)
 	}
 	out, err := p.agentfm(t, "peers", "--address", p.admin).CombinedOutput()
 	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 1 || !strings.Contains(string(out), "asking the admin API at "+p.admin) {

@@ -18,7 +18,7 @@ case $command in
 say) printf %s "$*" ;;                                      # its words
 prompt) printf %s "$prompt" ;;                              # the whole prompt
 line) head -c "$1" /dev/zero | tr '\0' x ;;                 # one line of so many bytes
-silence) sleep "$1" && echo first && sleep "$1" && echo second ;;
+silence) sleep "$1" && : >"$STATE/$token.said" && echo first && sleep "$1" && echo second ;; # notes when it says something
 drip) while echo drop; do sleep 1; done ;;                  # for ever
 gate) echo first && until [ -e "$STATE/$1" ]; do sleep 0.05; done && echo second ;; # goes on when that file is there
 hold) until [ -e "$STATE/$1" ]; do sleep 0.2; done && printf 'held by %s' "$WORKER" ;;

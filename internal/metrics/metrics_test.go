@@ -72,6 +72,7 @@ func TestCounts(t *testing.T) {
 	counts := []count{
 		{func() { WorkersOnline(0) }, "agentfm_workers_online", 0},
 		{func() { WorkersOnline(7) }, "agentfm_workers_online", 7},
+		{func() { WorkersOnline(0) }, "agentfm_workers_online", -7}, // as before, for the next run
 		{func() { Waiting(1) }, "agentfm_queue_waiting", 1},
 		{func() { Waiting(-1) }, "agentfm_queue_waiting", -1},
 		{func() { InFlight(1) }, "agentfm_tasks_in_flight", 1},

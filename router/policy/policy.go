@@ -29,7 +29,7 @@ const Namespace = "agentfm.selection_policies"
 
 // LeastLoaded sends a request to the worker with the smallest share of its slots
 // in use, as it announced and as this gateway has sent it since; among those to
-// the one with the lowest CPU use. It is the default.
+// the one with the lowest CPU use, and to equals in turn. It is the default.
 type LeastLoaded struct{ router.LeastLoaded }
 
 // PowerOfTwo sends a request to the less loaded of two workers that are taken at

@@ -169,8 +169,8 @@ func TestEnvironment(t *testing.T) {
 // TestCancel stops an agent that has a child and ignores SIGTERM.
 func TestCancel(t *testing.T) {
 	for name, script := range map[string]string{
-		"polite":   `sh -c 'echo $$ >"$AGENTFM_OUTPUT/child"; sleep 1000' & echo $$ >"$AGENTFM_OUTPUT/pid"; echo ready; wait`,
-		"stubborn": `trap '' TERM; sh -c 'echo $$ >"$AGENTFM_OUTPUT/child"; sleep 1000' & echo $$ >"$AGENTFM_OUTPUT/pid"; echo ready; while :; do sleep 1000; done`,
+		"polite":   `sh -c 'sleep 1000; :' & echo $! >"$AGENTFM_OUTPUT/child"; echo $$ >"$AGENTFM_OUTPUT/pid"; echo ready; wait`,
+		"stubborn": `trap '' TERM; sh -c 'sleep 1000; :' & echo $! >"$AGENTFM_OUTPUT/child"; echo $$ >"$AGENTFM_OUTPUT/pid"; echo ready; while :; do sleep 1000; done`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out buffer
@@ -182,10 +182,7 @@ func TestCancel(t *testing.T) {
 				defer close(done)
 				_, _ = shell(t, script, nil).Run(ctx, k)
 			}()
-			await.Until(t, "the agent and its child run", func() bool {
-				_, err := os.Stat(filepath.Join(k.OutputDir, "child"))
-				return err == nil && out.String() == "ready\n"
-			})
+			await.Until(t, "the agent and its child run", func() bool { return out.String() == "ready\n" })
 			cancel()
 			<-done
 			gone(t, filepath.Join(k.OutputDir, "pid"))
