@@ -76,7 +76,7 @@ func (p *Provider) Authenticate(w http.ResponseWriter, r *http.Request) (caddyau
 	id, err := p.checker.Check(r)
 	if err != nil {
 		w.Header().Set("WWW-Authenticate", realm) // belongs to the status
-		err.SetHeaders(w.Header())
+		err.setHeaders(w.Header())
 		caddyhttp.SetVar(r.Context(), refusalVar, err)
 		return caddyauth.User{}, false, nil
 	}
