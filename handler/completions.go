@@ -227,14 +227,3 @@ func streamChoice(choice *openai.StreamChoice, task run) error {
 		}
 	}
 }
-
-// broken ends an answer that has begun already with an error, unless it is the
-// client that broke it off.
-func (x *exchange) broken(err error, tell func(*problem) error) error {
-	if gone := x.r.Context().Err(); gone != nil {
-		return gone
-	}
-	p := problemOf(err)
-	x.logProblem(p)
-	return tell(p)
-}

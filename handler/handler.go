@@ -49,10 +49,11 @@ const (
 // proxy, set Caddy's `trusted_proxies`, or the proxy is the client. The name of
 // the key becomes `{http.auth.user.id}`, for access logs and later handlers.
 //
-// Without keys, a request is served when it came in over loopback or a Unix
-// socket and through no proxy, as far as that can be told, or when an
-// authentication handler before this one has accepted it; others are refused with status 403, so that a gateway is not opened to the
-// internet by accident. `allow_unauthenticated` lifts that.
+// Without keys, a request is served when it came in over a Unix socket, or over
+// loopback and asked for `localhost` or a loopback address, and through no proxy,
+// as far as that can be told; or when an authentication handler before this one
+// has accepted it. Others are refused with status 403, so that a gateway is not
+// opened to the internet by accident. `allow_unauthenticated` lifts that.
 //
 // `/health` needs no key. A request that changes something and comes from a web
 // page is refused, unless the page's origin is loopback or in `allow_origins`.
@@ -93,8 +94,9 @@ type Handler struct {
 	// The keys that clients may present. A value may hold several, separated by
 	// commas or line ends, and may be a placeholder such as
 	// `{env.AGENTFM_API_KEYS}`. A key has at least 16 characters and no white
-	// space; it may be given by its hash, `sha256:` and 64 hex digits. When this is
-	// set and holds no key, the configuration is refused.
+	// space; it may be given by its hash, `sha256:` and 64 hex digits. Caddy's admin
+	// API shows what stands here, so that a placeholder or a hash is better than the
+	// key. When this is set and holds no key, the configuration is refused.
 	// Default: no key is needed, unless there is a key file.
 	APIKeys []string `json:"api_keys,omitempty"`
 
@@ -148,8 +150,8 @@ type Handler struct {
 
 	// How long a streamed answer may be silent before a comment is sent that keeps
 	// proxies and clients from giving up. Before the first output, this also fixes
-	// the status at 200: what goes wrong afterwards is an event of the stream. A
-	// negative value switches it off. Default: 15s.
+	// the status at 200: what goes wrong afterwards is an event of the stream. At
+	// least 1ms; a negative value switches it off. Default: 15s.
 	Heartbeat caddy.Duration `json:"heartbeat,omitempty"`
 
 	// The largest body of a request, in bytes. Default: 32 MiB.

@@ -140,7 +140,7 @@ func TestStreamSplitsLines(t *testing.T) {
 			if err := s.Finish(); err != nil {
 				t.Fatal(err)
 			}
-			if got := joined(t, out.Bytes(), kind)[0]; got != ValidText([]byte(text)) {
+			if got := joined(t, out.Bytes(), kind)[0]; got != validText([]byte(text)) {
 				t.Errorf("%q: the text came back with %d bytes", unit, len(got))
 			}
 		}
@@ -409,7 +409,7 @@ func FuzzSSE(f *testing.F) {
 		if err := s.Finish(); err != nil {
 			t.Fatal(err)
 		}
-		if got := joined(t, out.Bytes(), kind)[0]; got != ValidText(output) {
+		if got := joined(t, out.Bytes(), kind)[0]; got != validText(output) {
 			t.Errorf("%q came back as %q", output, got)
 		}
 	})

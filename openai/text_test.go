@@ -114,7 +114,7 @@ func FuzzText(f *testing.F) {
 			t.Fatalf("%q with %+v: in parts %q, %s, %t, %d; whole %q, %s, %t, %d", p, l,
 				got, x.FinishReason(), x.Done(), x.Tokens(), whole, w.FinishReason(), w.Done(), w.Tokens())
 		}
-		if !strings.HasPrefix(ValidText(p), got) || !x.Done() && got != ValidText(p) {
+		if !strings.HasPrefix(validText(p), got) || !x.Done() && got != validText(p) {
 			t.Errorf("%q became %q", p, got)
 		}
 		for _, stop := range l.Stop {

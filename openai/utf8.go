@@ -64,7 +64,3 @@ func text(p []byte) string {
 	}
 	return b.String()
 }
-
-// ValidText returns an agent's whole output as valid UTF-8, the same as a [Cutter]
-// gives in pieces.
-func ValidText(output []byte) string { return text(output) }

@@ -61,7 +61,7 @@ func (a *App) unmarshalAgent(d *caddyfile.Dispenser) error {
 	}
 	c := new(Config)
 	a.Agents[key] = c
-	return option.Set{
+	err := option.Set{
 		"name":        option.String(&c.Name),
 		"model":       option.String(&c.Model),
 		"description": option.String(&c.Description),
@@ -76,6 +76,15 @@ func (a *App) unmarshalAgent(d *caddyfile.Dispenser) error {
 		"listen":      option.Strings(&c.Listen),
 		"runtime":     option.Func(c.unmarshalRuntime),
 	}.Block(d)
+	switch {
+	case err != nil:
+		return err
+	case c.Model == "":
+		return d.Errf("agent '%s': %w", key, errNoModel)
+	case c.RuntimeRaw == nil:
+		return d.Errf("agent '%s': %w", key, errNoRuntime)
+	}
+	return nil
 }
 
 // unmarshalRuntime loads the runtime's own options.

@@ -26,12 +26,13 @@ const (
 // Config is one agent.
 type Config struct {
 	// Name is the agent's public name, by which clients may ask for it. At most
-	// 20 characters. Default: the agent's key.
+	// 20 characters, and nothing that reads like a peer id. Default: the agent's
+	// key.
 	Name string `json:"name,omitempty"`
 
 	// Model is the model engine that the agent announces, by which clients may
-	// ask for it; the agent finds it in AGENTFM_MODEL. At most 40 characters.
-	// Required.
+	// ask for it; the agent finds it in AGENTFM_MODEL. At most 40 characters,
+	// and nothing that reads like a peer id. Required.
 	Model string `json:"model,omitempty"`
 
 	// Description tells people what the agent does. At most 1000 characters.
@@ -80,6 +81,12 @@ var agentKey = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}$`)
 // capability is the form of a capability.
 var capability = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 
+// Errors of what has no default.
+var (
+	errNoModel   = errors.New("model: required; the name by which clients ask for the agent")
+	errNoRuntime = errors.New("runtime: required; one of docker, process")
+)
+
 // provision resolves the settings of one agent. It opens nothing.
 func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*generation, error) {
 	if c == nil {
@@ -111,7 +118,7 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 		g.allow = append(g.allow, id)
 	}
 	if c.RuntimeRaw == nil {
-		return nil, errors.New("runtime: required; one of docker, process")
+		return nil, errNoRuntime
 	}
 	mod, err := ctx.LoadModule(c, "RuntimeRaw")
 	if err != nil {
@@ -163,7 +170,7 @@ func (g *generation) validate() error {
 	}
 	switch {
 	case c.Model == "":
-		return errors.New("model: required; the name by which clients ask for the agent")
+		return errNoModel
 	case c.Capability != "" && !capability.MatchString(c.Capability):
 		return fmt.Errorf("capability: %q is not in kebab case, such as text-report", c.Capability)
 	case c.MaxTasks < 1 || c.MaxTasks > 10_000:

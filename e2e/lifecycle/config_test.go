@@ -35,9 +35,6 @@ type agent struct {
 	runtime string // default: testdata/agent.sh
 }
 
-// noRuntime stands for an agent without a runtime.
-const noRuntime = "none"
-
 // with returns the configuration under another name, and with these agents
 // where there are any.
 func (c config) with(name string, agents ...agent) config {
@@ -106,9 +103,7 @@ func (a agent) block(t *testing.T) string {
 		}
 		a.runtime += "\t\t\t}"
 	}
-	if a.runtime != noRuntime {
-		a.lines += "\n\t\t\truntime " + a.runtime
-	}
+	a.lines += "\n\t\t\truntime " + a.runtime
 	return fmt.Sprintf("\t\tagent %[1]s {\n\t\t\tmodel %[1]s\n\t\t\tmax_tasks 8\n\t\t\tmax_cpu off\n\t\t\t%[2]s\n\t\t}\n", a.key, a.lines)
 }
 

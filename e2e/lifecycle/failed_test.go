@@ -135,8 +135,8 @@ func TestFailedReload(t *testing.T) {
 		{s.c.with("agent-listen", agent{key: "echo", label: "other", lines: "listen /ip4/127.0.0.1/tcp/" + fmt.Sprint(freePort(t))}),
 			"changing listen needs a restart"},
 		{s.c.with("agent-identity", agent{key: "echo", label: "other", lines: "identity other"}), "changing identity needs a restart"},
-		{s.c.with("no-runtime", agent{key: "echo", runtime: noRuntime}), "runtime: required"},
-		{s.c.with("no-command", agent{key: "echo", runtime: "process"}), "command: required"},
+		{s.c.with("agent-allow", agent{key: "echo", lines: "allow_peers nobody"}), "is not a peer id"},
+		{s.c.with("agent-runtime", agent{key: "echo", runtime: "process {\n\t\t\t\tcommand cat\n\t\t\t\tprompt loud\n\t\t\t}"}), "loud"},
 		{s.c.with("second-agent", s.c.agents[0], agent{key: "second", label: "second", lines: "capability Upper"}), "capability"},
 	} {
 		s.fail(broken.config, broken.why)

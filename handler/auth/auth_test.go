@@ -197,7 +197,7 @@ func TestHeaders(t *testing.T) {
 				t.Fatalf("got %v, %v", id, err)
 			}
 			w := httptest.NewRecorder()
-			err.SetHeaders(w.Header())
+			err.setHeaders(w.Header())
 			if err.Status != row.status || err.Code != row.code || err.Error() == "" ||
 				w.Header().Get("WWW-Authenticate") != row.challenge || w.Header().Get("Retry-After") != "" {
 				t.Errorf("got %+v", err)

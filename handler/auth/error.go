@@ -27,8 +27,8 @@ type Error struct {
 // Error implements error.
 func (e *Error) Error() string { return e.Message }
 
-// SetHeaders sets the headers of the answer that belong to the error.
-func (e *Error) SetHeaders(h http.Header) {
+// setHeaders sets the headers of the answer that belong to the error.
+func (e *Error) setHeaders(h http.Header) {
 	if e.Challenge != "" {
 		h.Set("WWW-Authenticate", e.Challenge)
 	}

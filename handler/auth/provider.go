@@ -36,8 +36,10 @@ func init() {
 // The preflights of browsers have no key, and are refused like others; a matcher
 // such as `not method OPTIONS` leaves them out.
 //
-// A client address with 30 failures in a minute is refused, with the header
-// `Retry-After`, until the minute ends. All handlers and providers of a process
+// Whom it refuses gets status 401, and in `handle_errors` with the handler
+// "agentfm" the status and the error that this would have given. A client address
+// with 30 failures in a minute is refused, with the header `Retry-After`, until
+// the minute ends. All handlers and providers of a process
 // count together, and reloads do not reset the count.
 type Provider struct {
 	// The keys that clients may present; see the same option of the handler
@@ -76,7 +78,7 @@ func (p *Provider) Authenticate(w http.ResponseWriter, r *http.Request) (caddyau
 	id, err := p.checker.Check(r)
 	if err != nil {
 		w.Header().Set("WWW-Authenticate", realm) // belongs to the status
-		err.SetHeaders(w.Header())
+		err.setHeaders(w.Header())
 		caddyhttp.SetVar(r.Context(), refusalVar, err)
 		return caddyauth.User{}, false, nil
 	}

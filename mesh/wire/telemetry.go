@@ -4,6 +4,7 @@ package wire
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -123,11 +124,13 @@ func (t Telemetry) Validate() error {
 			return fmt.Errorf("%s contains control characters", f.name)
 		}
 	}
-	if t.PeerID == "" {
-		return fmt.Errorf("no peer_id")
-	}
-	if posesAsPeer(t.AgentName) || posesAsPeer(t.Model) {
-		return fmt.Errorf("a name that reads like a peer id")
+	switch {
+	case t.PeerID == "":
+		return errors.New("no peer_id")
+	case posesAsPeer(t.AgentName):
+		return errors.New("agent_name reads like a peer id; want another name")
+	case posesAsPeer(t.Model):
+		return errors.New("model reads like a peer id; want another name")
 	}
 	return nil
 }

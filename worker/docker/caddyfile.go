@@ -10,7 +10,7 @@ import (
 
 // UnmarshalCaddyfile reads the runtime's options; see [Runtime] for its syntax.
 func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	return option.Set{
+	err := option.Set{
 		"image":    option.String(&r.Image),
 		"build":    option.String(&r.Build),
 		"host":     option.String(&r.Host),
@@ -22,4 +22,8 @@ func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"env":      option.Map(&r.Env),
 		"env_file": option.String(&r.EnvFile),
 	}.Unmarshal(d)
+	if err == nil && r.Image == "" && r.Build == "" {
+		return d.WrapErr(errNoImage)
+	}
+	return err
 }

@@ -192,11 +192,14 @@ func (r *Runtime) setDefaults() {
 	}
 }
 
+// errNoImage refuses a runtime that has nothing to run.
+var errNoImage = errors.New("image or build is required")
+
 // Validate checks the settings. It does not ask the engine.
 func (r *Runtime) Validate() error {
 	switch {
 	case r.Image == "" && r.Build == "":
-		return errors.New("image or build is required")
+		return errNoImage
 	case r.Prompt != promptArgument && r.Prompt != promptStdin:
 		return fmt.Errorf("prompt is %q, not %s or %s", r.Prompt, promptArgument, promptStdin)
 	case r.limits.memory < minMemory:

@@ -10,12 +10,16 @@ import (
 
 // UnmarshalCaddyfile reads the runtime's options; see [Runtime].
 func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	return option.Set{
+	err := option.Set{
 		"command": option.Strings(&r.Command),
 		"prompt":  option.String(&r.Prompt),
 		"dir":     option.String(&r.Dir),
 		"env":     option.Map(&r.Env),
 	}.Unmarshal(d)
+	if err == nil && len(r.Command) == 0 {
+		return d.WrapErr(errNoCommand)
+	}
+	return err
 }
 
 // Interface guard

@@ -120,10 +120,13 @@ func (r *Runtime) Provision(caddy.Context) error {
 	return nil
 }
 
+// errNoCommand refuses a runtime that has nothing to run.
+var errNoCommand = errors.New("command: required")
+
 // Validate checks the settings.
 func (r *Runtime) Validate() error {
 	if len(r.Command) == 0 {
-		return errors.New("command: required")
+		return errNoCommand
 	}
 	switch r.Prompt {
 	case "", promptArgument, promptStdin:
