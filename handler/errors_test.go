@@ -37,7 +37,7 @@ var dispatchErrors = []struct {
 	{fmt.Errorf("%w: %s", wire.ErrCapacity, "Worker is at max capacity (4/4). Try another worker."), 503, "mesh_overloaded", "capacity", "1", false},
 	{router.ErrPromptTooLong, 400, "context_length_exceeded", "bytes", "", false},
 	{fmt.Errorf("%w: 2000000 bytes", wire.ErrFrameTooLarge), 400, "context_length_exceeded", "shorten", "", false},
-	{router.ErrExcluded, 404, "model_not_found", "X-AgentFM-Exclude", "", false},
+	{router.ErrExcluded, 404, "%_not_found", "X-AgentFM-Exclude", "", false},
 	{router.ErrQueueFull, 503, "mesh_overloaded", "wait", "2", false},
 	{router.ErrCrowdedOut, 429, "rate_limit_exceeded", "your requests", "2", false},
 	{fmt.Errorf("%w: dialling %s: %w", mesh.ErrUnreachable, secretAddress, context.DeadlineExceeded), 502, "worker_unreachable", "reached", "", false},

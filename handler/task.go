@@ -9,13 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-
+	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/openai"
@@ -111,22 +109,12 @@ func (x *exchange) workersFor(workers []mesh.WorkerInfo) []mesh.WorkerInfo {
 	})
 }
 
-// client tells clients apart: by the user or the key, and else by the address, of
-// which the half that names a network counts for IPv6.
+// client tells clients apart: by the user or the key, and else by the address.
 func (x *exchange) client() string {
 	if x.identity != nil && x.identity.ID != "" {
 		return "user " + x.identity.ID
 	}
-	ip, _ := caddyhttp.GetVar(x.r.Context(), caddyhttp.ClientIPVarKey).(string)
-	addr, err := netip.ParseAddr(ip)
-	if err != nil {
-		return "address " + ip
-	}
-	if addr = addr.Unmap().WithZone(""); addr.Is6() {
-		network, _ := addr.Prefix(64) // never fails for IPv6
-		addr = network.Addr()
-	}
-	return "address " + addr.String()
+	return "address " + auth.Source(x.r).String()
 }
 
 // taskProblem completes the errors of a dispatch that depend on its task.
@@ -144,6 +132,9 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 				message: fmt.Sprintf("the workers that %q names were online lately and are not now", openai.Clip(call.Target.Model, maxQuote))}
 		}
 		return modelNotFound(call.Target.Model)
+	case errors.Is(err, router.ErrExcluded) && call.Target.Peer != "":
+		return &problem{status: http.StatusNotFound, code: "worker_not_found", param: "worker_id",
+			message: "that worker is in the header " + headerExclude}
 	case errors.Is(err, router.ErrExcluded): // by the request: no worker was tried
 		return &problem{status: http.StatusNotFound, code: codeModelNotFound,
 			message: "every worker that matches is in the header " + headerExclude}

@@ -81,7 +81,7 @@ func (c *Checker) Check(r *http.Request) (*Identity, *Error) {
 		c.observe(metrics.LoginMissing)
 		return nil, err
 	}
-	from := source(r)
+	from := Source(r)
 	if c.budget.spent(from) {
 		return nil, c.refuse(from, metrics.LoginRateLimited, "too many failures", "")
 	}

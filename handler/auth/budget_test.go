@@ -302,13 +302,13 @@ func TestSource(t *testing.T) {
 		}
 		vars := map[string]any{caddyhttp.ClientIPVarKey: row.client}
 		r = r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, vars))
-		if got := source(r).String(); got != row.want {
+		if got := Source(r).String(); got != row.want {
 			t.Errorf("%+v: got %s", row, got)
 		}
 	}
 	r := httptest.NewRequest(http.MethodGet, "/", nil) // outside of Caddy
 	r.RemoteAddr = "192.0.2.1:9"
-	if got := source(r).String(); got != "192.0.2.1" {
+	if got := Source(r).String(); got != "192.0.2.1" {
 		t.Errorf("got %s", got)
 	}
 }

@@ -32,13 +32,13 @@ func bearer(h http.Header) (string, *Error) {
 	return key, nil
 }
 
-// source returns the address that a request's failures count for: the client's as
+// Source returns the address that stands for a client, and its failures: as
 // Caddy knows it, which heeds forwarding headers of trusted proxies only. One
 // IPv6 host has a whole /64 of addresses, so that is one source.
 //
 // The zero value says that there is none, as on a Unix socket: who comes by that
 // is a proxy before us, and all of its clients must not share one budget.
-func source(r *http.Request) netip.Addr {
+func Source(r *http.Request) netip.Addr {
 	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	addr, err := netip.ParseAddr(text)
 	if err != nil {
