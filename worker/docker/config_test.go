@@ -21,8 +21,9 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 		want        string // as JSON
 		err         string
 	}{
-		{name: "nothing", input: `docker`, want: `{}`},
-		{name: "empty block", input: "docker {\n}", want: `{}`},
+		{name: "nothing", input: `docker`, err: "image or build is required"},
+		{name: "empty block", input: "docker {\n}", err: "image or build is required, at Testfile:2"},
+		{name: "image alone", input: "docker {\nimage a\n}", want: `{"image":"a"}`},
 		{
 			name: "everything",
 			input: `docker {
