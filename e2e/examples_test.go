@@ -24,7 +24,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 )
 
 // example is a running example: the committed file, in which nothing is changed
@@ -82,47 +81,9 @@ func startExample(t *testing.T, file string, s setting) *example {
 		text = strings.ReplaceAll(text, folder, e.dir+"/")
 	}
 	e.ports["2019"], e.ports["4001"] = admin, node
-	if s.program == "" {
-		if s.program, err = binary(); err != nil {
-			t.Fatal(err)
-		}
-	}
 	e.process = launch(t, s.program, e.dir, text, s.env)
 	e.client = e.newClient(https)
 	return e
-}
-
-// launch runs a program with a Caddyfile, as start does with the ready-made one.
-func launch(t *testing.T, program, dir, text string, env []string) *process {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
-	config := filepath.Join(dir, "Caddyfile")
-	writeFile(t, dir, "Caddyfile", text)
-	p := &process{t: t, log: &logBuffer{}, done: make(chan struct{})}
-	p.cmd = exec.Command(program, "run", "--config", config)
-	p.cmd.Dir = dir
-	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "XDG_DATA_HOME=" + dir, "XDG_CONFIG_HOME=" + dir}, env...)
-	p.cmd.Stderr = p.log
-	p.cmd.WaitDelay = 5 * time.Second
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = p.cmd.Wait() // how it ended is in p.cmd.ProcessState
-		close(p.done)
-	}()
-	t.Cleanup(func() {
-		p.stop()
-		if strings.Contains(p.log.String(), "WARNING: DATA RACE") {
-			t.Error("data race in the process")
-		}
-		if t.Failed() {
-			t.Logf("Caddyfile:\n%s\nlog of process %d:\n%s", text, p.cmd.Process.Pid, p.log)
-		}
-	})
-	return p
 }
 
 // newClient returns a client that goes to the example whatever the name of the

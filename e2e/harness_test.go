@@ -133,31 +133,33 @@ func home(t *testing.T) string {
 // of the admin API and SITE for the address of the site.
 func start(t *testing.T, home, caddyfile string) *process {
 	t.Helper()
+	ports := freePorts(t, 2)
+	p := launch(t, "", home, strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile), nil)
+	p.url, p.admin = "http://127.0.0.1:"+ports[0], "http://127.0.0.1:"+ports[1]
+	return p
+}
+
+// launch runs a program, or the binary when it is empty, with a Caddyfile as it
+// stands and with more of an environment.
+func launch(t *testing.T, program, home, caddyfile string, env []string) *process {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
+	if program == "" {
+		var err error
+		if program, err = binary(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	ports := freePorts(t, 2)
-	p := &process{
-		t:    t,
-		url:  "http://127.0.0.1:" + ports[0],
-		log:  &logBuffer{},
-		done: make(chan struct{}),
-
-		admin: "http://127.0.0.1:" + ports[1],
-	}
-	caddyfile = strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile)
-	p.config = caddyfile
+	p := &process{t: t, log: &logBuffer{}, done: make(chan struct{}), config: caddyfile}
 	config := filepath.Join(home, "Caddyfile")
 	if err := os.WriteFile(config, []byte(caddyfile), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p.cmd = exec.Command(path, "run", "--config", config)
+	p.cmd = exec.Command(program, "run", "--config", config)
 	p.cmd.Dir = home
-	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home}
+	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home}, env...)
 	p.cmd.Stderr = p.log
 	p.cmd.WaitDelay = 5 * time.Second // a child that outlives the process may hold its standard error
 	if err := p.cmd.Start(); err != nil {

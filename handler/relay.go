@@ -5,9 +5,8 @@ package handler
 import (
 	"errors"
 
-	"github.com/go-json-experiment/json"
-
 	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/openai"
 )
 
 // maxRelayBody bounds the body of a test of an address, in bytes.
@@ -28,19 +27,19 @@ func (x *exchange) testRelay() error {
 		return err
 	}
 	var req struct {
-		Addr *string `json:"multiaddr"`
+		Addr string `json:"multiaddr"`
 	}
-	if err := json.Unmarshal(body, &req); err != nil {
-		return badRequest("", "the body is not an object with the string multiaddr")
+	if err := openai.Decode(body, &req); err != nil {
+		return err
 	}
-	if req.Addr == nil || *req.Addr == "" {
+	if req.Addr == "" {
 		return badRequest("multiaddr", "multiaddr is required")
 	}
 	l, err := x.takeLease()
 	if err != nil {
 		return err
 	}
-	id, err := l.TestRelay(x.r.Context(), *req.Addr)
+	id, err := l.TestRelay(x.r.Context(), req.Addr)
 	switch {
 	case errors.Is(err, mesh.ErrRelayTests):
 		return overloaded("too many addresses are being tested")

@@ -196,11 +196,11 @@ func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 		served: d.served(slot), node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
 	}
 	metrics.InFlight(1)
-	if err := r.open(d.frame, d.deadline); err != nil {
-		r.abandon(err)
-		return nil, err
+	err := r.open(d.frame, d.deadline)
+	if err == nil {
+		err = r.readFirst(d)
 	}
-	if err := r.readFirst(d); err != nil {
+	if err != nil {
 		r.abandon(err)
 		return nil, err
 	}

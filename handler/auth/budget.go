@@ -50,7 +50,7 @@ func newBudget(now func() time.Time) *budget {
 }
 
 // spent reports whether a source has used up its budget. Without an address
-// there is none; see [source].
+// there is none; see [Source].
 func (b *budget) spent(from netip.Addr) bool {
 	if !from.IsValid() {
 		return false
