@@ -77,7 +77,7 @@ func (g *generation) leave() {
 func (g *generation) prepare(ctx context.Context, a *agent) {
 	for wait := time.Second; ; wait = min(2*wait, prepareBackoff) {
 		began := time.Now()
-		image, err := g.runtime.Prepare(ctx, Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model})
+		image, err := g.runtime.Prepare(ctx, Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, Changed: a.touch})
 		if ctx.Err() != nil {
 			return
 		}

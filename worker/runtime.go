@@ -5,6 +5,7 @@ package worker
 import (
 	"context"
 	"io"
+	"net/http"
 	"strconv"
 )
 
@@ -35,6 +36,37 @@ type Runtime interface {
 	PromptNUL() bool
 }
 
+// Server is a Runtime that answers OpenAI's API itself, with all that the API can
+// do, for gateways that speak HTTP over the mesh. Gateways that do not, send it
+// prompts, which come to Run.
+//
+// ServeHTTP answers one request, whose path is a route of the Offer, or below one
+// ("/v1/responses/resp_1"). The agent has taken a slot for it and has decided who
+// may send it; the body is as the client sent it, and bounded. The context of the
+// request ends when the gateway goes away or the time of the task is over.
+type Server interface {
+	Runtime
+	http.Handler
+
+	// Offer says what is served now; false says that nothing is, because the
+	// back-end does not answer. It is called often, and must not block.
+	Offer() (Offer, bool)
+}
+
+// Offer is what a Server serves.
+type Offer struct {
+	// Models are the names by which clients may ask for one of its models, the
+	// first of them that which is meant by the name of the agent. There is at
+	// least one, and at most [MaxModels].
+	Models []string
+	// Routes are the routes of OpenAI's API that are served, such as
+	// "/v1/chat/completions".
+	Routes []string
+}
+
+// MaxModels is how many models one agent may offer.
+const MaxModels = 64
+
 // Agent tells a runtime whom it runs.
 type Agent struct {
 	// Key is the agent's name in the configuration.
@@ -45,6 +77,9 @@ type Agent struct {
 	// Model is the advertised model engine; the agent finds it in the
 	// environment variable AGENTFM_MODEL.
 	Model string
+	// Changed is to be called when the Offer of a [Server] has changed. It does
+	// not block.
+	Changed func()
 }
 
 // Image identifies what a runtime runs, for telemetry. Both may be empty.
