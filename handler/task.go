@@ -195,7 +195,7 @@ func (x *exchange) promptLimit(target router.Request) int {
 
 // matching returns the workers that a request may go to, as the router decides it.
 func matching(workers []mesh.WorkerInfo, target router.Request) []mesh.WorkerInfo {
-	return router.Match(slices.Values(workers), target, func(w mesh.WorkerInfo) (string, string, string) {
-		return w.PeerID, w.AgentName, w.Model
+	return router.Match(slices.Values(workers), target, func(w mesh.WorkerInfo) router.Worker {
+		return router.Worker{Peer: w.PeerID, Agent: w.AgentName, Model: w.Model, Models: w.Models}
 	})
 }
