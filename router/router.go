@@ -54,6 +54,8 @@ type Worker struct {
 	MaxPrompt int
 	// Duplex says that a task's stream may stay open on the gateway's side.
 	Duplex bool
+	// HTTP says that the worker speaks mesh protocol 2.
+	HTTP bool
 }
 
 // Routes is a set of routes of OpenAI's API. Which bit is which is the caller's
@@ -278,6 +280,21 @@ func (s *Slot) Release(o Outcome) {
 	r.drop(e)
 	r.serveQueue(e)
 	r.setAlarm()
+}
+
+// Report takes in how many tasks the worker says that it runs, that of the slot
+// included. It is newer than the worker's telemetry.
+func (s *Slot) Report(tasks int) {
+	if s.held == nil {
+		return
+	}
+	s.router.mu.Lock()
+	defer s.router.mu.Unlock()
+	e := s.held
+	e.Tasks, e.baseline = tasks, e.inflight
+	if e.online {
+		e.moved()
+	}
 }
 
 // Acquire matches the request, lets sel choose among the workers of the tier
