@@ -132,6 +132,8 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 				message: fmt.Sprintf("the workers that %q names were online lately and are not now", openai.Clip(call.Target.Model, maxQuote))}
 		}
 		return modelNotFound(call.Target.Model)
+	case errors.Is(err, router.ErrNoRoute):
+		return x.noRoute(call.Target)
 	case errors.Is(err, router.ErrExcluded) && call.Target.Peer != "":
 		return &problem{status: http.StatusNotFound, code: "worker_not_found", param: "worker_id",
 			message: "that worker is in the header " + headerExclude}

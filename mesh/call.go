@@ -50,9 +50,10 @@ type Call struct {
 	Selector router.Selector
 	// Queue says how the call waits when all of them are full.
 	Queue Queue
-	// Prompt is the prompt, in UTF-8, for workers that take a text.
+	// Prompt is the prompt, in UTF-8.
 	Prompt string
-	// Request is for workers that serve one of the Target's Routes themselves.
+	// Request is what is sent in place of a task, to a worker that serves one of the
+	// Target's Routes. There is no Prompt then.
 	Request *Request
 	// TaskID names the task; one is minted when it is empty.
 	TaskID string

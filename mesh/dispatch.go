@@ -38,6 +38,12 @@ func (l *Lease) Workers(includeOffline bool) []WorkerInfo {
 	return l.node.directory.list(includeOffline)
 }
 
+// Serves returns the routes that workers serve to whom a request may go, and
+// whether any takes a text instead; see [router.Router.Serves].
+func (l *Lease) Serves(req *router.Request) (routes router.Routes, text bool) {
+	return l.node.directory.router.Serves(req)
+}
+
 // Online counts the workers that are online.
 func (l *Lease) Online() int { return l.node.directory.online() }
 
@@ -74,15 +80,13 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 			l.node.tasks.end(d.task)
 		}
 	}()
-	if c.Request == nil || c.Target.Text {
-		if err := d.encode(); err != nil && (c.Request == nil || errors.Is(err, ErrTaskID)) {
+	if c.Request == nil {
+		if err := d.encode(); err != nil {
 			return nil, err
-		} else if err != nil {
-			d.Target.Text = false
 		}
 	}
 	r, err := d.try(ctx)
-	over = err != nil || r.task == nil
+	over = err != nil
 	if err != nil {
 		switch {
 		case d.attempts > 0:
@@ -108,8 +112,8 @@ func (d *dispatch) encode() error {
 type dispatch struct {
 	Call
 	lease    *Lease
-	task     *task  // for workers that take a text
-	frame    []byte // the same
+	task     *task  // nil for a request that is passed on
+	frame    []byte // of the task
 	begun    time.Time
 	queued   time.Duration
 	deadline time.Time // of the task; set with the first slot
@@ -201,20 +205,12 @@ func (d *dispatch) served(slot router.Slot) Served {
 	}
 }
 
-// native reports whether a worker serves the request of the call itself.
-func (d *dispatch) native(w router.Worker) bool {
-	return d.Request != nil && w.HTTP && d.Target.Routes&w.Routes != 0
-}
-
 // run sends the task to the worker of the slot and waits for its first output,
 // which does not come when the worker goes offline: a process that is frozen keeps
 // its connections. The slot is released when that fails.
 func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	r := &Run{
-		served: d.served(slot), node: d.lease.node, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
-	}
-	if !d.native(slot.Worker) {
-		r.task = d.task
+		served: d.served(slot), node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
 	}
 	r.attempt, r.release = context.WithCancelCause(ctx)
 	if slot.Here != nil {

@@ -40,7 +40,23 @@ func (r *Run) fetchArtifact(id peer.ID, a *wire.Artifact) error {
 	if err != nil && r.ctx.Err() == nil {
 		metrics.StreamError(metrics.Artifacts, StreamFailure(err))
 	}
+	r.node.running.Go(func() { r.node.forgetTask(id, r.task.id) }) // the client need not wait for that
 	return err
+}
+
+// forgetTask tells a worker that nobody needs any more what a task has left. A
+// worker that does not hear it forgets it by itself.
+func (n *node) forgetTask(id peer.ID, task string) {
+	ctx, cancel := context.WithTimeout(context.Background(), FrameTimeout)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	x, err := n.streams.exchange(ctx, id,
+		&httpRequest{method: http.MethodDelete, target: wire.PathTasks + "/" + task, idempotent: true}, deadline)
+	if err != nil {
+		return
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(x, maxRefusal))
+	x.end(err == nil)
 }
 
 // fetch is an artifact on its way.

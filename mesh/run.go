@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -67,10 +68,10 @@ func (r *Run) open(d *dispatch) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	switch w := r.slot.Worker; {
-	case d.native(w):
+	switch {
+	case d.Request != nil:
 		err = r.sendRequest(d, id)
-	case w.HTTP:
+	case r.slot.Worker.HTTP:
 		err = r.sendTask(d, id)
 	default:
 		err = r.writeTask(d, id)
@@ -170,9 +171,17 @@ func (r *Run) Close() error {
 		if r.task != nil {
 			r.node.tasks.end(r.task)
 		}
-		observeTask(r.begun, err)
+		observeTask(r.begun, errors.Join(err, r.statusError()))
 		observeStream(o, err)
 	})
+	return nil
+}
+
+// statusError is the error of an answer whose status says that the worker failed.
+func (r *Run) statusError() error {
+	if resp := r.Response(); resp != nil && resp.Status >= http.StatusInternalServerError {
+		return fmt.Errorf("%w: status %d", wire.ErrAgentFailed, resp.Status)
+	}
 	return nil
 }
 
@@ -201,7 +210,7 @@ func (r *Run) hangUp(o router.Outcome) {
 func (r *Run) outcome(err error) router.Outcome {
 	switch {
 	case errors.Is(r.err, io.EOF), err == nil:
-		return router.Succeeded
+		return r.statusOutcome()
 	case r.ctx.Err() != nil:
 		return router.Unjudged
 	case errors.Is(err, wire.ErrCapacity):
@@ -213,4 +222,23 @@ func (r *Run) outcome(err error) router.Outcome {
 	default:
 		return router.Failed
 	}
+}
+
+// statusOutcome is the outcome of an answer that came whole. Where a worker serves
+// the request itself, the status tells.
+func (r *Run) statusOutcome() router.Outcome {
+	resp := r.Response()
+	switch {
+	case resp == nil, resp.Status < http.StatusInternalServerError && !limited(resp.Status), resp.Status == http.StatusNotImplemented:
+		return router.Succeeded
+	case limited(resp.Status):
+		return router.Refused
+	default:
+		return router.AgentFailed
+	}
+}
+
+// limited reports whether a status says that a server is full.
+func limited(status int) bool {
+	return status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable
 }

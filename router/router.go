@@ -69,10 +69,11 @@ type Request struct {
 	Model string
 	// Peer, when set, asks for this peer and no other; Model is then ignored.
 	Peer string
-	// Routes are those of which the worker must serve one; none for a task, which
-	// is a text, and which every worker takes.
+	// Routes are those of which the worker must serve one. Without any, the request
+	// is a task, which is a text, and which every worker takes.
 	Routes Routes
-	// Text says that a worker whose agent takes a text will do as well.
+	// Text says that a worker will do that serves no route, for its agent takes a
+	// text; without Routes, that no other will.
 	Text bool
 	// PromptSize is the size in bytes of the prompt of who takes a text.
 	PromptSize int
@@ -280,6 +281,27 @@ func (s *Slot) Release(o Outcome) {
 	r.drop(e)
 	r.serveQueue(e)
 	r.setAlarm()
+}
+
+// Serves returns the routes that workers serve to whom the request may go by its
+// names, and whether there are any that serve none.
+func (r *Router) Serves(req *Request) (routes Routes, text bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g, _ := r.match(req)
+	for _, m := range g {
+		if !req.may(m.worker) {
+			continue
+		}
+		routes |= m.Routes
+		if m.Routes == 0 {
+			text = true
+		}
+		if text && routes&req.Routes == req.Routes {
+			break
+		}
+	}
+	return routes, text
 }
 
 // Report takes in how many tasks the worker says that it runs, that of the slot

@@ -79,6 +79,8 @@ func TestRoutes(t *testing.T) {
 		{"a chat that text agents cannot serve", Request{Model: "m", Routes: chat}, "native", nil},
 		{"a chat", Request{Model: "m", Routes: chat, Text: true, Exclude: []string{"native"}}, "text", nil},
 		{"a chat for a server without chats", Request{Model: "v", Routes: chat, Text: true}, "", ErrNoRoute},
+		{"a chat for text agents only", Request{Model: "m", Text: true}, "text", nil},
+		{"a text for a server", Request{Model: "v", Text: true}, "", ErrNoRoute},
 		{"either route", Request{Model: "v", Routes: chat | embeddings}, "vectors", nil},
 		{"a route of nobody", Request{Model: "m", Routes: speech}, "", ErrNoRoute},
 		{"a long chat is not long to a server", Request{Model: "m", Routes: chat, Text: true, PromptSize: 1000}, "native", nil},

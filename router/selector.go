@@ -93,7 +93,10 @@ func (q *Request) fits(e *worker) bool {
 
 // servedAsText reports whether the worker would be sent the request as a text.
 func (q *Request) servedAsText(e *worker) bool {
-	return q.Routes == 0 || q.Text && e.Routes == 0
+	if q.Text {
+		return e.Routes == 0
+	}
+	return q.Routes == 0
 }
 
 // Least returns the free worker with the smallest share of its slots in use,
