@@ -104,7 +104,10 @@ type taskAnswer struct {
 	*exchange
 	events *wire.EventReader
 	fetch  func(*wire.Artifact) error
-	err    error
+	// newline says that one is to come after the output, as workers of protocol 1
+	// write it before their last line.
+	newline bool
+	err     error
 }
 
 // sendTask sends the task by mesh protocol 2.
@@ -114,7 +117,7 @@ func (r *Run) sendTask(d *dispatch, id peer.ID) error {
 		method: http.MethodPost, target: wire.PathTasks, header: jsonHeader, body: d.frame,
 	}, func(x *exchange) {
 		r.answer = &taskAnswer{
-			exchange: x, events: wire.NewEventReader(x),
+			exchange: x, events: wire.NewEventReader(x), newline: d.EagerNewline,
 			fetch: func(a *wire.Artifact) error { return r.fetchArtifact(id, a) },
 		}
 	})
@@ -144,6 +147,10 @@ func (a *taskAnswer) Read(p []byte) (int, error) {
 		_, _ = io.Copy(io.Discard, io.LimitReader(a.exchange, maxRefusal))
 	}
 	a.err = err
+	if err == io.EOF && a.newline && len(p) > 0 {
+		p[0] = '\n'
+		return 1, nil
+	}
 	return n, err
 }
 
