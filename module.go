@@ -16,4 +16,5 @@ import (
 	_ "github.com/Agent-FM/caddy-agentfm/worker"
 	_ "github.com/Agent-FM/caddy-agentfm/worker/docker"
 	_ "github.com/Agent-FM/caddy-agentfm/worker/process"
+	_ "github.com/Agent-FM/caddy-agentfm/worker/upstream"
 )

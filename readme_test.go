@@ -62,9 +62,10 @@ func TestReadmeCaddyfile(t *testing.T) {
 		"<peer id>...", "12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL", "<key>...", "a-key-of-sixteen-characters",
 		"<origin>...", "https://app.example.com",
 		"<kebab-case>", "a-b", "<name or file>", "x", "<text>", "x", "<dir>", "/x", "<folder>", "/x", "<file>", "/x",
+		"<url>", "http://x", "<key>", "x", "<model>...", "a b", "<offered> <model>", "a b", "<route>...", "/v1/x",
 		"<reference>", "x", "<address>", "unix:///x",
 	)
-	keys := []string{"first", "second"}
+	keys := []string{"first", "second", "third"}
 	for _, block := range blocks(t, "caddyfile") {
 		for _, key := range keys {
 			block = strings.Replace(block, "agent <key>", "agent "+key, 1)

@@ -88,7 +88,7 @@ var capability = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 // Errors of what has no default.
 var (
 	errNoModel   = errors.New("model: required; the name by which clients ask for the agent")
-	errNoRuntime = errors.New("runtime: required; one of docker, process")
+	errNoRuntime = errors.New("runtime: required; one of docker, openai, process")
 )
 
 // provision resolves the settings of one agent. It opens nothing.

@@ -67,6 +67,14 @@ type Offer struct {
 // MaxModels is how many models one agent may offer.
 const MaxModels = 64
 
+// RefusalHeader is the header by which a [Server] says that it could not serve a
+// request, and that another worker may. No back-end can set it.
+const RefusalHeader = "AgentFM-Refusal"
+
+// RefusalUnreachable is the value of [RefusalHeader] for a back-end that could not
+// be reached, or that broke off before its answer.
+const RefusalUnreachable = "unreachable"
+
 // Agent tells a runtime whom it runs.
 type Agent struct {
 	// Key is the agent's name in the configuration.

@@ -136,17 +136,17 @@ func (t Telemetry) Validate() error {
 	switch {
 	case t.PeerID == "":
 		return errors.New("no peer_id")
-	case posesAsPeer(t.AgentName):
+	case PosesAsPeer(t.AgentName):
 		return errors.New("agent_name reads like a peer id; want another name")
-	case posesAsPeer(t.Model):
+	case PosesAsPeer(t.Model):
 		return errors.New("model reads like a peer id; want another name")
 	}
 	return nil
 }
 
-// posesAsPeer reports whether a name reads like a peer id, in any case: requests
+// PosesAsPeer reports whether a name reads like a peer id, in any case: requests
 // and keys name workers by either, and who means a peer must not get another.
-func posesAsPeer(name string) bool {
+func PosesAsPeer(name string) bool {
 	runes := []rune(strings.TrimSpace(name))
 	if len(runes) < len("Qm")+44 || slices.ContainsFunc(runes, func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) }) {
 		return false

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/worker"
+)
+
+// Limits of questions to the server.
+const (
+	askTimeout = 10 * time.Second
+	maxAnswer  = 1 << 20
+)
+
+// Prepare asks the server what it has, and has it looked after until ctx ends.
+func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image, error) {
+	if err := r.key.check(); err != nil {
+		return worker.Image{}, err
+	}
+	v, err := r.look(ctx, agent.Model, nil)
+	if err != nil {
+		return worker.Image{}, err
+	}
+	r.view.Store(v)
+	r.tell(v, nil)
+	go r.watch(ctx, agent)
+	return worker.Image{}, nil
+}
+
+// look asks the server what it has. before is the last view of it; its routes are
+// asked for again only where that is of use.
+func (r *Runtime) look(ctx context.Context, own string, before *view) (*view, error) {
+	listed, err := r.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v, err := r.newView(listed, own)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(r.Routes) > 0:
+		v.offer.Routes = r.Routes
+	case before != nil && before.up && len(before.unsure) == 0:
+		v.offer.Routes = before.offer.Routes
+	default:
+		if err := r.probeAll(ctx, v, before); err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
+}
+
+// tell logs what is offered, and what of the server's is not.
+func (r *Runtime) tell(v, before *view) {
+	r.logger.Info("the server answers",
+		zap.Strings("models", v.offer.Models), zap.Strings("routes", v.offer.Routes))
+	if len(v.skipped) > 0 && (before == nil || strings.Join(before.skipped, "\n") != strings.Join(v.skipped, "\n")) {
+		r.logger.Warn("models are not offered", zap.Strings("models", v.skipped))
+	}
+}
+
+// list returns the names of the server's models, each once.
+func (r *Runtime) list(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("no answer within %v", askTimeout))
+	defer cancel()
+	req := r.request(ctx, http.MethodGet, "/models")
+	resp, err := r.transport.RoundTrip(req)
+	if err != nil {
+		return nil, fmt.Errorf("asking for models at %s: %w", req.URL, r.reason(ctx, err))
+	}
+	defer resp.Body.Close()
+	if err := r.statusError(resp.StatusCode); err != nil {
+		return nil, fmt.Errorf("asking for models at %s: %w", req.URL, err)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("asking for models at %s: %w", req.URL, r.reason(ctx, err))
+	case len(b) > maxAnswer:
+		return nil, fmt.Errorf("asking for models at %s: the answer is over %d bytes", req.URL, maxAnswer)
+	}
+	names, err := parseModels(b)
+	if err != nil {
+		return nil, fmt.Errorf("asking for models at %s: %w", req.URL, err)
+	}
+	return names, nil
+}
+
+// reason says why the server was not reached.
+func (r *Runtime) reason(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w (is it running? see base_url)", err)
+	}
+	return err
+}
+
+// statusError says what is wrong with a status that is not 200.
+func (r *Runtime) statusError(status int) error {
+	switch {
+	case status == http.StatusOK:
+		return nil
+	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+		if r.APIKey == "" && r.APIKeyFile == "" {
+			return fmt.Errorf("status %d: the server wants a key; set api_key or api_key_file", status)
+		}
+		return fmt.Errorf("status %d: the server does not take the key of api_key or api_key_file", status)
+	case redirects(status):
+		return fmt.Errorf("status %d: a redirect, which is not followed; set base_url to where it leads", status)
+	case status == http.StatusNotFound:
+		return fmt.Errorf("status %d: OpenAI's API is not there; base_url ends in /v1 for most servers", status)
+	}
+	return fmt.Errorf("status %d", status)
+}
+
+// redirects reports whether a status sends the client elsewhere.
+func redirects(status int) bool {
+	return status >= 300 && status < 400 && status != http.StatusNotModified
+}
+
+// parseModels reads a list of models. What has no name is left out.
+func parseModels(b []byte) ([]string, error) {
+	var answer struct {
+		Data []json.RawMessage `json:"data"`
+	}
+	if err := json.Unmarshal(b, &answer); err != nil {
+		return nil, errors.New("the answer is not JSON with a list of models; is OpenAI's API there?")
+	}
+	var names []string
+	seen := make(map[string]bool)
+	for _, raw := range answer.Data {
+		var m struct {
+			ID string `json:"id"`
+		}
+		if json.Unmarshal(raw, &m) != nil || m.ID == "" || seen[m.ID] {
+			continue
+		}
+		seen[m.ID] = true
+		names = append(names, m.ID)
+	}
+	if len(names) == 0 {
+		return nil, errors.New("the server has no models")
+	}
+	return names, nil
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/openai"
+	"github.com/Agent-FM/caddy-agentfm/worker"
+)
+
+// errNotPrepared is for a task that comes before the server was asked.
+var errNotPrepared = errors.New("openai runtime is not prepared")
+
+// Run implements worker.Runtime: the prompt is the one message of a chat. What goes
+// wrong is told in a few words; the log has the rest.
+func (r *Runtime) Run(ctx context.Context, task worker.Task) (worker.Exit, error) {
+	v := r.view.Load()
+	if v == nil {
+		return worker.Exit{}, errNotPrepared
+	}
+	resp, err := r.ask(ctx, v.first, task.Prompt)
+	if err == nil {
+		defer resp.Body.Close()
+		err = r.answerOf(resp, task.Output)
+	}
+	if ctx.Err() != nil {
+		return worker.Exit{}, context.Cause(ctx)
+	}
+	if err == nil {
+		return worker.Exit{}, nil
+	}
+	r.logger.Warn("a task failed at the server", zap.String("task", task.ID), zap.Error(err))
+	reason := "the agent's model server failed"
+	if f, ok := errors.AsType[failure](err); ok {
+		reason = string(f)
+	}
+	return worker.Exit{Code: 1, Reason: reason}, nil
+}
+
+// failure is an error that may be shown to clients.
+type failure string
+
+// Error implements error.
+func (f failure) Error() string { return string(f) }
+
+// ask sends a prompt.
+func (r *Runtime) ask(ctx context.Context, model, prompt string) (*http.Response, error) {
+	type message struct {
+		Role    string `json:"role"`
+		Content string `json:"content"`
+	}
+	body, err := json.Marshal(struct {
+		Model    string    `json:"model"`
+		Messages []message `json:"messages"`
+		Stream   bool      `json:"stream"`
+	}{model, []message{{"user", prompt}}, true})
+	if err != nil {
+		return nil, err
+	}
+	req := r.request(ctx, http.MethodPost, "/chat/completions")
+	req.Header["Content-Type"] = []string{"application/json"}
+	req.Header["Accept"] = []string{"text/event-stream"}
+	setBody(req, body)
+	resp, err := r.transport.RoundTrip(req)
+	if err != nil {
+		if ctx.Err() == nil {
+			r.doubtful()
+		}
+		return nil, fmt.Errorf("%w: %w", failure(textUnreachable), err)
+	}
+	return resp, nil
+}
+
+// answerOf copies the text of an answer to output, as it comes.
+func (r *Runtime) answerOf(resp *http.Response, output io.Writer) error {
+	if resp.StatusCode != http.StatusOK {
+		return failure(fmt.Sprintf("the agent's model server answered with status %d", resp.StatusCode))
+	}
+	if mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); mediaType != "text/event-stream" {
+		return failure("the agent's model server does not stream")
+	}
+	finished := false
+	for events := newEvents(resp.Body); ; {
+		ev, err := events.next()
+		switch {
+		case err != nil && finished: // what is missing is not of the answer
+			return nil
+		case errors.Is(err, io.EOF):
+			return failure("the agent's model server broke off its answer")
+		case errors.Is(err, errEvent):
+			return err
+		case err != nil:
+			return fmt.Errorf("%w: %w", failure("the agent's model server broke off its answer"), err)
+		case string(ev.data) == "[DONE]":
+			return nil
+		}
+		text, end, err := r.piece(ev)
+		if err != nil {
+			return err
+		}
+		finished = finished || end
+		if text == "" {
+			continue
+		}
+		if _, err := io.WriteString(output, text); err != nil {
+			return fmt.Errorf("writing the answer: %w", err)
+		}
+	}
+}
+
+// chunk is what is read of a piece of a chat's answer.
+type chunk struct {
+	Choices []struct {
+		Index int `json:"index"`
+		Delta struct {
+			Content string `json:"content"`
+		} `json:"delta"`
+		FinishReason string `json:"finish_reason"`
+	} `json:"choices"`
+	Error json.RawMessage `json:"error"`
+}
+
+// maxDetail bounds what the log has of an error of the server's.
+const maxDetail = 300
+
+// piece returns the text of an event, and whether the answer ends with it.
+func (r *Runtime) piece(ev event) (text string, end bool, err error) {
+	var c chunk
+	if err := json.Unmarshal(ev.data, &c); err != nil && ev.name != "error" {
+		return "", false, errors.New("an event is not a chunk of a chat")
+	}
+	if ev.name == "error" || len(c.Error) > 0 && string(c.Error) != "null" {
+		return "", false, fmt.Errorf("an error came in the stream: %s", openai.Clip(r.key.hide(string(ev.data)), maxDetail))
+	}
+	for _, choice := range c.Choices {
+		if choice.Index == 0 {
+			text += choice.Delta.Content
+			end = end || choice.FinishReason != ""
+		}
+	}
+	return text, end, nil
+}
