@@ -68,8 +68,30 @@ const (
 // Host is a libp2p host of this mesh, with its DHT where that is on.
 type Host struct {
 	host.Host
-	dht  *dht.IpfsDHT
-	lock *flock.Flock
+	dht     *dht.IpfsDHT
+	lock    *flock.Flock
+	opening chan struct{} // holds a token for each stream that is being opened
+}
+
+// maxOpening is how many streams may be being opened at one time: until its
+// protocol is agreed upon, a stream counts against a small limit of all peers.
+const maxOpening = 256
+
+// NewStream opens a stream to a peer, which it dials when there is no connection.
+// A burst of streams waits for its turn.
+func (h *Host) NewStream(ctx context.Context, id peer.ID, protocols ...protocol.ID) (network.Stream, error) {
+	if c := h.Network().Connectedness(id); c != network.Connected && c != network.Limited {
+		if err := h.Connect(ctx, peer.AddrInfo{ID: id}); err != nil {
+			return nil, err
+		}
+	}
+	select {
+	case h.opening <- struct{}{}:
+		defer func() { <-h.opening }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return h.Host.NewStream(ctx, id, protocols...)
 }
 
 // NewHost opens a host. It is bound to every address that was asked for, or it
@@ -105,7 +127,7 @@ func newHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 	if err != nil {
 		return nil, errors.Join(err, limits.Close())
 	}
-	h := new(Host)
+	h := &Host{opening: make(chan struct{}, maxOpening)}
 	opts := []libp2p.Option{
 		libp2p.Identity(key),
 		libp2p.ListenAddrs(listen...),
@@ -206,6 +228,16 @@ func satisfies(asked, bound ma.Multiaddr) bool {
 	return true
 }
 
+// Streams of one host.
+const (
+	// peerStreams is how many streams there may be between two peers of the mesh:
+	// those of 10,000 requests at once, and more.
+	peerStreams = 12_288
+	// windowSize is the memory that a stream may take for what was not read yet. It
+	// is reserved when the stream opens, and used when somebody sends.
+	windowSize = 256 << 10
+)
+
 // resourceManager returns the limits of one host. The library's defaults count
 // 75 concurrent streams for a peer and protocol on a machine of 24 GB, which a
 // gateway in front of one large worker passes at once, and 8 connections for an
@@ -214,21 +246,25 @@ func resourceManager() (network.ResourceManager, error) {
 	base := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&base)
 	task := rcmgr.ResourceLimits{Streams: 32768, StreamsInbound: 16384, StreamsOutbound: 16384, Memory: 1 << 30}
-	taskPeer := rcmgr.ResourceLimits{Streams: 12288, StreamsInbound: 2048, StreamsOutbound: 12288, Memory: 128 << 20}
+	taskPeer := rcmgr.ResourceLimits{Streams: peerStreams, StreamsInbound: peerStreams, StreamsOutbound: peerStreams, Memory: 128 << 20}
 	limits := rcmgr.PartialLimitConfig{
 		System: rcmgr.ResourceLimits{
 			Streams: 65536, StreamsInbound: 32768, StreamsOutbound: 65536,
 			Conns: 2 * connectionsHigh, ConnsInbound: connectionsHigh + 1024, ConnsOutbound: connectionsHigh + 1024,
-			FD: 2 * connectionsHigh, Memory: 2 << 30,
+			FD: 2 * connectionsHigh, Memory: 2 * peerStreams * windowSize,
 		},
-		Transient:   rcmgr.ResourceLimits{Streams: 1024, StreamsInbound: 512, StreamsOutbound: 1024, Conns: 512, ConnsInbound: 256, ConnsOutbound: 512, FD: 512, Memory: 128 << 20},
-		PeerDefault: rcmgr.ResourceLimits{Streams: 16384, StreamsInbound: 4096, StreamsOutbound: 16384, Conns: 16, Memory: 512 << 20},
+		Transient: rcmgr.ResourceLimits{Streams: 1024, StreamsInbound: 512, StreamsOutbound: 1024, Conns: 512, ConnsInbound: 256, ConnsOutbound: 512, FD: 512, Memory: 256 << 20},
+		PeerDefault: rcmgr.ResourceLimits{
+			Streams: 16384, StreamsInbound: 16384, StreamsOutbound: 16384, Conns: 16, Memory: peerStreams*windowSize + 256<<20,
+		},
 		Protocol: map[protocol.ID]rcmgr.ResourceLimits{
 			wire.TaskProtocol:     task,
+			wire.HTTPProtocol:     task,
 			wire.ArtifactProtocol: {Streams: 2048, StreamsInbound: 1024, StreamsOutbound: 1024},
 		},
 		ProtocolPeer: map[protocol.ID]rcmgr.ResourceLimits{
 			wire.TaskProtocol:     taskPeer,
+			wire.HTTPProtocol:     taskPeer,
 			wire.ArtifactProtocol: {Streams: 512, StreamsInbound: 256, StreamsOutbound: 256},
 		},
 		Conn: rcmgr.ResourceLimits{Memory: 64 << 20},

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 // Runtime runs the tasks of one agent. Runtimes are guest modules in the
@@ -43,7 +45,8 @@ type Runtime interface {
 // ServeHTTP answers one request, whose path is a route of the Offer, or below one
 // ("/v1/responses/resp_1"). The agent has taken a slot for it and has decided who
 // may send it; the body is as the client sent it, and bounded. The context of the
-// request ends when the gateway goes away or the time of the task is over.
+// request ends when the gateway goes away or the time of the task is over. An
+// answer with [wire.HeaderRefusal] says that another worker may serve it.
 type Server interface {
 	Runtime
 	http.Handler
@@ -65,15 +68,7 @@ type Offer struct {
 }
 
 // MaxModels is how many models one agent may offer.
-const MaxModels = 64
-
-// RefusalHeader is the header by which a [Server] says that it could not serve a
-// request, and that another worker may. No back-end can set it.
-const RefusalHeader = "AgentFM-Refusal"
-
-// RefusalUnreachable is the value of [RefusalHeader] for a back-end that could not
-// be reached, or that broke off before its answer.
-const RefusalUnreachable = "unreachable"
+const MaxModels = wire.MaxModels
 
 // Agent tells a runtime whom it runs.
 type Agent struct {

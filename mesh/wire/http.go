@@ -140,7 +140,7 @@ func CheckModel(name string) error {
 		return fmt.Errorf("model %.80q is over %d characters", name, maxNameText)
 	case strings.ContainsFunc(name, unprintable):
 		return fmt.Errorf("model %.80q contains control characters", name)
-	case posesAsPeer(name):
+	case PosesAsPeer(name):
 		return errors.New("model reads like a peer id; want another name")
 	}
 	return nil

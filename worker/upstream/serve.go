@@ -15,8 +15,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/openai"
-	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
 // ServeHTTP passes a request on to the server, and its answer back as it comes.
@@ -198,7 +198,7 @@ func (r *Runtime) lost(w http.ResponseWriter, ctx context.Context, err error) {
 
 // refuse says that another worker may serve the request.
 func refuse(w http.ResponseWriter, message string) {
-	w.Header().Set(worker.RefusalHeader, worker.RefusalUnreachable)
+	w.Header().Set(wire.HeaderRefusal, string(wire.RefusalUnavailable))
 	answer(w, http.StatusBadGateway, &openai.Error{Message: message, Type: openai.TypeServer, Code: "upstream_unreachable"})
 }
 

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
@@ -311,7 +312,7 @@ func TestUnreachable(t *testing.T) {
 		t.Helper()
 		change()
 		resp, text := post(t, g, "/v1/chat/completions", `{"model":"first"}`)
-		if resp.StatusCode != 502 || resp.Header.Get(worker.RefusalHeader) != worker.RefusalUnreachable || resp.Header.Get("Content-Type") != "application/json" ||
+		if resp.StatusCode != 502 || resp.Header.Get(wire.HeaderRefusal) != string(wire.RefusalUnavailable) || resp.Header.Get("Content-Type") != "application/json" ||
 			!strings.Contains(text, `"type":"server_error","code":"upstream_unreachable","param":null}}`) {
 			t.Errorf("got %s %v %s", resp.Status, resp.Header, text)
 		}
@@ -339,7 +340,7 @@ func TestUnreachable(t *testing.T) {
 	var never Runtime
 	w := httptest.NewRecorder()
 	never.ServeHTTP(w, httptest.NewRequest("POST", "/v1/chat/completions", nil))
-	if w.Code != 502 || w.Header().Get(worker.RefusalHeader) != worker.RefusalUnreachable {
+	if w.Code != 502 || w.Header().Get(wire.HeaderRefusal) != string(wire.RefusalUnavailable) {
 		t.Errorf("before it is ready: got %d", w.Code)
 	}
 }
@@ -352,7 +353,7 @@ func TestDeadline(t *testing.T) {
 	defer cancel()
 	w := httptest.NewRecorder()
 	r.ServeHTTP(w, httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(`{"model":"first"}`)).WithContext(ctx))
-	if w.Code != 504 || w.Header().Get(worker.RefusalHeader) != "" || !strings.Contains(w.Body.String(), "upstream_timeout") {
+	if w.Code != 504 || w.Header().Get(wire.HeaderRefusal) != "" || !strings.Contains(w.Body.String(), "upstream_timeout") {
 		t.Errorf("got %d %s", w.Code, w.Body)
 	}
 }
