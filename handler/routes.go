@@ -25,6 +25,7 @@ var exact = map[string]route{
 	"/v1/models":           {get: (*exchange).models},
 	"/v1/chat/completions": {post: (*exchange).chat},
 	"/v1/completions":      {post: (*exchange).completions},
+	"/v1/responses":        {post: (*exchange).responses},
 }
 
 // find returns the route of a path, and the parameter in it.
@@ -76,7 +77,7 @@ func (x *exchange) serve() error {
 		}
 	}
 	if !ok {
-		return errNotFound
+		return x.noRoute()
 	}
 	x.param = param
 	switch {
