@@ -171,8 +171,8 @@ func launch(t *testing.T, program, home, caddyfile string, env []string) *proces
 	}()
 	t.Cleanup(func() {
 		p.stop()
-		if strings.Contains(p.log.String(), "WARNING: DATA RACE") {
-			t.Error("data race in the process")
+		if _, race, found := strings.Cut(p.log.String(), "WARNING: DATA RACE"); found {
+			t.Errorf("data race in the process:%.6000s", race)
 		}
 		if t.Failed() {
 			t.Logf("Caddyfile:\n%s\nlog of process %d:\n%s", caddyfile, p.cmd.Process.Pid, p.log)

@@ -45,14 +45,19 @@ func server(r *http.Request) *http.Server {
 	return s
 }
 
-// body reads the whole body.
+// body reads the whole body, which is JSON.
 func (x *exchange) body() ([]byte, error) { return x.bodyUpTo(x.h.bodyLimit) }
 
-// bodyUpTo reads the whole body, which may have limit bytes.
+// bodyUpTo reads the whole body, which is JSON of limit bytes at most.
 func (x *exchange) bodyUpTo(limit int64) ([]byte, error) {
 	if err := checkBodyHeaders(x.r.Header); err != nil {
 		return nil, err
 	}
+	return x.readBody(limit)
+}
+
+// readBody reads the whole body, which may have limit bytes.
+func (x *exchange) readBody(limit int64) ([]byte, error) {
 	if x.r.ContentLength > limit {
 		return nil, x.tooLarge(limit)
 	}

@@ -68,7 +68,7 @@ func (x *exchange) runChoices(c completion, serve func(ctx context.Context, i in
 
 // runChoice runs the task of one choice.
 func (x *exchange) runChoice(ctx context.Context, c completion, i int, serve func(ctx context.Context, i int, task run) error) error {
-	task, err := x.dispatch(ctx, c.call(), c.param)
+	task, err := x.dispatch(ctx, x.call(c), c.param)
 	if err != nil {
 		return err
 	}

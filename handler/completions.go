@@ -33,7 +33,7 @@ type completion struct {
 	model    string
 	prompt   string
 	param    string // the field that the prompt came in
-	affinity string
+	affinity func() string
 	choices  int
 	limits   openai.Limits
 	stream   bool
@@ -43,35 +43,52 @@ type completion struct {
 
 // chat serves POST /v1/chat/completions.
 func (x *exchange) chat() error {
-	body, err := x.body()
-	if err != nil {
-		return err
-	}
-	req, err := openai.DecodeChat(body)
-	if err != nil {
-		return err
-	}
-	return x.complete(completion{
-		kind: openai.KindChat, model: req.Model, prompt: req.Prompt(), param: "messages", affinity: x.affinity(req.Affinity),
-		choices: req.N, limits: req.Limits, stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
+	return x.completion(func(body []byte) (completion, error) {
+		req, err := openai.DecodeChat(body)
+		return completion{
+			kind: openai.KindChat, model: req.Model, prompt: req.Prompt(), param: "messages", affinity: req.Affinity,
+			choices: req.N, limits: req.Limits, stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
+		}, err
 	})
 }
 
 // completions serves POST /v1/completions.
 func (x *exchange) completions() error {
+	return x.completion(func(body []byte) (completion, error) {
+		req, err := openai.DecodeCompletion(body)
+		return completion{
+			kind: openai.KindText, model: req.Model, prompt: string(req.Prompt), param: "prompt", affinity: req.Affinity,
+			choices: req.N, limits: req.Limits, stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
+		}, err
+	})
+}
+
+// completion serves a request that workers serve themselves, or as a text that
+// decode makes of it.
+func (x *exchange) completion(decode func(body []byte) (completion, error)) error {
 	body, err := x.body()
 	if err != nil {
 		return err
 	}
-	req, err := openai.DecodeCompletion(body)
-	if err != nil {
-		return err
+	affinity := func() string {
+		c, err := decode(body)
+		if err != nil { // for an agent that takes a text
+			return string(body[:min(len(body), maxAffinity)])
+		}
+		return c.affinity()
 	}
-	return x.complete(completion{
-		kind: openai.KindText, model: req.Model, prompt: string(req.Prompt), param: "prompt", affinity: x.affinity(req.Affinity),
-		choices: req.N, limits: req.Limits, stream: req.Stream, usage: req.StreamOptions.IncludeUsage,
+	return x.serveModel(body, "", affinity, func() error {
+		c, err := decode(body)
+		if err != nil {
+			return err
+		}
+		return x.complete(c)
 	})
 }
+
+// maxAffinity is how much of a body that is not read tells one use of a model from
+// another.
+const maxAffinity = 1 << 10
 
 // complete runs the tasks and answers with their output.
 func (x *exchange) complete(c completion) error {
@@ -84,8 +101,8 @@ func (x *exchange) complete(c completion) error {
 }
 
 // call is the task of one choice.
-func (c *completion) call() mesh.Call {
-	return mesh.Call{Target: router.Request{Model: c.model, Affinity: c.affinity}, Prompt: c.prompt, Again: c.choices > 1}
+func (x *exchange) call(c completion) mesh.Call {
+	return mesh.Call{Target: router.Request{Model: c.model, Text: true, Affinity: x.affinity(c.affinity)}, Prompt: c.prompt, Again: c.choices > 1}
 }
 
 // promptTokens estimates the size of the prompt.

@@ -31,6 +31,8 @@ type fakeMesh struct {
 	workers  []mesh.WorkerInfo
 	off      bool // not running
 	dispatch func(ctx context.Context, c mesh.Call) (run, error)
+	routes   router.Routes // of its workers
+	noText   bool          // no worker takes a text
 	about    mesh.About
 	events   *mesh.Events
 	relay    func(ctx context.Context, addr string) (string, error)
@@ -92,6 +94,8 @@ func (l *fakeLease) Dispatch(ctx context.Context, c mesh.Call) (run, error) {
 	return l.f.dispatch(ctx, c)
 }
 
+func (l *fakeLease) Serves(req *router.Request) (router.Routes, bool) { return l.f.routes, !l.f.noText }
+
 func (l *fakeLease) About() mesh.About { return l.f.about }
 
 func (l *fakeLease) Events(owner, lastID string) (*mesh.Subscription, error) {
@@ -112,7 +116,9 @@ type script struct {
 	end    error    // nil stands for io.EOF
 	hang   bool     // no end before the client is gone
 	files  bool
-	closed chan struct{} // closed by Close, when not nil
+	// response is the head of an answer that is passed on.
+	response *mesh.Response
+	closed   chan struct{} // closed by Close, when not nil
 }
 
 // fakeRun is a task by a script.
@@ -153,6 +159,8 @@ func (r *fakeRun) Close() error {
 func (r *fakeRun) Served() mesh.Served { return r.served }
 
 func (r *fakeRun) HasFiles() bool { return r.files }
+
+func (r *fakeRun) Response() *mesh.Response { return r.response }
 
 // answers returns a dispatch whose tasks follow the script.
 func answers(sc script) func(context.Context, mesh.Call) (run, error) {

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
 // gateway is what the handler needs of the mesh.
@@ -23,6 +24,9 @@ type lease interface {
 	Workers(includeOffline bool) []mesh.WorkerInfo
 	// Online counts the workers that are online.
 	Online() int
+	// Serves returns the routes that workers serve to whom a request may go, and
+	// whether any takes a text instead.
+	Serves(req *router.Request) (routes router.Routes, text bool)
 	// Dispatch sends a task to a worker and returns once its output begins, or
 	// it ended well without any. The end of ctx stops the task.
 	Dispatch(ctx context.Context, c mesh.Call) (run, error)
@@ -53,4 +57,7 @@ type run interface {
 	Served() mesh.Served
 	// HasFiles reports, after io.EOF, whether the task left files.
 	HasFiles() bool
+	// Response returns the head of the answer of a worker that serves the request
+	// itself; nil when what is read is an agent's output.
+	Response() *mesh.Response
 }

@@ -12,23 +12,18 @@ import (
 
 // responses serves POST /v1/responses.
 func (x *exchange) responses() error {
-	body, err := x.body()
-	if err != nil {
-		return err
-	}
-	req, err := openai.DecodeResponses(body)
-	if err != nil {
-		return err
-	}
-	return x.complete(completion{
-		kind: openai.KindResponses, model: req.Model, prompt: req.Prompt(), param: "input", affinity: x.affinity(req.Affinity),
-		choices: 1, limits: req.Limits, stream: req.Stream, echo: req.Echo,
+	return x.completion(func(body []byte) (completion, error) {
+		req, err := openai.DecodeResponses(body)
+		return completion{
+			kind: openai.KindResponses, model: req.Model, prompt: req.Prompt(), param: "input", affinity: req.Affinity,
+			choices: 1, limits: req.Limits, stream: req.Stream, echo: req.Echo,
+		}, err
 	})
 }
 
-// noRoute is the error for a path that is nobody's. Clients may ask there for a
+// notFound is the error for a path that is nobody's. Clients may ask there for a
 // response that they got: it says why there is none.
-func (x *exchange) noRoute() error {
+func (x *exchange) notFound() error {
 	rest, ok := strings.CutPrefix(x.r.URL.Path, "/v1/responses/")
 	id, action, _ := strings.Cut(rest, "/")
 	var route string

@@ -47,7 +47,9 @@ func TestRights(t *testing.T) {
 			if may := calls[len(calls)-1].Target.May; key == all && may != nil {
 				t.Errorf("%s: %s is restricted", key, r.route)
 			} else if key != all {
-				allowed := router.Match(slices.Values(f.workers), calls[len(calls)-1].Target, func(w mesh.WorkerInfo) (string, string, string) { return w.PeerID, w.AgentName, w.Model })
+				allowed := router.Match(slices.Values(f.workers), calls[len(calls)-1].Target, func(w mesh.WorkerInfo) router.Worker {
+					return router.Worker{Peer: w.PeerID, Agent: w.AgentName, Model: w.Model}
+				})
 				if (len(allowed) > 0) != (key == some) {
 					t.Errorf("%s: %s may go to %d workers", key, r.route, len(allowed))
 				}

@@ -26,6 +26,16 @@ var exact = map[string]route{
 	"/v1/chat/completions": {post: (*exchange).chat},
 	"/v1/completions":      {post: (*exchange).completions},
 	"/v1/responses":        {post: (*exchange).responses},
+
+	"/v1/embeddings":           {post: (*exchange).modelRoute},
+	"/v1/audio/speech":         {post: (*exchange).modelRoute},
+	"/v1/audio/transcriptions": {post: (*exchange).modelRoute},
+	"/v1/audio/translations":   {post: (*exchange).modelRoute},
+	"/v1/images/generations":   {post: (*exchange).modelRoute},
+	"/v1/images/edits":         {post: (*exchange).modelRoute},
+	"/v1/images/variations":    {post: (*exchange).modelRoute},
+	"/v1/moderations":          {post: (*exchange).modelRoute},
+	"/v1/rerank":               {post: (*exchange).modelRoute},
 }
 
 // find returns the route of a path, and the parameter in it.
@@ -77,7 +87,7 @@ func (x *exchange) serve() error {
 		}
 	}
 	if !ok {
-		return x.noRoute()
+		return x.notFound()
 	}
 	x.param = param
 	switch {

@@ -132,6 +132,8 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 				message: fmt.Sprintf("the workers that %q names were online lately and are not now", openai.Clip(call.Target.Model, maxQuote))}
 		}
 		return modelNotFound(call.Target.Model)
+	case errors.Is(err, router.ErrNoRoute):
+		return x.noRoute(call.Target)
 	case errors.Is(err, router.ErrExcluded) && call.Target.Peer != "":
 		return &problem{status: http.StatusNotFound, code: "worker_not_found", param: "worker_id",
 			message: "that worker is in the header " + headerExclude}
@@ -195,7 +197,7 @@ func (x *exchange) promptLimit(target router.Request) int {
 
 // matching returns the workers that a request may go to, as the router decides it.
 func matching(workers []mesh.WorkerInfo, target router.Request) []mesh.WorkerInfo {
-	return router.Match(slices.Values(workers), target, func(w mesh.WorkerInfo) (string, string, string) {
-		return w.PeerID, w.AgentName, w.Model
+	return router.Match(slices.Values(workers), target, func(w mesh.WorkerInfo) router.Worker {
+		return router.Worker{Peer: w.PeerID, Agent: w.AgentName, Model: w.Model, Models: w.Models}
 	})
 }

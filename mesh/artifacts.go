@@ -192,26 +192,36 @@ func (n *node) storeArtifact(s network.Stream) (claimed bool, err error) {
 	return true, d.err
 }
 
-// writeArtifact writes exactly size bytes of r to file, whole or not at all, and
-// durably: the client is told that the file is there. last is called with the
-// last step and decides whether it is still wanted. A file is never replaced.
+// writeArtifact writes exactly size bytes of r to file; see storeFile.
 func writeArtifact(file string, r io.Reader, size int64, last func(commit func() error) error) error {
+	return storeFile(file, func(f *os.File) error {
+		if _, err := io.CopyN(f, r, size); err != nil {
+			return err
+		}
+		var more [1]byte
+		if k, err := r.Read(more[:]); k > 0 || !errors.Is(err, io.EOF) {
+			return fmt.Errorf("%w: more than the announced %d bytes", wire.ErrBadFrame, size)
+		}
+		return nil
+	}, last)
+}
+
+// storeFile has fill write a file, whole or not at all, and durably: the client is
+// told that it is there. last is called with the last step and decides whether it
+// is still wanted. A file is never replaced.
+func storeFile(file string, fill func(*os.File) error, last func(commit func() error) error) error {
 	dir := filepath.Dir(file)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(file)+partSuffix) // mode 0600
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	_, err = io.CopyN(f, r, size)
+	err = fill(f)
 	if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
-	}
-	var more [1]byte
-	if k, err := r.Read(more[:]); k > 0 || !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: more than the announced %d bytes", wire.ErrBadFrame, size)
 	}
 	if err := last(func() error { return os.Link(f.Name(), file) }); err != nil {
 		return err

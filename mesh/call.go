@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"errors"
+	"net/http"
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -17,6 +18,8 @@ var (
 	ErrNotRunning = errors.New("mesh node is not running")
 	// ErrUnreachable says that no chosen worker could be dialled.
 	ErrUnreachable = errors.New("worker cannot be reached")
+	// ErrUnavailable says that a worker's back-end does not answer it.
+	ErrUnavailable = errors.New("worker is not available")
 	// ErrStream says that the connection to the worker broke.
 	ErrStream = errors.New("worker stream failed")
 	// ErrTaskID says that a task of that id runs, or left files, already.
@@ -49,6 +52,9 @@ type Call struct {
 	Queue Queue
 	// Prompt is the prompt, in UTF-8.
 	Prompt string
+	// Request is what is sent in place of a task, to a worker that serves one of the
+	// Target's Routes. There is no Prompt then.
+	Request *Request
 	// TaskID names the task; one is minted when it is empty.
 	TaskID string
 	// Retries is how many other workers are tried when one fails before the
@@ -66,6 +72,24 @@ type Call struct {
 	// Again says that the caller tries again when there is no slot, and counts a
 	// rejection itself.
 	Again bool
+}
+
+// Request is a request of OpenAI's API, as it is sent to a worker that serves it.
+type Request struct {
+	Method string
+	// Target is the path, which begins with the route, and the query.
+	Target string
+	// Header holds what the worker is to have of the client's. It is not changed.
+	Header http.Header
+	Body   []byte
+}
+
+// Response is the head of a worker's answer to a [Request].
+type Response struct {
+	Status int
+	Header http.Header
+	// Length is the size of the body in bytes; -1 when it is not known.
+	Length int64
 }
 
 // Queue is how a call waits for a slot.
@@ -95,9 +119,15 @@ type Served struct {
 // WorkerInfo is an entry of the directory of workers.
 type WorkerInfo struct {
 	wire.Telemetry
+	// Models are the models that the worker offers beside [wire.Telemetry.Model].
+	Models []string
+	// Routes are the routes of OpenAI's API that it serves itself.
+	Routes router.Routes
 	// Online says that the worker's telemetry is fresh.
 	Online bool
 	// FirstSeen is when the worker first appeared, LastSeen when its last
 	// telemetry arrived.
 	FirstSeen, LastSeen time.Time
+
+	profile profileState
 }

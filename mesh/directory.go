@@ -33,6 +33,7 @@ type directory struct {
 	now    func() time.Time
 	log    func() *zap.Logger
 	events *Events
+	ask    func(peer string) bool // for a worker's profile; nil in tests that have none
 
 	mu      sync.RWMutex
 	workers map[string]*WorkerInfo
@@ -56,19 +57,27 @@ func (d *directory) update(t wire.Telemetry) {
 		w = &WorkerInfo{FirstSeen: now}
 		d.workers[t.PeerID] = w
 	}
-	was := w.Online
-	w.Telemetry, w.Online, w.LastSeen = t, true, now
-	if !was {
-		d.log().Info("worker is online", zap.String("peer", t.PeerID), zap.String("agent", t.AgentName), zap.String("model", t.Model))
+	w.Telemetry, w.LastSeen = t, now
+	if d.learn(w) {
+		d.serves(w)
+	}
+}
+
+// serves makes a worker one that requests may go to, by what it last said.
+func (d *directory) serves(w *WorkerInfo) {
+	if !w.Online {
+		w.Online = true
+		d.log().Info("worker is online", zap.String("peer", w.PeerID), zap.String("agent", w.AgentName), zap.String("model", w.Model))
 		d.changed(w, WorkerOnline, 1)
 	}
 	d.router.Update(router.Worker{
-		Peer: t.PeerID, Agent: t.AgentName, Model: t.Model,
-		Tasks: t.CurrentTasks, MaxTasks: t.MaxTasks, CPU: t.CPUPercent,
+		Peer: w.PeerID, Agent: w.AgentName, Model: w.Model, Models: w.Models, Routes: w.Routes,
+		Tasks: w.CurrentTasks, MaxTasks: w.MaxTasks, CPU: w.CPUPercent,
 		// busy with tasks is the router's to know; busy for another reason is not
-		Busy:      t.Status == wire.StatusBusy && t.CurrentTasks < t.MaxTasks,
-		MaxPrompt: t.PromptLimit(),
-		Duplex:    t.Duplex,
+		Busy:      w.Status == wire.StatusBusy && w.CurrentTasks < w.MaxTasks,
+		MaxPrompt: w.PromptLimit(),
+		Duplex:    w.Duplex,
+		HTTP:      w.Protocol >= wire.ProtocolHTTP,
 	})
 }
 

@@ -5,6 +5,7 @@ package mesh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,6 +38,12 @@ func (l *Lease) Workers(includeOffline bool) []WorkerInfo {
 	return l.node.directory.list(includeOffline)
 }
 
+// Serves returns the routes that workers serve to whom a request may go, and
+// whether any takes a text instead; see [router.Router.Serves].
+func (l *Lease) Serves(req *router.Request) (routes router.Routes, text bool) {
+	return l.node.directory.router.Serves(req)
+}
+
 // Online counts the workers that are online.
 func (l *Lease) Online() int { return l.node.directory.online() }
 
@@ -64,23 +71,20 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	if c.Timeout == 0 {
 		c.Timeout = TaskTimeout
 	}
-	frame, err := wire.EncodeTask(c.TaskID, c.Prompt)
-	if err != nil {
-		return nil, err
-	}
-	t, err := l.node.tasks.begin(c.TaskID, l.app.artifacts)
-	if err != nil {
-		return nil, err
-	}
 	c.Target.PromptSize = len(c.Prompt)
 	c.Target.Exclude = slices.Clone(c.Target.Exclude)
-	d := &dispatch{Call: c, lease: l, task: t, frame: frame, begun: time.Now()}
+	d := &dispatch{Call: c, lease: l, begun: time.Now()}
 	over := true // also when the selector panics
 	defer func() {
-		if over {
-			l.node.tasks.end(t)
+		if over && d.task != nil {
+			l.node.tasks.end(d.task)
 		}
 	}()
+	if c.Request == nil {
+		if err := d.encode(); err != nil {
+			return nil, err
+		}
+	}
 	r, err := d.try(ctx)
 	over = err != nil
 	if err != nil {
@@ -94,15 +98,26 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	return r, err
 }
 
+// encode makes a task of the call, for workers that take a text.
+func (d *dispatch) encode() error {
+	var err error
+	if d.frame, err = wire.EncodeTask(d.TaskID, d.Prompt); err != nil {
+		return err
+	}
+	d.task, err = d.lease.node.tasks.begin(d.TaskID, d.lease.app.artifacts)
+	return err
+}
+
 // dispatch is a call on its way to a worker.
 type dispatch struct {
 	Call
 	lease    *Lease
-	task     *task
-	frame    []byte
+	task     *task  // nil for a request that is passed on
+	frame    []byte // of the task
 	begun    time.Time
 	queued   time.Duration
 	deadline time.Time // of the task; set with the first slot
+	first    time.Time // of the first output of the attempt
 	attempts int
 	bounces  int
 }
@@ -140,7 +155,8 @@ func (d *dispatch) try(ctx context.Context) (*Run, error) {
 // mayHaveRun reports whether an attempt that failed may have had an agent do
 // something. Of several failures, that one says whether the client should ask again.
 func mayHaveRun(err error) bool {
-	return !errors.Is(err, wire.ErrCapacity) && !errors.Is(err, wire.ErrRefused) && !errors.Is(err, ErrUnreachable)
+	return !errors.Is(err, wire.ErrCapacity) && !errors.Is(err, wire.ErrRefused) && !errors.Is(err, ErrUnreachable) &&
+		!errors.Is(err, ErrUnavailable)
 }
 
 // again reports whether another worker may be tried.
@@ -189,18 +205,30 @@ func (d *dispatch) served(slot router.Slot) Served {
 	}
 }
 
-// run sends the frame to the worker of the slot and waits for its first output.
-// The slot is released when that fails.
+// run sends the task to the worker of the slot and waits for its first output,
+// which does not come when the worker goes offline: a process that is frozen keeps
+// its connections. The slot is released when that fails.
 func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	r := &Run{
 		served: d.served(slot), node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
 	}
+	r.attempt, r.release = context.WithCancelCause(ctx)
+	if slot.Here != nil {
+		defer context.AfterFunc(slot.Here, func() { r.release(ErrUnreachable) })()
+	}
 	metrics.InFlight(1)
-	err := r.open(d.frame, d.deadline)
+	d.first = d.deadline
+	if d.FirstByte > 0 {
+		d.first = within(d.FirstByte, d.deadline)
+	}
+	err := r.open(d)
 	if err == nil {
 		err = r.readFirst(d)
 	}
 	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) && d.first.Before(d.deadline) {
+			err = fmt.Errorf("%w: no output within %s: %w", ErrStream, d.FirstByte, os.ErrDeadlineExceeded)
+		}
 		r.abandon(err)
 		return nil, err
 	}

@@ -42,6 +42,8 @@ type node struct {
 	host      *Host
 	directory *directory
 	tasks     *taskTable
+	streams   *streamPool
+	profiles  *profiles
 
 	emitter  atomic.Pointer[App] // whose subscribers hear of events
 	emit     chan struct{}       // closed once there has been one
@@ -73,9 +75,11 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 		cancel()
 		return nil, err
 	}
-	n := &node{settings: s, host: h, tasks: newTaskTable(), emit: make(chan struct{}), emitted: make(chan struct{}), cancel: cancel}
+	n := &node{settings: s, host: h, tasks: newTaskTable(), streams: newStreamPool(h), emit: make(chan struct{}), emitted: make(chan struct{}), cancel: cancel}
 	n.Lifetime = lifetime.New[*App](n.shut)
 	n.directory = newDirectory(n.log)
+	n.profiles = newProfiles(ctx, n.streams, n.directory.tookProfile)
+	n.directory.ask = n.profiles.ask
 	if err := n.start(ctx); err != nil {
 		n.Close()
 		return nil, err
@@ -108,6 +112,7 @@ func (n *node) start(ctx context.Context) error {
 		},
 	})
 	n.running.Go(wait)
+	n.running.Go(func() { n.streams.sweep(ctx) })
 	n.running.Go(func() { n.directory.sweep(ctx) })
 	n.running.Go(func() { n.host.KeepConnected(ctx, n.bootstrap, n.log) })
 	n.running.Go(func() { n.host.Discover(ctx, RoleGateway, n.settings, n.log) })
@@ -119,6 +124,8 @@ func (n *node) shut() {
 	n.cancel()
 	_ = n.host.Close()
 	n.running.Wait()
+	n.streams.close()
+	n.profiles.wait()
 	n.awaitEmitter()
 	n.directory.close()
 	live.CompareAndSwap(n, nil)

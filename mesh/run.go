@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
@@ -24,45 +24,60 @@ import (
 type Run struct {
 	served  Served
 	node    *node
-	task    *task
+	task    *task // nil where the worker serves the request itself
 	slot    router.Slot
-	stream  network.Stream
-	out     *wire.OutputReader
-	first   []byte // read by Dispatch
-	ctx     context.Context
+	answer  answer
+	first   []byte          // read by Dispatch
+	ctx     context.Context // of the call
+	attempt context.Context // ends with it, and when the worker goes before its first output
+	release context.CancelCauseFunc
 	begun   time.Time
-	stop    func() bool // of the watch over ctx
 	timeout time.Duration
 	err     error // the end, once it is known
 	once    sync.Once
 }
 
+// answer is what a worker sends back in one attempt.
+type answer interface {
+	// Read gives out the agent's output, or the body of the worker's answer. It ends
+	// with io.EOF when all went well and the files that it left have arrived.
+	io.Reader
+	SetReadDeadline(time.Time) error
+	// hasFiles reports, after io.EOF, whether there are files.
+	hasFiles() bool
+	// end gives back what the answer holds. The worker stops when it was not whole.
+	end(whole bool)
+}
+
 // Served names who serves the task.
 func (r *Run) Served() Served { return r.served }
 
-// open opens the stream and sends the frame, until the deadline of the task.
-func (r *Run) open(frame []byte, deadline time.Time) error {
+// Response returns the head of the answer when the worker serves the request of
+// the call itself, and what is read is its body; nil when it is an agent's output.
+func (r *Run) Response() *Response {
+	a, ok := r.answer.(*httpAnswer)
+	if !ok {
+		return nil
+	}
+	return &Response{Status: a.resp.StatusCode, Header: a.resp.Header, Length: a.resp.ContentLength}
+}
+
+// open sends the task to the worker, by the newest protocol that it speaks.
+func (r *Run) open(d *dispatch) error {
 	id, err := peer.Decode(r.served.Peer)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	dialCtx, cancel := context.WithDeadline(network.WithAllowLimitedConn(r.ctx, "agentfm"), within(DialTimeout, deadline))
-	defer cancel()
-	r.stream, err = r.node.host.NewStream(dialCtx, id, wire.TaskProtocol)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnreachable, err)
-	}
-	stream := r.stream
-	r.stop = context.AfterFunc(r.ctx, func() { _ = stream.Reset() })
-	r.task.assign(id)
-
-	_ = stream.SetDeadline(within(FrameTimeout, deadline))
-	_, err = stream.Write(frame)
-	if err == nil && !r.slot.Worker.Duplex {
-		err = stream.CloseWrite()
+	switch {
+	case d.Request != nil:
+		err = r.sendRequest(d, id)
+	case r.slot.Worker.HTTP:
+		err = r.sendTask(d, id)
+	default:
+		err = r.writeTask(d, id)
 	}
 	if err != nil {
-		return r.streamError(err)
+		return r.failure(err)
 	}
 	return nil
 }
@@ -75,29 +90,15 @@ func within(d time.Duration, deadline time.Time) time.Time {
 	return deadline
 }
 
-// readFirst waits for the first output. It does not come when the worker goes
-// offline: a process that is frozen keeps its connections.
+// readFirst waits for the first output.
 func (r *Run) readFirst(d *dispatch) error {
-	stream := r.stream
-	if r.slot.Here != nil {
-		defer context.AfterFunc(r.slot.Here, func() { _ = stream.Reset() })()
-	}
-	first := d.deadline
-	if d.FirstByte > 0 {
-		first = within(d.FirstByte, d.deadline)
-	}
-	_ = stream.SetDeadline(first)
-	r.out = wire.NewOutputReader(stream, ReadSize)
-	r.out.EagerNewline = d.EagerNewline
+	_ = r.answer.SetReadDeadline(d.first)
 	buf := make([]byte, ReadSize)
 	k, err := r.read(buf)
-	switch {
-	case err == nil || errors.Is(err, io.EOF):
+	if err == nil || errors.Is(err, io.EOF) {
 		r.first, r.err = buf[:k], err
-		_ = stream.SetDeadline(d.deadline)
+		_ = r.answer.SetReadDeadline(d.deadline)
 		return nil
-	case errors.Is(err, os.ErrDeadlineExceeded) && first.Before(d.deadline):
-		return fmt.Errorf("%w: no output within %s: %w", ErrStream, d.FirstByte, os.ErrDeadlineExceeded)
 	}
 	return err
 }
@@ -119,25 +120,25 @@ func (r *Run) Read(p []byte) (int, error) {
 	return k, err
 }
 
-// read reads from the stream and, at its end, waits for the files.
+// read reads from the worker.
 func (r *Run) read(p []byte) (int, error) {
-	k, err := r.out.Read(p)
-	switch {
-	case err == nil:
-		return k, nil
-	case errors.Is(err, io.EOF):
-		if r.out.Files() {
-			if err := r.task.waitForFiles(r.ctx); err != nil {
-				return k, err
-			}
-		}
-		return k, io.EOF
-	case errors.Is(err, wire.ErrCapacity), errors.Is(err, wire.ErrRefused),
-		errors.Is(err, wire.ErrAgentFailed), errors.Is(err, wire.ErrTruncated):
+	k, err := r.answer.Read(p)
+	if err == nil || errors.Is(err, io.EOF) {
 		return k, err
-	default:
-		return k, r.streamError(err)
 	}
+	return k, r.failure(err)
+}
+
+// failure tells what a worker has said from what happened on the way.
+func (r *Run) failure(err error) error {
+	for _, told := range []error{
+		wire.ErrCapacity, wire.ErrRefused, wire.ErrAgentFailed, wire.ErrTruncated, ErrArtifact, ErrUnreachable, ErrUnavailable,
+	} {
+		if errors.Is(err, told) {
+			return err
+		}
+	}
+	return r.streamError(err)
 }
 
 // streamError tells a broken stream from one that the client's going away broke.
@@ -155,7 +156,7 @@ func (r *Run) streamError(err error) error {
 }
 
 // HasFiles reports, after io.EOF, whether the task left files; they have arrived.
-func (r *Run) HasFiles() bool { return errors.Is(r.err, io.EOF) && r.out.Files() }
+func (r *Run) HasFiles() bool { return errors.Is(r.err, io.EOF) && r.answer.hasFiles() }
 
 // Close ends the run; the worker stops the agent when it still works. It may be
 // called more than once.
@@ -167,10 +168,20 @@ func (r *Run) Close() error {
 		}
 		o := r.outcome(err)
 		r.hangUp(o)
-		r.node.tasks.end(r.task)
-		observeTask(r.begun, err)
+		if r.task != nil {
+			r.node.tasks.end(r.task)
+		}
+		observeTask(r.begun, errors.Join(err, r.statusError()))
 		observeStream(o, err)
 	})
+	return nil
+}
+
+// statusError is the error of an answer whose status says that the worker failed.
+func (r *Run) statusError() error {
+	if resp := r.Response(); resp != nil && resp.Status >= http.StatusInternalServerError {
+		return fmt.Errorf("%w: status %d", wire.ErrAgentFailed, resp.Status)
+	}
 	return nil
 }
 
@@ -186,16 +197,10 @@ func (r *Run) abandon(err error) {
 
 // hangUp gives back what the attempt holds.
 func (r *Run) hangUp(o router.Outcome) {
-	if r.stop != nil {
-		r.stop()
+	if r.answer != nil {
+		r.answer.end(errors.Is(r.err, io.EOF))
 	}
-	if r.stream != nil {
-		if errors.Is(r.err, io.EOF) {
-			_ = r.stream.Close()
-		} else {
-			_ = r.stream.Reset()
-		}
-	}
+	r.release(nil)
 	r.slot.Release(o)
 	metrics.InFlight(-1)
 }
@@ -205,7 +210,7 @@ func (r *Run) hangUp(o router.Outcome) {
 func (r *Run) outcome(err error) router.Outcome {
 	switch {
 	case errors.Is(r.err, io.EOF), err == nil:
-		return router.Succeeded
+		return r.statusOutcome()
 	case r.ctx.Err() != nil:
 		return router.Unjudged
 	case errors.Is(err, wire.ErrCapacity):
@@ -217,4 +222,23 @@ func (r *Run) outcome(err error) router.Outcome {
 	default:
 		return router.Failed
 	}
+}
+
+// statusOutcome is the outcome of an answer that came whole. Where a worker serves
+// the request itself, the status tells.
+func (r *Run) statusOutcome() router.Outcome {
+	resp := r.Response()
+	switch {
+	case resp == nil, resp.Status < http.StatusInternalServerError && !limited(resp.Status), resp.Status == http.StatusNotImplemented:
+		return router.Succeeded
+	case limited(resp.Status):
+		return router.Refused
+	default:
+		return router.AgentFailed
+	}
+}
+
+// limited reports whether a status says that a server is full.
+func limited(status int) bool {
+	return status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable
 }

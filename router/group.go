@@ -7,7 +7,13 @@ import "cmp"
 // group is workers of one name. It is a heap: the first is the one that goes
 // before all others, and a change of one of them costs the logarithm of its
 // size. Each worker knows its place.
-type group []*worker
+type group []member
+
+// member is a worker in a group.
+type member struct {
+	*worker
+	at int // which of the worker's places this is
+}
 
 // place is where a worker is in a group.
 type place struct {
@@ -41,8 +47,8 @@ func (g group) any(req *Request) bool {
 	if req.May == nil {
 		return len(g) > 0
 	}
-	for _, e := range g {
-		if req.may(e) {
+	for _, m := range g {
+		if req.may(m.worker) {
 			return true
 		}
 	}
@@ -50,69 +56,68 @@ func (g group) any(req *Request) bool {
 }
 
 // add puts a worker into the group.
-func (g *group) add(e *worker, t Tier) {
-	*g = append(*g, e)
-	e.place[t] = place{group: g, index: len(*g) - 1}
-	g.up(len(*g)-1, t)
+func (g *group) add(e *worker) {
+	*g = append(*g, member{e, len(e.places)})
+	e.places = append(e.places, place{group: g, index: len(*g) - 1})
+	g.up(len(*g) - 1)
 }
 
-// remove takes a worker out of the group.
-func (g *group) remove(e *worker, t Tier) {
-	i, last := e.place[t].index, len(*g)-1
-	g.swap(i, last, t)
-	(*g)[last] = nil
+// remove takes the worker at an index out of the group.
+func (g *group) remove(i int) {
+	last := len(*g) - 1
+	g.swap(i, last)
+	(*g)[last] = member{}
 	*g = (*g)[:last]
-	e.place[t] = place{}
 	if i < last {
-		g.fix(i, t)
+		g.fix(i)
 	}
 }
 
 // moved restores the order after a change of the worker.
 func (e *worker) moved() {
-	for t := range e.place {
-		if p := e.place[t]; p.group != nil && len(*p.group) > 1 {
-			p.group.fix(p.index, Tier(t))
+	for _, p := range e.places {
+		if len(*p.group) > 1 {
+			p.group.fix(p.index)
 		}
 	}
 }
 
-func (g group) fix(i int, t Tier) {
-	if !g.down(i, t) {
-		g.up(i, t)
+func (g group) fix(i int) {
+	if !g.down(i) {
+		g.up(i)
 	}
 }
 
-func (g group) up(i int, t Tier) {
+func (g group) up(i int) {
 	for i > 0 {
 		parent := (i - 1) / 2
-		if !less(g[i], g[parent]) {
+		if !less(g[i].worker, g[parent].worker) {
 			return
 		}
-		g.swap(i, parent, t)
+		g.swap(i, parent)
 		i = parent
 	}
 }
 
 // down reports whether it moved the worker.
-func (g group) down(i int, t Tier) (moved bool) {
+func (g group) down(i int) (moved bool) {
 	for {
 		child := 2*i + 1
 		if child >= len(g) {
 			return moved
 		}
-		if right := child + 1; right < len(g) && less(g[right], g[child]) {
+		if right := child + 1; right < len(g) && less(g[right].worker, g[child].worker) {
 			child = right
 		}
-		if !less(g[child], g[i]) {
+		if !less(g[child].worker, g[i].worker) {
 			return moved
 		}
-		g.swap(i, child, t)
+		g.swap(i, child)
 		i, moved = child, true
 	}
 }
 
-func (g group) swap(i, j int, t Tier) {
+func (g group) swap(i, j int) {
 	g[i], g[j] = g[j], g[i]
-	g[i].place[t].index, g[j].place[t].index = i, j
+	g[i].places[g[i].at].index, g[j].places[g[j].at].index = i, j
 }

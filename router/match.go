@@ -8,10 +8,11 @@ import (
 )
 
 // Match returns those of the workers to whom a request may go, the first tier
-// that has any: the peer id exactly, then the agent's name, then the model engine,
-// both in any case. names tells them apart. It is what a [Router] decides, for
-// lists of workers that are not in one.
-func Match[T any](workers iter.Seq[T], req Request, names func(T) (peer, agent, model string)) []T {
+// that has any: the peer id exactly, then the agent's name, then a model engine,
+// both in any case. names tells them apart; of the Worker it is only the peer id
+// and names that count. It is what a [Router] decides, for lists of workers that
+// are not in one.
+func Match[T any](workers iter.Seq[T], req Request, names func(T) Worker) []T {
 	name := req.Peer
 	if name == "" {
 		name = strings.TrimSpace(req.Model)
@@ -21,15 +22,15 @@ func Match[T any](workers iter.Seq[T], req Request, names func(T) (peer, agent, 
 	}
 	var agents, models []T
 	for w := range workers {
-		peer, agent, model := names(w)
+		n := names(w)
 		switch {
-		case req.May != nil && !req.May(peer, agent, model):
-		case peer == name:
+		case req.May != nil && !req.May(n.Peer, n.Agent, n.asked(&req)):
+		case n.Peer == name:
 			return []T{w}
 		case req.Peer != "":
-		case strings.EqualFold(agent, name):
+		case strings.EqualFold(n.Agent, name):
 			agents = append(agents, w)
-		case strings.EqualFold(model, name):
+		case strings.EqualFold(n.asked(&req), name):
 			models = append(models, w)
 		}
 	}

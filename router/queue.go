@@ -197,11 +197,11 @@ func (r *Router) serveNext(e *worker) bool {
 // for it, or does not stand before others any more.
 func (w *waiter) concerns(e *worker) bool {
 	q := w.req
-	named := e.Peer == q.asked() || q.Peer == "" && (w.folded == e.keys[TierAgent] || w.folded == e.keys[TierModel])
+	named := e.Peer == q.asked() || q.Peer == "" && slices.Contains(e.keys, w.folded)
 	if !named || !q.may(e) {
 		return false
 	}
-	return !e.online || e.health.resting || q.PromptSize <= e.MaxPrompt && !slices.Contains(q.Exclude, e.Peer)
+	return !e.online || e.health.resting || q.fits(e) && !slices.Contains(q.Exclude, e.Peer)
 }
 
 // acquireFor takes a slot for a request that waits. A selector that panics ends the

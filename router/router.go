@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +23,8 @@ var (
 	ErrNoMatch = errors.New("no worker matches")
 	// ErrBusy says that workers match and each of them is full.
 	ErrBusy = errors.New("every matching worker is at capacity")
+	// ErrNoRoute says that no matching worker serves a route that would do.
+	ErrNoRoute = errors.New("no matching worker serves the route")
 	// ErrPromptTooLong says that no matching worker takes a prompt of that size.
 	ErrPromptTooLong = errors.New("prompt is too long")
 	// ErrExcluded says that every matching worker was excluded by the caller.
@@ -34,6 +37,11 @@ type Worker struct {
 	Peer string
 	// Agent is the advertised name, Model the advertised model engine.
 	Agent, Model string
+	// Models are further model engines that the worker offers.
+	Models []string
+	// Routes are the routes of OpenAI's API that the worker serves itself; none
+	// for one whose agent takes a text and answers with one.
+	Routes Routes
 	// Tasks is the number of running tasks that the worker reports, MaxTasks
 	// how many it takes at once.
 	Tasks, MaxTasks int
@@ -46,7 +54,13 @@ type Worker struct {
 	MaxPrompt int
 	// Duplex says that a task's stream may stay open on the gateway's side.
 	Duplex bool
+	// HTTP says that the worker speaks mesh protocol 2.
+	HTTP bool
 }
+
+// Routes is a set of routes of OpenAI's API. Which bit is which is the caller's
+// to know.
+type Routes uint32
 
 // Request asks for a worker.
 type Request struct {
@@ -55,15 +69,21 @@ type Request struct {
 	Model string
 	// Peer, when set, asks for this peer and no other; Model is then ignored.
 	Peer string
-	// PromptSize is the size of the prompt in bytes.
+	// Routes are those of which the worker must serve one. Without any, the request
+	// is a task, which is a text, and which every worker takes.
+	Routes Routes
+	// Text says that a worker will do that serves no route, for its agent takes a
+	// text; without Routes, that no other will.
+	Text bool
+	// PromptSize is the size in bytes of the prompt of who takes a text.
 	PromptSize int
 	// Exclude lists peers that must not serve the request.
 	Exclude []string
 	// Affinity is the same for requests that one worker should serve, such as
 	// those of a conversation; empty for none. See [Sticky].
 	Affinity string
-	// May, when set, says whether the client may use a worker. To the client
-	// there are no others.
+	// May, when set, says whether the client may use a worker with the model that
+	// it asks for. To the client there are no others.
 	May func(peer, agent, model string) bool
 }
 
@@ -75,7 +95,6 @@ const (
 	TierPeer Tier = iota
 	TierAgent
 	TierModel
-	tiers
 )
 
 // String implements fmt.Stringer.
@@ -113,11 +132,11 @@ type worker struct {
 
 	excluded uint64 // by which request last
 
-	keys  [tiers]string // where it is in names
-	place [tiers]place
-	self  group // the worker alone
-	gone  context.CancelFunc
-	here  context.Context // ends when the worker goes offline
+	keys   []string // by which it is in names: the agent's name, then the models
+	places []place  // in self, and in the groups of the keys
+	self   group    // the worker alone
+	gone   context.CancelFunc
+	here   context.Context // ends when the worker goes offline
 }
 
 // New returns an empty router.
@@ -134,7 +153,7 @@ func (r *Router) Update(w Worker) {
 		e = &worker{hash: hashText(w.Peer), tie: rand.Uint32()}
 		r.workers[w.Peer] = e
 	}
-	if e.online && (e.Agent != w.Agent || e.Model != w.Model) {
+	if e.online && (e.Agent != w.Agent || e.Model != w.Model || !slices.Equal(e.Models, w.Models)) {
 		r.unlist(e)
 		e.online = false
 		r.serveQueue(e) // by its old names it is gone
@@ -167,14 +186,28 @@ func (r *Router) list(e *worker) {
 	if e.here == nil || e.here.Err() != nil {
 		e.here, e.gone = context.WithCancel(context.Background())
 	}
-	e.keys[TierAgent], e.keys[TierModel] = fold(e.Agent), fold(e.Model)
-	e.self.add(e, TierPeer)
-	if key := e.keys[TierAgent]; key != "" {
-		r.name(key).agents.add(e, TierAgent)
+	e.keys = e.keys[:0] // what it went by before, until now
+	e.self.add(e)
+	if key := fold(e.Agent); key != "" {
+		e.keys = append(e.keys, key)
+		r.name(key).agents.add(e)
 	}
-	if key := e.keys[TierModel]; key != "" {
-		r.name(key).models.add(e, TierModel)
+	models := len(e.keys)
+	for i := range 1 + len(e.Models) {
+		key := fold(e.engine(i))
+		if key != "" && !slices.Contains(e.keys[models:], key) {
+			e.keys = append(e.keys, key)
+			r.name(key).models.add(e)
+		}
 	}
+}
+
+// engine returns the i-th of the worker's models.
+func (w *Worker) engine(i int) string {
+	if i == 0 {
+		return w.Model
+	}
+	return w.Models[i-1]
 }
 
 // name returns the groups of a folded name, which it makes.
@@ -189,11 +222,11 @@ func (r *Router) name(key string) *name {
 
 // unlist takes a worker out of its groups.
 func (r *Router) unlist(e *worker) {
-	for t := range e.place {
-		if g := e.place[t].group; g != nil {
-			g.remove(e, Tier(t))
-		}
+	for _, p := range e.places {
+		p.group.remove(p.index)
 	}
+	clear(e.places)
+	e.places = e.places[:0]
 	for _, key := range e.keys {
 		if n, ok := r.names[key]; ok && len(n.agents)+len(n.models) == 0 {
 			delete(r.names, key)
@@ -250,6 +283,42 @@ func (s *Slot) Release(o Outcome) {
 	r.setAlarm()
 }
 
+// Serves returns the routes that workers serve to whom the request may go by its
+// names, and whether there are any that serve none.
+func (r *Router) Serves(req *Request) (routes Routes, text bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g, _ := r.match(req)
+	for _, m := range g {
+		if !req.may(m.worker) {
+			continue
+		}
+		routes |= m.Routes
+		if m.Routes == 0 {
+			text = true
+		}
+		if text && routes&req.Routes == req.Routes {
+			break
+		}
+	}
+	return routes, text
+}
+
+// Report takes in how many tasks the worker says that it runs, that of the slot
+// included. It is newer than the worker's telemetry.
+func (s *Slot) Report(tasks int) {
+	if s.held == nil {
+		return
+	}
+	s.router.mu.Lock()
+	defer s.router.mu.Unlock()
+	e := s.held
+	e.Tasks, e.baseline = tasks, e.inflight
+	if e.online {
+		e.moved()
+	}
+}
+
 // Acquire matches the request, lets sel choose among the workers of the tier
 // that have a free slot, and takes a slot on the chosen one, all in one step:
 // a burst of requests spreads. It returns one of this package's errors when
@@ -277,7 +346,7 @@ func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 	if i < 0 {
 		return Slot{}, c.reason()
 	}
-	e := g[i]
+	e := g[i].worker
 	e.inflight++
 	r.picks++
 	e.picked = r.picks
@@ -332,7 +401,18 @@ func (r *Router) match(req *Request) (group, Tier) {
 
 // may reports whether the client may use a worker.
 func (q *Request) may(e *worker) bool {
-	return q.May == nil || q.May(e.Peer, e.Agent, e.Model)
+	return q.May == nil || q.May(e.Peer, e.Agent, e.asked(q))
+}
+
+// asked returns the model that a request means: the one that it names, or the
+// first when it names the worker.
+func (w *Worker) asked(q *Request) string {
+	for _, m := range w.Models {
+		if q.Peer == "" && strings.EqualFold(m, strings.TrimSpace(q.Model)) {
+			return m
+		}
+	}
+	return w.Model
 }
 
 // hashText is a hash that is the same in every process.

@@ -35,7 +35,7 @@ const (
 func (c *Choices) Len() int { return len(c.workers) }
 
 // Worker returns the i-th worker. It must not be changed.
-func (c *Choices) Worker(i int) *Worker { return &c.workers[i].Worker }
+func (c *Choices) Worker(i int) *Worker { return &c.workers[i].worker.Worker }
 
 // Load is the number of tasks that the worker is believed to run: what it
 // reported, and what was sent to it since, less what ended since.
@@ -48,7 +48,7 @@ func (c *Choices) Share(i int) float64 {
 
 // Less reports whether worker i is to be preferred to worker j by load, then CPU,
 // then by which was not chosen for longer.
-func (c *Choices) Less(i, j int) bool { return less(c.workers[i], c.workers[j]) }
+func (c *Choices) Less(i, j int) bool { return less(c.workers[i].worker, c.workers[j].worker) }
 
 // Picked tells, by comparison, which of two workers was chosen later.
 func (c *Choices) Picked(i int) uint64 { return c.workers[i].picked }
@@ -59,7 +59,7 @@ func (c *Choices) Affinity() string { return c.req.Affinity }
 // Free reports whether the request may go to the worker now. One that rests may be
 // tried when there is no other.
 func (c *Choices) Free(i int) bool {
-	e := c.workers[i]
+	e := c.workers[i].worker
 	switch e.state() {
 	case full:
 		return false
@@ -84,8 +84,19 @@ func (c *Choices) mayWake(e *worker) bool {
 }
 
 // fits reports whether the worker would take the request if it had a slot.
-func (c *Choices) fits(e *worker) bool {
-	return c.req.PromptSize <= e.MaxPrompt && c.req.may(e)
+func (c *Choices) fits(e *worker) bool { return c.req.fits(e) && c.req.may(e) }
+
+// fits reports whether the worker could serve the request, if not for its load.
+func (q *Request) fits(e *worker) bool {
+	return q.Routes&e.Routes != 0 || q.servedAsText(e) && q.PromptSize <= e.MaxPrompt
+}
+
+// servedAsText reports whether the worker would be sent the request as a text.
+func (q *Request) servedAsText(e *worker) bool {
+	if q.Text {
+		return e.Routes == 0
+	}
+	return q.Routes == 0
 }
 
 // Least returns the free worker with the smallest share of its slots in use,
@@ -132,7 +143,8 @@ func (c *Choices) lastResort(sel Selector) int {
 // allRest reports whether all of the workers that could serve the request rest.
 func (c *Choices) allRest() bool {
 	found := false
-	for _, e := range c.workers {
+	for _, m := range c.workers {
+		e := m.worker
 		if e.excluded == c.asked || !c.fits(e) {
 			continue
 		}
@@ -146,10 +158,14 @@ func (c *Choices) allRest() bool {
 
 // reason says why no worker is free.
 func (c *Choices) reason() error {
-	err := ErrPromptTooLong
-	for _, e := range c.workers {
-		switch {
-		case !c.fits(e):
+	err := ErrNoRoute
+	for _, m := range c.workers {
+		switch e := m.worker; {
+		case !c.req.may(e):
+		case !c.req.fits(e):
+			if c.req.servedAsText(e) && err == ErrNoRoute {
+				err = ErrPromptTooLong
+			}
 		case e.excluded != c.asked:
 			return ErrBusy
 		default:

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,6 +56,7 @@ type agent struct {
 	host     *mesh.Host
 	tasksDir string
 	topic    *pubsub.Topic
+	http     *http.Server  // of mesh protocol 2
 	changed  chan struct{} // the telemetry is out of date
 
 	isReady    chan struct{} // closed when the agent takes tasks for the first time
@@ -65,6 +67,7 @@ type agent struct {
 	mu       sync.Mutex
 	leaving  bool                // takes no tasks any more
 	tasks    map[string]*running // by task id
+	kept     map[string]*kept    // the same
 	working  sync.WaitGroup      // running tasks; added to under mu while not leaving
 	base     context.Context     // of tasks
 	kill     context.CancelCauseFunc
@@ -94,7 +97,7 @@ func openAgent(g *generation) (*agent, error) {
 	a := &agent{
 		key: g.key, settings: g.settings,
 		changed: make(chan struct{}, 1),
-		tasks:   make(map[string]*running),
+		tasks:   make(map[string]*running), kept: make(map[string]*kept),
 	}
 	if a.tasksDir, err = filepath.Abs(filepath.Join(caddy.AppDataDir(), "agentfm", "tasks", g.key)); err != nil {
 		return nil, err
@@ -144,6 +147,9 @@ func (a *agent) begin() error {
 		return err
 	}
 	a.host.SetStreamHandler(wire.TaskProtocol, a.serve)
+	if a.http, err = a.listen(); err != nil {
+		return fmt.Errorf("listening for requests: %w", err)
+	}
 	a.host.Network().Notify(&network.NotifyBundle{DisconnectedF: a.disconnected})
 	a.services.Go(func() {
 		for { // a new listener is told at once
@@ -299,6 +305,9 @@ func (a *agent) shut() {
 		time.Sleep(finishHalfTime - min(time.Since(time.Unix(0, last)), finishHalfTime))
 	}
 	a.cancel()
+	if a.http != nil {
+		_ = a.http.Close()
+	}
 	_ = a.host.Close()
 	a.services.Wait()
 	live.Lock()

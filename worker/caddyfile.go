@@ -59,7 +59,7 @@ func (a *App) unmarshalAgent(d *caddyfile.Dispenser) error {
 	if a.Agents == nil {
 		a.Agents = make(map[string]*Config)
 	}
-	c := new(Config)
+	c, serves := new(Config), false
 	a.Agents[key] = c
 	err := option.Set{
 		"name":        option.String(&c.Name),
@@ -74,23 +74,28 @@ func (a *App) unmarshalAgent(d *caddyfile.Dispenser) error {
 		"allow_peers": option.Strings(&c.AllowPeers),
 		"identity":    option.String(&c.Identity),
 		"listen":      option.Strings(&c.Listen),
-		"runtime":     option.Func(c.unmarshalRuntime),
+		"runtime": option.Func(func(d *caddyfile.Dispenser) error {
+			var err error
+			serves, err = c.unmarshalRuntime(d)
+			return err
+		}),
 	}.Block(d)
 	switch {
 	case err != nil:
 		return err
-	case c.Model == "":
-		return d.Errf("agent '%s': %w", key, errNoModel)
 	case c.RuntimeRaw == nil:
 		return d.Errf("agent '%s': %w", key, errNoRuntime)
+	case c.Model == "" && !serves:
+		return d.Errf("agent '%s': %w", key, errNoModel)
 	}
 	return nil
 }
 
-// unmarshalRuntime loads the runtime's own options.
-func (c *Config) unmarshalRuntime(d *caddyfile.Dispenser) error {
+// unmarshalRuntime loads the runtime's own options, and reports whether it is a
+// [Server].
+func (c *Config) unmarshalRuntime(d *caddyfile.Dispenser) (serves bool, err error) {
 	if !d.NextArg() {
-		return d.ArgErr()
+		return false, d.ArgErr()
 	}
 	name := d.Val()
 	if _, err := caddy.GetModule(runtimes + "." + name); err != nil {
@@ -98,18 +103,19 @@ func (c *Config) unmarshalRuntime(d *caddyfile.Dispenser) error {
 		for _, m := range caddy.GetModules(runtimes) {
 			known = append(known, m.ID.Name())
 		}
-		return d.Errf("unrecognized runtime '%s'; this Caddy has: %s", name, strings.Join(known, ", "))
+		return false, d.Errf("unrecognized runtime '%s'; this Caddy has: %s", name, strings.Join(known, ", "))
 	}
 	mod, err := caddyfile.UnmarshalModule(d, runtimes+"."+name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	rt, ok := mod.(Runtime)
 	if !ok {
-		return d.Errf("module "+runtimes+".%s is not a runtime: it is a %T", name, mod)
+		return false, d.Errf("module "+runtimes+".%s is not a runtime: it is a %T", name, mod)
 	}
 	c.RuntimeRaw = caddyconfig.JSONModuleObject(rt, "runtime", name, nil)
-	return nil
+	_, serves = rt.(Server)
+	return serves, nil
 }
 
 // Interface guard

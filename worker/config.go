@@ -3,6 +3,7 @@
 package worker
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +33,9 @@ type Config struct {
 
 	// Model is the model engine that the agent announces, by which clients may
 	// ask for it; the agent finds it in AGENTFM_MODEL. At most 40 characters,
-	// and nothing that reads like a peer id. Required.
+	// and nothing that reads like a peer id. Required, but for a runtime that
+	// offers the models of a server: there it is the one of them that is announced
+	// first, and which is meant by the agent's name. Default there: the server's first.
 	Model string `json:"model,omitempty"`
 
 	// Description tells people what the agent does. At most 1000 characters.
@@ -48,7 +51,8 @@ type Config struct {
 	MaxTasks int `json:"max_tasks,omitempty"`
 
 	// MaxCPU is the CPU use of the machine, in percent, from which on the agent
-	// takes no tasks. -1 switches the limit off. Default: 80.
+	// takes no tasks. -1 switches the limit off. Default: 80; with a runtime that
+	// offers the models of a server, -1.
 	MaxCPU float64 `json:"max_cpu,omitempty"`
 
 	// MaxGPU is the use of GPU memory, in percent, above which the agent takes
@@ -103,10 +107,9 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 			return nil, err
 		}
 	}
-	g.defaults()
 	var err error
 	g.settings = app.Settings()
-	g.settings.Identity = g.config.Identity
+	g.settings.Identity = cmp.Or(g.config.Identity, "agent-"+key)
 	if g.settings.Listen, err = mesh.ParseListen(c.Listen, app.Settings().SwarmKey != nil, sameWithAnyPort(app.Settings().Listen)); err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
@@ -129,7 +132,14 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 		return nil, fmt.Errorf("runtime: %T is not a worker.Runtime", mod)
 	}
 	g.runtime = rt
+	g.defaults()
 	return g, nil
+}
+
+// serves reports whether the runtime answers OpenAI's API itself.
+func (g *generation) serves() bool {
+	_, ok := g.runtime.(Server)
+	return ok
 }
 
 // defaults fills in what was left out.
@@ -138,11 +148,12 @@ func (g *generation) defaults() {
 	if c.Name == "" {
 		c.Name = g.key
 	}
-	if c.Identity == "" {
-		c.Identity = "agent-" + g.key
-	}
+	c.Identity = g.settings.Identity
 	if c.MaxTasks == 0 {
 		c.MaxTasks = defaultMaxTasks
+	}
+	if c.MaxCPU == 0 && g.serves() {
+		c.MaxCPU = -1 // a model that is computed here may have all of the machine
 	}
 	if c.MaxCPU == 0 {
 		c.MaxCPU = defaultMaxPercent
@@ -169,7 +180,7 @@ func (g *generation) validate() error {
 		}
 	}
 	switch {
-	case c.Model == "":
+	case c.Model == "" && !g.serves():
 		return errNoModel
 	case c.Capability != "" && !capability.MatchString(c.Capability):
 		return fmt.Errorf("capability: %q is not in kebab case, such as text-report", c.Capability)

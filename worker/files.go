@@ -5,6 +5,7 @@ package worker
 import (
 	"archive/zip"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +28,7 @@ const maxFiles = 100_000
 
 // answerFiles ends the answer of a task that succeeded: with the marker for no
 // files when there is no zip, or with the other and the zip, which it closes.
-func answerFiles(ctx context.Context, h host.Host, s network.Stream, taskID string, zipped *os.File) error {
+func answerFiles(ctx context.Context, h host.Host, s network.Stream, taskID string, zipped *zipped) error {
 	if zipped == nil {
 		return answer(s, "\n"+wire.MarkerNoFiles+"\n")
 	}
@@ -40,11 +41,7 @@ func answerFiles(ctx context.Context, h host.Host, s network.Stream, taskID stri
 }
 
 // sendFiles sends a zip to the gateway of the task and waits until it has it.
-func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID string, zipped *os.File) error {
-	fi, err := zipped.Stat()
-	if err != nil {
-		return err
-	}
+func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID string, zipped *zipped) error {
 	dialCtx, cancel := context.WithTimeout(network.WithAllowLimitedConn(ctx, "agentfm"), mesh.DialTimeout)
 	defer cancel()
 	s, err := h.NewStream(dialCtx, task.Conn().RemotePeer(), wire.ArtifactProtocol)
@@ -55,10 +52,10 @@ func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID str
 	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
 	defer stop()
 	_ = s.SetDeadline(time.Now().Add(mesh.ArtifactTimeout))
-	err = wire.WriteArtifactHeader(s, wire.ArtifactHeader{Size: fi.Size(), TaskID: taskID})
+	err = wire.WriteArtifactHeader(s, wire.ArtifactHeader{Size: zipped.size, TaskID: taskID})
 	if err == nil {
 		var sent int64
-		sent, err = io.Copy(s, zipped)
+		sent, err = io.Copy(s, zipped.File)
 		metrics.ArtifactSent(sent)
 	}
 	if err == nil {
@@ -81,17 +78,18 @@ func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID str
 // nil when there are none. Whatever else an agent left is passed over: a link
 // leads out, a FIFO blocks its reader for ever. What cannot be read, because a
 // container has made it as another user, is counted as skipped.
-func zipFiles(ctx context.Context, file, dir string) (zipped *os.File, skipped int, err error) {
+func zipFiles(ctx context.Context, file, dir string) (*zipped, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer root.Close()
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	z := zip.NewWriter(f)
+	sum, skipped := sha256.New(), 0
+	z := zip.NewWriter(io.MultiWriter(f, sum))
 	entries, budget := 0, int64(wire.MaxArtifact)
 	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		switch {
@@ -120,14 +118,19 @@ func zipFiles(ctx context.Context, file, dir string) (zipped *os.File, skipped i
 			return err
 		}
 	})
-	if err = errors.Join(err, z.Close()); err == nil && entries > 0 {
+	left := &zipped{File: f, skipped: skipped}
+	if err = errors.Join(err, z.Close()); err == nil {
+		left.size, err = f.Seek(0, io.SeekEnd)
+	}
+	if err == nil {
 		_, err = f.Seek(0, io.SeekStart)
 	}
 	if err != nil || entries == 0 {
 		_ = f.Close()
-		return nil, skipped, err
+		return nil, err
 	}
-	return f, skipped, nil
+	sum.Sum(left.sum[:0])
+	return left, nil
 }
 
 // zipFile adds one regular file. By now the name may be a link, which root keeps

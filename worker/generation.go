@@ -32,6 +32,8 @@ type generation struct {
 	cancel context.CancelFunc
 	image  atomic.Pointer[Image]
 	ready  atomic.Bool // image is set, and the runtime can run tasks
+	// lastOffer is what the back-end served last, where there is one.
+	lastOffer atomic.Pointer[offered]
 
 	// Under the agent's mutex: what was active before this one, until its reload
 	// has gone well.

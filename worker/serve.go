@@ -4,6 +4,7 @@ package worker
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -34,8 +35,9 @@ const (
 
 // running is a task that has a slot.
 type running struct {
-	end     time.Time // when its time is up
-	conn    network.Conn
+	gateway peer.ID
+	end     time.Time    // when its time is up
+	conn    network.Conn // nil where the gateway's going away ends ctx by itself
 	ctx     context.Context
 	stop    context.CancelCauseFunc
 	watched chan struct{} // closed when the gateway's side of the stream has ended
@@ -57,10 +59,10 @@ func (a *agent) serve(s network.Stream) {
 		return
 	}
 	log = log.With(zap.String("task", req.TaskID))
-	t, g, refusal := a.admit(s, req)
-	if refusal != "" {
-		log.Debug("task refused", zap.String("reason", refusal))
-		refuse(s, refusal)
+	t, g, refused := a.admit(s.Conn().RemotePeer(), s.Conn(), req)
+	if refused != nil {
+		log.Debug("task refused", zap.String("reason", refused.line))
+		refuse(s, refused.line)
 		return
 	}
 	began := time.Now()
@@ -72,8 +74,7 @@ func (a *agent) serve(s network.Stream) {
 	} else {
 		a.finish(s, t)
 	}
-	a.working.Done()
-	a.Release()
+	a.done()
 	log.Info("task ended", zap.String("how", how), zap.Duration("took", time.Since(began)), zap.Error(err))
 }
 
@@ -130,41 +131,68 @@ func (b *budgetReader) Read(p []byte) (int, error) {
 
 func (b *budgetReader) release() { b.scope.ReleaseMemory(b.reserved) }
 
-// admit takes a slot for a task whose frame is complete, or returns the text of
-// a refusal.
-func (a *agent) admit(s network.Stream, req wire.TaskRequest) (*running, *generation, string) {
+// refusal says why a task is not run: for the protocols, and in words.
+type refusal struct {
+	reason wire.Refusal
+	line   string // as mesh protocol 1 has it
+}
+
+// words returns it for who is not bound to mesh protocol 1.
+func (r *refusal) words() string { return wire.RefusalText(r.line) }
+
+// busy and unfit are refusals.
+func busy(line string) *refusal  { return &refusal{wire.RefusalCapacity, line} }
+func unfit(text string) *refusal { return &refusal{wire.RefusalRequest, wire.Refuse(text)} }
+
+// notReady is the refusal of an agent that is being prepared.
+var notReady = &refusal{wire.RefusalUnavailable, wire.Refuse("Worker is not ready yet: busy with its preparation. Try another worker.")}
+
+// admit takes a slot for a task whose frame is complete, or says why not.
+func (a *agent) admit(gateway peer.ID, conn network.Conn, req wire.TaskRequest) (*running, *generation, *refusal) {
 	g := a.active.Load()
 	switch {
 	case req.Version != wire.Version:
-		return nil, nil, wire.RefuseVersion()
+		return nil, nil, &refusal{wire.RefusalRequest, wire.RefuseVersion()}
 	case g == nil:
-		return nil, nil, wire.Refuse("Worker is not ready yet: busy with its preparation. Try another worker.")
+		return nil, nil, notReady
 	case len(req.Data) > g.runtime.PromptLimit():
-		return nil, nil, wire.Refuse(fmt.Sprintf("The prompt has %d bytes; this agent takes at most %d.", len(req.Data), g.runtime.PromptLimit()))
+		return nil, nil, unfit(fmt.Sprintf("The prompt has %d bytes; this agent takes at most %d.", len(req.Data), g.runtime.PromptLimit()))
 	case strings.Contains(req.Data, "\x00") && !g.runtime.PromptNUL():
-		return nil, nil, wire.Refuse("The prompt contains a NUL byte, which this agent cannot be given.")
+		return nil, nil, unfit("The prompt contains a NUL byte, which this agent cannot be given.")
 	}
-	if refusal := g.overloaded(machine.sample(a.closing)); refusal != "" {
-		return nil, nil, refusal
+	t, refused := a.take(g, req.TaskID, gateway, conn)
+	return t, g, refused
+}
+
+// take takes a slot, or says why there is none.
+func (a *agent) take(g *generation, id string, gateway peer.ID, conn network.Conn) (*running, *refusal) {
+	if line := g.overloaded(machine.sample(a.closing)); line != "" {
+		return nil, busy(line)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	_, taken := a.tasks[req.TaskID]
+	_, taken := a.tasks[id]
 	switch {
 	case taken:
-		return nil, nil, wire.Refuse("A task of that id is running.")
+		return nil, unfit("A task of that id is running.")
 	case a.leaving || !a.Lease():
-		return nil, nil, wire.Refuse("Worker is shutting down: busy. Try another worker.")
+		return nil, busy(wire.Refuse("Worker is shutting down: busy. Try another worker."))
 	case len(a.tasks) >= g.config.MaxTasks:
 		a.Release()
-		return nil, nil, wire.RefuseTasks(len(a.tasks), g.config.MaxTasks)
+		return nil, busy(wire.RefuseTasks(len(a.tasks), g.config.MaxTasks))
 	}
-	t := &running{conn: s.Conn(), watched: make(chan struct{}), end: time.Now().Add(time.Duration(g.config.Timeout))}
+	t := &running{gateway: gateway, conn: conn, watched: make(chan struct{}), end: time.Now().Add(time.Duration(g.config.Timeout))}
 	t.ctx, t.stop = context.WithCancelCause(a.base)
-	a.tasks[req.TaskID] = t
+	a.tasks[id] = t
 	a.working.Add(1)
 	a.touch()
-	return t, g, ""
+	return t, nil
+}
+
+// done gives back what take took beside the slot.
+func (a *agent) done() {
+	a.working.Done()
+	a.Release()
 }
 
 // free gives the slot of a task back.
@@ -217,7 +245,7 @@ func (a *agent) disconnected(_ network.Network, c network.Conn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, t := range a.tasks {
-		if t.conn.ID() == c.ID() {
+		if t.conn != nil && t.conn.ID() == c.ID() {
 			t.stop(errGatewayGone)
 		}
 	}
@@ -231,11 +259,62 @@ const (
 	cancelled = "cancelled"
 )
 
+// ending is how a task ended.
+type ending struct {
+	how     string
+	words   string // for the gateway, where the agent did not succeed
+	code    int    // the agent's exit status
+	started bool   // the agent ran
+	zip     *zipped
+	err     error // what the operator should know
+}
+
+// zipped is what a task left.
+type zipped struct {
+	*os.File
+	size    int64
+	sum     [sha256.Size]byte
+	skipped int // files that could not be read
+}
+
+// execute runs the agent, and collects its files in dir.
+func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir string, out io.Writer) ending {
+	ctx, cancel := context.WithDeadlineCause(t.ctx, t.end, fmt.Errorf("timed out after %s", time.Duration(g.config.Timeout)))
+	defer cancel()
+	left := filepath.Join(dir, "output")
+	if err := os.Mkdir(left, 0o700); err != nil {
+		return ending{how: failed, words: "the worker has no folder for it", err: err}
+	}
+	exit, err := g.runtime.Run(ctx, Task{ID: req.TaskID, Prompt: req.Data, Model: g.config.Model, Output: out, OutputDir: left})
+	e := ending{started: err == nil, code: exit.Code}
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errGatewayGone):
+		return ending{how: cancelled}
+	case cause != nil:
+		e.how, e.words, e.err, e.started = stopped, cause.Error(), cause, true
+		return e
+	case err != nil:
+		// the reason can name what is the operator's own business
+		e.how, e.words, e.err = failed, "the worker's log says why", err
+		return e
+	case exit.Code != 0 || exit.Reason != "":
+		e.how, e.words, e.err = failed, exit.String(), errors.New(exit.String())
+		return e
+	}
+	if e.zip, err = zipFiles(ctx, filepath.Join(dir, "artifact.zip"), left); err != nil {
+		e.how, e.words, e.err = failed, "its files could not be collected", err
+		return e
+	}
+	if e.zip != nil && e.zip.skipped > 0 {
+		a.log().Warn("files of a task were left out: not readable", zap.String("task", req.TaskID), zap.Int("count", e.zip.skipped))
+	}
+	e.how = succeeded
+	return e
+}
+
 // run runs a task and answers on its stream, which it leaves open. It returns how
 // the task ended, and what the operator should know of it.
 func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRequest) (string, error) {
-	ctx, cancel := context.WithDeadlineCause(t.ctx, t.end, fmt.Errorf("timed out after %s", time.Duration(g.config.Timeout)))
-	defer cancel()
 	go func() {
 		defer close(t.watched)
 		watch(s, t.stop)
@@ -244,37 +323,20 @@ func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRe
 		t.stop(errGatewayGone)
 	}
 	dir, err := os.MkdirTemp(a.tasksDir, req.TaskID+"-")
-	out := filepath.Join(dir, "output")
-	if err == nil {
-		defer a.remove(dir)
-		err = os.Mkdir(out, 0o700)
-	}
 	if err != nil {
 		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errors.New("the worker has no folder for it"))))
 	}
-	exit, err := g.runtime.Run(ctx, Task{
-		ID: req.TaskID, Prompt: req.Data, Model: g.config.Model,
-		Output: &output{s, t.stop}, OutputDir: out,
-	})
-	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, errGatewayGone):
-		return cancelled, nil
-	case cause != nil:
-		return stopped, errors.Join(cause, answerFailure(s, wire.Exited(cause.Error())))
-	case err != nil:
-		// the reason can name what is the operator's own business
-		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errors.New("the worker's log says why"))))
-	case exit.Code != 0 || exit.Reason != "":
-		return failed, errors.Join(errors.New(exit.String()), answerFailure(s, wire.Exited(exit.String())))
+	defer a.remove(dir)
+	e := a.execute(g, t, req, dir, &output{s, t.stop})
+	switch {
+	case e.how == cancelled:
+		return e.how, nil
+	case e.words != "" && !e.started:
+		return e.how, errors.Join(e.err, answerFailure(s, wire.StartFailed(errors.New(e.words))))
+	case e.words != "":
+		return e.how, errors.Join(e.err, answerFailure(s, wire.Exited(e.words)))
 	}
-	zipped, skipped, err := zipFiles(ctx, filepath.Join(dir, "artifact.zip"), out)
-	if err != nil {
-		return failed, errors.Join(err, answerFailure(s, wire.Exited("its files could not be collected")))
-	}
-	if skipped > 0 {
-		a.log().Warn("files of a task were left out: not readable", zap.String("task", req.TaskID), zap.Int("count", skipped))
-	}
-	if err := answerFiles(ctx, a.host, s, req.TaskID, zipped); err != nil {
+	if err := answerFiles(t.ctx, a.host, s, req.TaskID, e.zip); err != nil {
 		return cancelled, fmt.Errorf("sending files: %w", err) // announced, and not come: no clean end
 	}
 	return succeeded, nil

@@ -78,8 +78,20 @@ func (a *agent) current(ctx context.Context) (wire.Telemetry, bool) {
 	a.mu.Lock()
 	running, leaving := len(a.tasks), a.leaving
 	a.mu.Unlock()
-	busy := !ready || leaving || running >= g.config.MaxTasks || g.overloaded(l) != ""
+	busy := !ready || leaving || running >= g.config.MaxTasks || g.overloaded(l) != "" || !g.available()
 	return g.telemetry(a.host.ID().String(), l, running, busy), true
+}
+
+// profile returns the agent's profile; false while no configuration has it.
+func (a *agent) profile(ctx context.Context) (wire.Profile, bool) {
+	t, ok := a.current(ctx)
+	p := wire.Profile{Telemetry: t}
+	if g := a.active.Load(); g != nil {
+		if o := g.offered(); o != nil {
+			p.Models, p.Routes, p.MaxBody = o.Models, o.Routes, maxBody
+		}
+	}
+	return p, ok
 }
 
 // overloaded returns the refusal for a machine that is over the agent's limits,
@@ -104,7 +116,10 @@ func (g *generation) telemetry(peerID string, l load, running int, busy bool) wi
 		CPUCores: l.cores, CPUPercent: l.cpuPercent, RAMFreeGB: l.ramFreeGB,
 		HasGPU: l.hasGPU, GPUUsedGB: l.gpuUsedGB, GPUTotalGB: l.gpuTotalGB, GPUPercent: l.gpuPercent,
 		CurrentTasks: running, MaxTasks: c.MaxTasks,
-		MaxPrompt: g.runtime.PromptLimit(), Duplex: true,
+		MaxPrompt: g.runtime.PromptLimit(), Duplex: true, Protocol: wire.ProtocolHTTP,
+	}
+	if o := g.offered(); o != nil {
+		t.Model, t.ProfileTag = o.Models[0], o.tag
 	}
 	if busy {
 		t.Status = wire.StatusBusy

@@ -53,6 +53,9 @@ func RefuseVersion() string {
 // Refuse is the answer of a worker for any other reason.
 func Refuse(reason string) string { return refusalPrefix + oneLine(reason) }
 
+// RefusalText returns the reason that a line of a refusal gives.
+func RefusalText(line string) string { return strings.TrimPrefix(line, refusalPrefix) }
+
 // StartFailed is the line for an agent that could not be started.
 func StartFailed(err error) string { return startFailPrefix + oneLine(err.Error()) }
 

@@ -26,6 +26,7 @@ const (
 	maxTasks           = 100_000
 	maxAmount          = 1e6 // GB of memory, CPU cores
 	maxPercent         = 1000
+	maxProtocol        = 1000
 )
 
 // Telemetry is what a worker announces of itself about every two seconds.
@@ -58,6 +59,12 @@ type Telemetry struct {
 	// ours: AgentFM 1.3 waits for the gateway to close its side, after which a
 	// worker cannot see a reset before it writes again.
 	Duplex bool `json:"duplex,omitempty"`
+	// Protocol is the newest mesh protocol that the worker speaks beside the first.
+	// It is ours; see [ProtocolHTTP].
+	Protocol int `json:"mesh_protocol,omitempty"`
+	// ProfileTag is another one when the worker's [Profile] has changed in what
+	// telemetry does not say. It is ours, and empty when there is nothing of that.
+	ProfileTag string `json:"profile,omitempty"`
 }
 
 // ParseTelemetry reads one telemetry object and checks its size, types and
@@ -96,6 +103,7 @@ func (t Telemetry) Validate() error {
 		{"current_tasks", float64(t.CurrentTasks), 0, maxTasks},
 		{"max_tasks", float64(t.MaxTasks), 1, maxTasks},
 		{"max_prompt_bytes", float64(t.MaxPrompt), 0, MaxTaskFrame},
+		{"mesh_protocol", float64(t.Protocol), 0, maxProtocol},
 	} {
 		if f.v < f.min || f.v > f.max {
 			return fmt.Errorf("%s %v is not within %v and %v", f.name, f.v, f.min, f.max)
@@ -116,6 +124,7 @@ func (t Telemetry) Validate() error {
 		{"agent_image_digest", t.ImageDigest, maxNameText},
 		{"agent_image_ref", t.ImageRef, 2 * maxNameText},
 		{"agent_desc", t.Description, maxDescriptionText},
+		{"profile", t.ProfileTag, maxNameText},
 	} {
 		if utf8.RuneCountInString(f.v) > f.max {
 			return fmt.Errorf("%s is over %d characters", f.name, f.max)

@@ -122,11 +122,21 @@ func ReadTask(r io.Reader) (TaskRequest, error) {
 		return req, fmt.Errorf("%w: over %d bytes", ErrFrameTooLarge, MaxTaskFrame)
 	case err != nil:
 		return req, fmt.Errorf("%w: %w", ErrBadFrame, err)
-	case !utf8.Valid(frame):
-		return req, fmt.Errorf("%w: not UTF-8", ErrBadFrame)
 	}
 	if rest, _ := io.ReadAll(dec.Buffered()); len(bytes.TrimSpace(rest)) > 0 {
 		return req, fmt.Errorf("%w: data after the object", ErrBadFrame)
+	}
+	return DecodeTask(frame)
+}
+
+// DecodeTask reads a task request that is there as a whole; see [ReadTask].
+func DecodeTask(frame []byte) (TaskRequest, error) {
+	var req TaskRequest
+	switch {
+	case len(frame) > MaxTaskFrame:
+		return req, fmt.Errorf("%w: over %d bytes", ErrFrameTooLarge, MaxTaskFrame)
+	case !utf8.Valid(frame):
+		return req, fmt.Errorf("%w: not UTF-8", ErrBadFrame)
 	}
 	if err := json.Unmarshal(frame, &req); err != nil {
 		return req, fmt.Errorf("%w: %w", ErrBadFrame, err)

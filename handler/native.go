@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	"go.opentelemetry.io/otel/propagation"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/openai"
+	"github.com/Agent-FM/caddy-agentfm/router"
+)
+
+// codeUnknownURL is that of OpenAI for a route that is not there.
+const codeUnknownURL = "unknown_url"
+
+// serveModel serves a POST of OpenAI's API. Workers that serve the route get the
+// request as it is. Where those that match take a text, asText answers, when it is
+// there.
+func (x *exchange) serveModel(body []byte, contentType string, affinity func() string, asText func() error) error {
+	head, err := openai.ReadHead(contentType, body)
+	if err != nil {
+		return err
+	}
+	l, err := x.takeLease()
+	if err != nil {
+		return err
+	}
+	target := router.Request{Model: head.Model, Routes: mesh.Route(x.r.URL.Path)}
+	if err := x.target(&target); err != nil {
+		return err
+	}
+	routes, text := l.Serves(&target)
+	if routes&target.Routes == 0 && asText != nil {
+		return asText()
+	}
+	err = x.passOn(mesh.Call{
+		Target:  router.Request{Model: head.Model, Routes: target.Routes, Affinity: x.affinity(affinity)},
+		Request: &mesh.Request{Method: http.MethodPost, Target: x.r.URL.RequestURI(), Header: x.forwarded(), Body: body},
+		Again:   text && asText != nil,
+	}, head.Stream)
+	if text && asText != nil && noRoom(err) {
+		return asText()
+	}
+	return err
+}
+
+// forwardedHeaders are the headers of a client that its worker gets. Of who it is,
+// the worker learns nothing.
+var forwardedHeaders = []string{"Content-Type", "Accept", "Openai-Beta", "Traceparent", "Tracestate"}
+
+// forwarded returns the headers for the worker.
+func (x *exchange) forwarded() http.Header {
+	h := make(http.Header, len(forwardedHeaders)+1)
+	for _, name := range forwardedHeaders {
+		if v := x.r.Header[name]; len(v) > 0 {
+			h[name] = v[:1]
+		}
+	}
+	propagation.TraceContext{}.Inject(x.r.Context(), propagation.HeaderCarrier(h)) // where Caddy traces
+	h["X-Request-Id"] = []string{x.id}
+	return h
+}
+
+// passOn sends a request to a worker that serves it, and passes the answer back.
+func (x *exchange) passOn(call mesh.Call, stream bool) error {
+	p := &passage{x: x, out: eventWriter{x: x}}
+	if stream {
+		defer p.out.keepAlive(x.h.heartbeat, p.ping)()
+	}
+	err := p.run(call)
+	x.attempted(err)
+	switch {
+	case err == nil:
+		return nil
+	case p.out.failed || x.r.Context().Err() != nil:
+		if !p.begun() {
+			return err
+		}
+		x.gone(err)
+		return nil
+	case !p.begun():
+		return err
+	}
+	problem := problemOf(err)
+	x.logProblem(problem)
+	if !p.events {
+		panic(http.ErrAbortHandler) // so that the client sees an answer that is not whole
+	}
+	if err := p.fail(problem); err != nil {
+		x.gone(err)
+	}
+	return nil
+}
+
+// passage is the answer of a worker on its way to the client.
+type passage struct {
+	x      *exchange
+	out    eventWriter
+	events bool   // the answer is one of events
+	half   []byte // of an event, that is held until it is whole
+}
+
+// begun reports whether the client has got anything.
+func (p *passage) begun() bool {
+	p.out.mu.Lock()
+	defer p.out.mu.Unlock()
+	return p.out.begun
+}
+
+// ping writes a comment: what was written before is whole events.
+func (p *passage) ping() error {
+	_, err := p.out.Write([]byte(": ping\n"))
+	return err
+}
+
+// run runs the call.
+func (p *passage) run(call mesh.Call) error {
+	task, err := p.x.dispatch(p.x.r.Context(), call, "model")
+	if err != nil {
+		return err
+	}
+	defer task.Close()
+	p.out.served(task.Served())
+	resp := task.Response()
+	if resp == nil {
+		return errors.New("the mesh answered a request with a task")
+	}
+	if err := refusedWorker(resp.Status); err != nil {
+		return err
+	}
+	mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	p.events = mediaType == "text/event-stream"
+	if p.begun() { // by a heartbeat: the status is 200, and the form that of events
+		if !p.events || resp.Status != http.StatusOK {
+			return p.tooLate(task, resp.Status)
+		}
+		return p.copyEvents(task)
+	}
+	if p.events && resp.Status == http.StatusOK {
+		return p.copyEvents(task)
+	}
+	return p.copyBody(task, resp)
+}
+
+// refusedWorker is the error for statuses with which a model server refuses its
+// worker, or sends it elsewhere: a client would take them to be about itself.
+func refusedWorker(status int) error {
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusProxyAuthRequired,
+		status >= 300 && status < 400, status < 200:
+		return streamFailed(fmt.Errorf("the worker's model server answered with status %d", status),
+			"the worker's model server refuses the worker")
+	}
+	return nil
+}
+
+// maxLateError is how much is read of an answer that comes too late to be one.
+const maxLateError = 64 << 10
+
+// tooLate is the error for an answer that is not one of events, when the client has
+// been told to expect these.
+func (p *passage) tooLate(task run, status int) error {
+	body, err := io.ReadAll(io.LimitReader(task, maxLateError))
+	if err != nil {
+		return err
+	}
+	return streamFailed(fmt.Errorf("status %d after the first heartbeat", status), wire.ErrorMessage(body))
+}
+
+// maxHalf bounds the part of an event that is held until the rest of it is there.
+const maxHalf = 64 << 10
+
+// copyEvents passes events on as they come, each of them whole: what follows one
+// may be a heartbeat, or an error.
+func (p *passage) copyEvents(task run) error {
+	p.x.passHeaders(task.Response())
+	buf := make([]byte, mesh.ReadSize)
+	for {
+		n, err := task.Read(buf)
+		whole := buf[:n]
+		if len(p.half) > 0 {
+			whole = append(p.half, whole...)
+			p.half = nil
+		}
+		end := eventsEnd(whole)
+		if err == io.EOF || len(whole)-end > maxHalf {
+			end = len(whole)
+		}
+		if end > 0 {
+			if _, err := p.out.Write(whole[:end]); err != nil {
+				return err
+			}
+		}
+		p.half = bytes.Clone(whole[end:])
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// eventsEnd returns where the last whole event in b ends: after an empty line.
+func eventsEnd(b []byte) int {
+	end := 0
+	for _, sep := range []string{"\n\n", "\n\r\n", "\r\r"} {
+		if i := bytes.LastIndex(b, []byte(sep)); i >= 0 {
+			end = max(end, i+len(sep))
+		}
+	}
+	return end
+}
+
+// copyBody passes on an answer that is not one of events. What fits in memory is
+// passed on when it is whole.
+func (p *passage) copyBody(task run, resp *mesh.Response) error {
+	first := make([]byte, 0, maxLateError)
+	var err error
+	for err == nil && len(first) < cap(first) {
+		var n int
+		n, err = task.Read(first[len(first):cap(first)])
+		first = first[:len(first)+n]
+	}
+	if err != nil && err != io.EOF {
+		return err
+	}
+	h := p.x.w.Header()
+	p.x.passHeaders(resp)
+	if err == io.EOF {
+		h.Set("Content-Length", fmt.Sprint(len(first)))
+	} else if resp.Length >= 0 {
+		h.Set("Content-Length", fmt.Sprint(resp.Length))
+	}
+	p.out.begun = true
+	p.x.writeHeader(resp.Status)
+	if p.x.r.Method == http.MethodHead {
+		return nil
+	}
+	if _, werr := p.out.Write(first); werr != nil || err == io.EOF {
+		return werr
+	}
+	_, err = io.CopyBuffer(&p.out, readerOnly{task}, make([]byte, 32<<10))
+	return err
+}
+
+// readerOnly hides other methods of a reader.
+type readerOnly struct{ io.Reader }
+
+// fail ends the events with an error.
+func (p *passage) fail(problem *problem) error {
+	_, err := fmt.Fprintf(&p.out, "data: %s\n\n", problem.openAI().Envelope())
+	return err
+}
+
+// passedHeaders are the headers of a worker's answer that its client gets, beside
+// those that begin with one of passedPrefixes. A worker is a stranger, and the
+// client takes this site's word for the rest.
+var (
+	passedHeaders  = []string{"Content-Encoding", "Content-Disposition", "Content-Language", "X-Should-Retry"}
+	passedPrefixes = []string{"X-Ratelimit-", "Openai-Model", "Openai-Version"}
+)
+
+// passHeaders takes the headers of a worker's answer.
+func (x *exchange) passHeaders(resp *mesh.Response) {
+	h := x.w.Header()
+	h.Set("Content-Type", passedType(resp.Header.Get("Content-Type")))
+	for name, values := range resp.Header {
+		for _, prefix := range passedPrefixes {
+			if strings.HasPrefix(name, prefix) && len(values) > 0 {
+				h.Set(name, values[0])
+			}
+		}
+	}
+	for _, name := range passedHeaders {
+		if v := resp.Header.Get(name); v != "" {
+			h.Set(name, v)
+		}
+	}
+}
+
+// passedType returns the type of a worker's answer, or one that no browser shows
+// as a page of this site.
+func passedType(value string) string {
+	mediaType, _, err := mime.ParseMediaType(value)
+	kind, _, _ := strings.Cut(mediaType, "/")
+	switch {
+	case err != nil:
+	case mediaType == "application/json", mediaType == "text/event-stream", mediaType == "text/plain", mediaType == "text/vtt",
+		kind == "audio", kind == "video", kind == "image" && mediaType != "image/svg+xml":
+		return value
+	}
+	return "application/octet-stream"
+}
+
+// modelRoute serves POST of the routes that only workers serve. Some take a form.
+func (x *exchange) modelRoute() error {
+	contentType := ""
+	read := x.body
+	if value := x.r.Header.Get("Content-Type"); strings.HasPrefix(strings.ToLower(value), "multipart/") {
+		contentType = value
+		read = func() ([]byte, error) { return x.readBody(x.h.bodyLimit) }
+	}
+	body, err := read()
+	if err != nil {
+		return err
+	}
+	return x.serveModel(body, contentType, func() string { return string(body[:min(len(body), maxAffinity)]) }, nil)
+}
+
+// noRoute is the error for a route that no worker serves of those that match.
+func (x *exchange) noRoute(target router.Request) *problem {
+	return &problem{status: http.StatusNotFound, code: codeUnknownURL, param: "model",
+		message: fmt.Sprintf("no worker that %q names serves %s %s", openai.Clip(target.Model, maxQuote), x.r.Method, x.r.URL.Path)}
+}

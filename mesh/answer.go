@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// textAnswer is the answer to a task of mesh protocol 1.
+type textAnswer struct {
+	network.Stream
+	out  *wire.OutputReader
+	task *task
+	ctx  context.Context
+	stop func() bool // of the watch over ctx
+}
+
+// writeTask sends the task's frame by mesh protocol 1.
+func (r *Run) writeTask(d *dispatch, id peer.ID) error {
+	dialCtx, cancel := context.WithDeadline(network.WithAllowLimitedConn(r.attempt, "agentfm"), within(DialTimeout, d.first))
+	defer cancel()
+	stream, err := r.node.host.NewStream(dialCtx, id, wire.TaskProtocol)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	a := &textAnswer{Stream: stream, out: wire.NewOutputReader(stream, ReadSize), task: r.task, ctx: r.ctx}
+	a.out.EagerNewline = d.EagerNewline
+	a.stop = context.AfterFunc(r.attempt, func() { _ = stream.Reset() })
+	r.answer = a
+	r.task.assign(id)
+
+	_ = stream.SetWriteDeadline(within(FrameTimeout, d.deadline))
+	_, err = stream.Write(d.frame)
+	if err == nil && !r.slot.Worker.Duplex {
+		err = stream.CloseWrite()
+	}
+	return err
+}
+
+// Read implements answer.
+func (a *textAnswer) Read(p []byte) (int, error) {
+	n, err := a.out.Read(p)
+	if errors.Is(err, io.EOF) && a.out.Files() {
+		if err := a.task.waitForFiles(a.ctx); err != nil {
+			return n, err
+		}
+	}
+	return n, err
+}
+
+func (a *textAnswer) hasFiles() bool { return a.out.Files() }
+
+func (a *textAnswer) end(whole bool) {
+	a.stop()
+	if whole {
+		_ = a.Close()
+	} else {
+		_ = a.Reset()
+	}
+}
+
+// httpAnswer is the answer of a worker that serves the request itself.
+type httpAnswer struct{ *exchange }
+
+// sendRequest sends the request of the call as it is.
+func (r *Run) sendRequest(d *dispatch, id peer.ID) error {
+	return r.exchange(d, id, &httpRequest{
+		method: d.Request.Method, target: d.Request.Target, header: d.Request.Header, body: d.Request.Body,
+		idempotent: d.Request.Method == http.MethodGet || d.Request.Method == http.MethodHead,
+	}, func(x *exchange) { r.answer = &httpAnswer{x} })
+}
+
+// exchange sends a request to the worker. What it says of its load is news to the
+// router. take keeps the answer, unless the worker refused.
+func (r *Run) exchange(d *dispatch, id peer.ID, req *httpRequest, take func(*exchange)) error {
+	x, err := r.node.streams.exchange(r.attempt, id, req, d.first)
+	if err != nil {
+		return err
+	}
+	if n := x.load(); n >= 0 {
+		r.slot.Report(n)
+	}
+	if err := x.refusal(); err != nil {
+		x.end(true)
+		return err
+	}
+	take(x)
+	return nil
+}
+
+func (a *httpAnswer) hasFiles() bool { return false }
+
+// taskAnswer is the answer to a task of mesh protocol 2.
+type taskAnswer struct {
+	*exchange
+	events *wire.EventReader
+	fetch  func(*wire.Artifact) error
+	err    error
+}
+
+// sendTask sends the task by mesh protocol 2.
+func (r *Run) sendTask(d *dispatch, id peer.ID) error {
+	r.task.assign(id)
+	return r.exchange(d, id, &httpRequest{
+		method: http.MethodPost, target: wire.PathTasks, header: jsonHeader, body: d.frame,
+	}, func(x *exchange) {
+		r.answer = &taskAnswer{
+			exchange: x, events: wire.NewEventReader(x),
+			fetch: func(a *wire.Artifact) error { return r.fetchArtifact(id, a) },
+		}
+	})
+}
+
+// jsonHeader is that of a body of JSON. It is not changed.
+var jsonHeader = http.Header{"Content-Type": {"application/json"}}
+
+// Read implements answer.
+func (a *taskAnswer) Read(p []byte) (int, error) {
+	if a.err != nil {
+		return 0, a.err
+	}
+	if a.resp.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(io.LimitReader(a.exchange, maxRefusal))
+		a.err = fmt.Errorf("%w: status %d: %s", wire.ErrRefused, a.resp.StatusCode, wire.ErrorMessage(body))
+		return 0, a.err
+	}
+	n, err := a.events.Read(p)
+	if errors.Is(err, io.EOF) {
+		if files := a.events.Artifact(); files != nil {
+			if fetchErr := a.fetch(files); fetchErr != nil {
+				err = fmt.Errorf("%w: %w", ErrArtifact, fetchErr)
+			}
+		}
+		// The end of the body is to be read before the stream serves the next request.
+		_, _ = io.Copy(io.Discard, io.LimitReader(a.exchange, maxRefusal))
+	}
+	a.err = err
+	return n, err
+}
+
+func (a *taskAnswer) hasFiles() bool { return a.events.Artifact() != nil }

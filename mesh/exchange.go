@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+const (
+	// maxHead is the largest head of a worker's answer, in bytes.
+	maxHead = 256 << 10
+	// inlineBody is how large a body may be to be written before the answer is
+	// read. A larger one may not fit the window of a worker that answers first.
+	inlineBody = 128 << 10
+)
+
+// httpRequest is a request to a worker.
+type httpRequest struct {
+	method string
+	target string // path, and query
+	header http.Header
+	body   []byte
+	// idempotent says that it may be sent twice.
+	idempotent bool
+}
+
+// exchange is one request to a worker and its answer. The request and the body of
+// the answer are written and read on the stream itself: http.Transport would cost
+// two goroutines a stream.
+type exchange struct {
+	pool    *streamPool
+	stream  *httpStream
+	resp    *http.Response
+	stop    func() bool // of the watch over the context
+	writing chan error  // where the body is written beside the reading
+}
+
+// exchange sends a request and returns when the head of its answer is there,
+// which must be by the deadline. The end of ctx resets the stream. The error is
+// [ErrUnreachable] when nothing of the request was sent.
+func (p *streamPool) exchange(ctx context.Context, id peer.ID, req *httpRequest, deadline time.Time) (*exchange, error) {
+	x, err := p.attempt(ctx, id, req, deadline, false)
+	if x == nil || err == nil {
+		return x, err
+	}
+	x.end(false)
+	// A stream that was idle can have ended in this very moment.
+	if x.stream.reused && (x.stream.sent == 0 || req.idempotent) && ctx.Err() == nil && time.Now().Before(deadline) {
+		if x, err = p.attempt(ctx, id, req, deadline, true); x == nil || err == nil {
+			return x, err
+		}
+		x.end(false)
+	}
+	if x.stream.sent == 0 {
+		err = fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	return nil, err
+}
+
+// attempt is exchange on one stream, which is to be ended also when it fails; nil
+// when none could be opened.
+func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, deadline time.Time, fresh bool) (*exchange, error) {
+	dialCtx, cancel := context.WithDeadline(network.WithAllowLimitedConn(ctx, "agentfm"), within(DialTimeout, deadline))
+	s, err := p.get(dialCtx, id, fresh)
+	cancel()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	x := &exchange{pool: p, stream: s}
+	x.stop = context.AfterFunc(ctx, func() { _ = s.Reset() })
+	_ = s.SetWriteDeadline(within(FrameTimeout, deadline))
+	if len(req.body) <= inlineBody {
+		err = req.write(s, id)
+	} else {
+		x.writing = make(chan error, 1)
+		go func() { x.writing <- req.write(s, id) }()
+	}
+	if err == nil {
+		err = x.readHead(req.method, deadline)
+	}
+	return x, err
+}
+
+// write writes the request.
+func (q *httpRequest) write(s *httpStream, id peer.ID) error {
+	w := s.w
+	w.Reset(s) // after an error it would give that again
+	for _, text := range []string{q.method, " ", q.target, " HTTP/1.1\r\nHost: ", id.String(), "\r\n"} {
+		_, _ = w.WriteString(text) // Flush tells of any error
+	}
+	_ = q.header.Write(w)
+	if len(q.body) > 0 || q.method == http.MethodPost || q.method == http.MethodPut {
+		_, _ = w.WriteString("Content-Length: ")
+		_, _ = w.Write(strconv.AppendInt(w.AvailableBuffer(), int64(len(q.body)), 10))
+		_, _ = w.WriteString("\r\n")
+	}
+	_, _ = w.WriteString("\r\n")
+	_, _ = w.Write(q.body)
+	return w.Flush()
+}
+
+// readHead reads the head of the answer.
+func (x *exchange) readHead(method string, deadline time.Time) error {
+	s := x.stream
+	_ = s.SetReadDeadline(deadline)
+	s.budget = maxHead
+	for range 8 { // of status 1xx
+		resp, err := http.ReadResponse(s.r, &http.Request{Method: method})
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode >= 200 {
+			s.budget, x.resp = -1, resp
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: no end of interim answers", wire.ErrBadFrame)
+}
+
+// Read reads the body of the answer. What ended early is not io.EOF.
+func (x *exchange) Read(p []byte) (int, error) { return x.resp.Body.Read(p) }
+
+// SetReadDeadline bounds the reading of the body.
+func (x *exchange) SetReadDeadline(t time.Time) error { return x.stream.SetReadDeadline(t) }
+
+// end gives the stream back when its answer was read to the end, and breaks it off
+// when not.
+func (x *exchange) end(whole bool) {
+	stopped := x.stop()
+	if x.writing != nil {
+		select {
+		case err := <-x.writing:
+			whole = whole && err == nil
+		default: // the worker has not read it all
+			whole = false
+			_ = x.stream.Reset()
+			<-x.writing
+		}
+	}
+	switch {
+	case whole && stopped && !x.resp.Close && x.stream.r.Buffered() == 0:
+		x.pool.put(x.stream)
+	case whole:
+		_ = x.stream.Close()
+	default:
+		_ = x.stream.Reset()
+	}
+}
+
+// load returns how many tasks the worker runs by its own word; -1 for none.
+func (x *exchange) load() int {
+	running, _, ok := strings.Cut(x.resp.Header.Get(wire.HeaderLoad), "/")
+	n, err := strconv.Atoi(running)
+	if !ok || err != nil || n < 0 {
+		return -1
+	}
+	return n
+}
+
+// maxRefusal is how much of the body of a refusal is read.
+const maxRefusal = 16 << 10
+
+// refusal returns the error of an answer with which the worker began no work; nil
+// for any other answer.
+func (x *exchange) refusal() error {
+	reason := wire.Refusal(x.resp.Header.Get(wire.HeaderRefusal))
+	if reason == "" {
+		return nil
+	}
+	body, _ := io.ReadAll(io.LimitReader(x, maxRefusal)) // as much of it as there is
+	kind := wire.ErrRefused
+	switch reason {
+	case wire.RefusalCapacity:
+		kind = wire.ErrCapacity
+	case wire.RefusalUnavailable:
+		kind = ErrUnavailable
+	}
+	return fmt.Errorf("%w: %s", kind, wire.ErrorMessage(body))
+}

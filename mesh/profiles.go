@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// Limits of asking workers for their profiles.
+const (
+	// profileTimeout is how long a worker may take to give its profile. It is not
+	// among those that serve until then, for nobody knows what it serves.
+	profileTimeout = 5 * time.Second
+	// profileAgain is when a worker is asked again that did not give it.
+	profileAgain = 10 * time.Second
+	maxProfiles  = 16 // asked for at one time
+)
+
+// profiles asks workers for what their telemetry does not say.
+type profiles struct {
+	ctx     context.Context
+	streams *streamPool
+	took    func(peer string, p wire.Profile, err error)
+	slots   chan struct{}
+	asking  sync.WaitGroup
+}
+
+func newProfiles(ctx context.Context, s *streamPool, took func(string, wire.Profile, error)) *profiles {
+	return &profiles{ctx: ctx, streams: s, took: took, slots: make(chan struct{}, maxProfiles)}
+}
+
+// ask asks a worker, and reports whether it did: when too many are being asked,
+// the next telemetry will do. It does not block.
+func (p *profiles) ask(worker string) bool {
+	select {
+	case p.slots <- struct{}{}:
+	default:
+		return false
+	}
+	p.asking.Go(func() {
+		defer func() { <-p.slots }()
+		profile, err := p.get(worker)
+		p.took(worker, profile, err)
+	})
+	return true
+}
+
+// get asks a worker and waits for the answer.
+func (p *profiles) get(worker string) (wire.Profile, error) {
+	id, err := peer.Decode(worker)
+	if err != nil {
+		return wire.Profile{}, err
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, profileTimeout)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	x, err := p.streams.exchange(ctx, id, &httpRequest{method: http.MethodGet, target: wire.PathProfile, idempotent: true}, deadline)
+	if err != nil {
+		return wire.Profile{}, err
+	}
+	body, err := io.ReadAll(io.LimitReader(x, wire.MaxProfile+1))
+	x.end(err == nil && len(body) <= wire.MaxProfile)
+	if err != nil {
+		return wire.Profile{}, err
+	}
+	if x.resp.StatusCode != http.StatusOK {
+		return wire.Profile{}, fmt.Errorf("status %d: %s", x.resp.StatusCode, wire.ErrorMessage(body))
+	}
+	profile, err := wire.ParseProfile(body)
+	if err == nil && profile.PeerID != worker {
+		err = fmt.Errorf("%w: the profile is that of another worker", wire.ErrBadFrame)
+	}
+	return profile, err
+}
+
+// wait returns when nobody is being asked any more.
+func (p *profiles) wait() { p.asking.Wait() }
+
+// profileState is what the directory knows of a worker's profile.
+type profileState struct {
+	tag    string    // of the one that it has
+	asking bool      // for another
+	failed time.Time // when the last asking was in vain
+}
+
+// learn asks for a worker's profile when it has changed, and reports whether the
+// worker can serve meanwhile: by what was known of it, or, when it does not give
+// its profile, as one that takes a text.
+func (d *directory) learn(w *WorkerInfo) bool {
+	p := &w.profile
+	if w.Protocol < wire.ProtocolHTTP || w.ProfileTag == "" {
+		*p, w.Models, w.Routes = profileState{}, nil, 0
+		return true
+	}
+	if p.tag == w.ProfileTag {
+		return true
+	}
+	if !p.asking && d.now().Sub(p.failed) >= profileAgain && d.ask != nil {
+		p.asking = d.ask(w.PeerID)
+	}
+	return p.tag != "" || !p.failed.IsZero()
+}
+
+// tookProfile takes in a profile, or that there was none to be had.
+func (d *directory) tookProfile(peer string, p wire.Profile, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w, ok := d.workers[peer]
+	if !ok {
+		return
+	}
+	if w.profile.asking = false; err != nil {
+		w.profile.failed = d.now()
+		d.log().Warn("worker does not give its profile", zap.String("peer", peer), zap.Error(err))
+		return // its next telemetry will make it one that takes a text
+	}
+	w.profile = profileState{tag: p.ProfileTag}
+	w.Routes, w.Models = routeSet(p.Routes), p.Models
+	if d.now().Sub(w.LastSeen) <= workerStale {
+		d.serves(w)
+	}
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// Streams of the HTTP protocol that are kept open for the next request: a new one
+// costs two to three times what a request on an open one does.
+const (
+	maxIdleStreams     = 4096 // of all workers
+	maxIdlePeerStreams = 256  // of one
+	// idleStreamTime is how long one is kept. Workers keep it longer, so that it
+	// does not end while a request is on its way.
+	idleStreamTime = time.Minute
+)
+
+// streamPool holds the idle streams to workers.
+type streamPool struct {
+	host host.Host
+
+	mu     sync.Mutex
+	idle   map[peer.ID][]*httpStream // the one that was used last is the last
+	count  int
+	closed bool
+}
+
+func newStreamPool(h host.Host) *streamPool {
+	return &streamPool{host: h, idle: make(map[peer.ID][]*httpStream)}
+}
+
+// httpStream is a stream of the HTTP protocol to a worker.
+type httpStream struct {
+	network.Stream
+	r      *bufio.Reader
+	w      *bufio.Writer
+	sent   int  // bytes of the request under way
+	budget int  // bytes that may still be read of the head of its answer; -1 for no limit
+	reused bool // it has served a request
+	since  time.Time
+}
+
+// errHeadTooLarge says that the head of an answer is over its limit.
+var errHeadTooLarge = errors.New("the head of the answer is too large")
+
+// Read implements io.Reader.
+func (s *httpStream) Read(p []byte) (int, error) {
+	if s.budget < 0 {
+		return s.Stream.Read(p)
+	}
+	if s.budget == 0 {
+		return 0, errHeadTooLarge
+	}
+	n, err := s.Stream.Read(p[:min(len(p), s.budget)])
+	s.budget -= n
+	return n, err
+}
+
+// Write implements io.Writer.
+func (s *httpStream) Write(p []byte) (int, error) {
+	n, err := s.Stream.Write(p)
+	s.sent += n
+	return n, err
+}
+
+// get returns a stream to a worker: one that is open, or else a new one.
+func (p *streamPool) get(ctx context.Context, id peer.ID, fresh bool) (*httpStream, error) {
+	for !fresh {
+		s := p.pop(id)
+		if s == nil {
+			break
+		}
+		if s.alive() {
+			s.reused, s.sent = true, 0
+			return s, nil
+		}
+		_ = s.Reset()
+	}
+	raw, err := p.host.NewStream(ctx, id, wire.HTTPProtocol)
+	if err != nil {
+		return nil, err
+	}
+	s := &httpStream{Stream: raw, budget: -1}
+	s.r, s.w = bufio.NewReaderSize(s, 4<<10), bufio.NewWriterSize(s, 4<<10)
+	return s, nil
+}
+
+// pop takes the stream to a worker that was used last.
+func (p *streamPool) pop(id peer.ID) *httpStream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := p.idle[id]
+	if len(list) == 0 {
+		return nil
+	}
+	s := list[len(list)-1]
+	list[len(list)-1] = nil
+	p.keep(id, list[:len(list)-1])
+	p.count--
+	return s
+}
+
+// keep notes which streams to a worker are idle.
+func (p *streamPool) keep(id peer.ID, list []*httpStream) {
+	if len(list) == 0 {
+		delete(p.idle, id)
+		return
+	}
+	p.idle[id] = list
+}
+
+// alive reports whether the worker has kept its side open and has sent nothing
+// that was not asked for. It does not wait.
+func (s *httpStream) alive() bool {
+	_ = s.SetReadDeadline(time.Unix(1, 0))
+	_, err := s.r.Peek(1)
+	_ = s.SetReadDeadline(time.Time{})
+	timeout, ok := errors.AsType[net.Error](err)
+	return ok && timeout.Timeout()
+}
+
+// put keeps a stream, whose request has been answered to the last byte, for the next.
+func (p *streamPool) put(s *httpStream) {
+	s.since = time.Now()
+	_ = s.SetDeadline(time.Time{})
+	id := s.Conn().RemotePeer()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.count >= maxIdleStreams || len(p.idle[id]) >= maxIdlePeerStreams {
+		_ = s.Close()
+		return
+	}
+	p.idle[id] = append(p.idle[id], s)
+	p.count++
+}
+
+// sweep closes the streams that nobody has used for long, until ctx ends.
+func (p *streamPool) sweep(ctx context.Context) {
+	tick := time.NewTicker(idleStreamTime / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			p.end(func(*httpStream) bool { return true })
+			return
+		case <-tick.C:
+			now := time.Now()
+			p.end(func(s *httpStream) bool { return now.Sub(s.since) > idleStreamTime })
+		}
+	}
+}
+
+// end closes the idle streams that are not wanted any more.
+func (p *streamPool) end(unwanted func(*httpStream) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, list := range p.idle {
+		kept := list[:0]
+		for _, s := range list {
+			if unwanted(s) {
+				_ = s.Close()
+				p.count--
+				continue
+			}
+			kept = append(kept, s)
+		}
+		clear(list[len(kept):])
+		p.keep(id, kept)
+	}
+}
+
+// close has no more streams kept.
+func (p *streamPool) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.end(func(*httpStream) bool { return true })
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"unicode/utf8"
+)
+
+// A worker answers a task of mesh protocol 2 with server-sent events: any number
+// of "output", at most one "artifact", and "exit" as the last. A stream without
+// "exit" was cut off.
+
+// MaxEventOutput is how much of an agent's output one event holds, in bytes.
+// Escaped as JSON it grows sixfold at most.
+const MaxEventOutput = 4 << 10
+
+// maxEvent bounds a line of the stream.
+const maxEvent = 32 << 10
+
+// Names of the events.
+const (
+	eventOutput   = "output"
+	eventArtifact = "artifact"
+	eventExit     = "exit"
+)
+
+// Output is a piece of an agent's output. What is not UTF-8 goes as bytes.
+type outputEvent struct {
+	Text  string `json:"text,omitempty"`
+	Bytes []byte `json:"bytes,omitempty"` // base64
+}
+
+// Artifact says what a task has left, to be fetched from its path.
+type Artifact struct {
+	// Size is that of the zip in bytes.
+	Size int64 `json:"size"`
+	// SHA256 is the hash of the zip, as 64 hex digits.
+	SHA256 string `json:"sha256"`
+	// Skipped counts the files that could not be collected.
+	Skipped int `json:"skipped,omitempty"`
+}
+
+// Ends of a task, as [Exit.Status].
+const (
+	ExitOK      = "ok"
+	ExitFailed  = "failed"  // the agent did not start, or ended with a failure
+	ExitStopped = "stopped" // by the worker
+)
+
+// Exit says how a task ended.
+type Exit struct {
+	Status string `json:"status"`
+	// Code is the agent's exit status, where it has one.
+	Code int `json:"code,omitempty"`
+	// Reason says more, for people.
+	Reason string `json:"reason,omitempty"`
+}
+
+// EventWriter writes the events of a task.
+type EventWriter struct {
+	w   io.Writer
+	buf bytes.Buffer
+}
+
+// NewEventWriter returns a writer to w, which gets one event with each write.
+func NewEventWriter(w io.Writer) *EventWriter { return &EventWriter{w: w} }
+
+// Write writes a piece of output.
+func (w *EventWriter) Write(p []byte) (int, error) {
+	for n := 0; n < len(p); {
+		piece := p[n:min(len(p), n+MaxEventOutput)]
+		if cut := len(piece) - partialRune(piece); n+len(piece) < len(p) && cut > 0 {
+			piece = piece[:cut] // the rest of the character is in p, too
+		}
+		e := outputEvent{Text: string(piece)}
+		if !utf8.Valid(piece) {
+			e = outputEvent{Bytes: piece}
+		}
+		if err := w.event(eventOutput, e); err != nil {
+			return n, err
+		}
+		n += len(piece)
+	}
+	return len(p), nil
+}
+
+// partialRune returns the size of the beginning of a character at the end of p.
+func partialRune(p []byte) int {
+	for i := 1; i <= min(utf8.UTFMax-1, len(p)); i++ {
+		if c := p[len(p)-i]; utf8.RuneStart(c) {
+			if !utf8.FullRune(p[len(p)-i:]) {
+				return i
+			}
+			return 0
+		}
+	}
+	return 0
+}
+
+// Artifact says that the task has left files.
+func (w *EventWriter) Artifact(a Artifact) error { return w.event(eventArtifact, a) }
+
+// Exit says how the task ended.
+func (w *EventWriter) Exit(e Exit) error {
+	e.Reason = oneLine(e.Reason)
+	return w.event(eventExit, e)
+}
+
+func (w *EventWriter) event(name string, v any) error {
+	w.buf.Reset()
+	w.buf.WriteString("event: " + name + "\ndata: ")
+	enc := json.NewEncoder(&w.buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil { // ends with a newline
+		return err
+	}
+	w.buf.WriteByte('\n')
+	_, err := w.w.Write(w.buf.Bytes())
+	return err
+}
+
+// EventReader reads the output of a task from its events.
+type EventReader struct {
+	r        *bufio.Reader
+	rest     []byte // of an output that was read
+	name     string // of the event under way
+	artifact *Artifact
+	err      error
+}
+
+// NewEventReader returns a reader of the events that come from r.
+func NewEventReader(r io.Reader) *EventReader {
+	return &EventReader{r: bufio.NewReaderSize(r, maxEvent)}
+}
+
+// Read gives out the agent's output. It ends with io.EOF when the agent succeeded;
+// with [ErrAgentFailed] when it did not, and with [ErrTruncated] when the events
+// ended before the agent. Events of other names, and comments, are passed over.
+func (r *EventReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 && r.err == nil {
+		r.err = r.line()
+	}
+	if len(r.rest) > 0 {
+		n := copy(p, r.rest)
+		r.rest = r.rest[n:]
+		return n, nil
+	}
+	return 0, r.err
+}
+
+// Artifact returns what the task has left, after io.EOF; nil for nothing.
+func (r *EventReader) Artifact() *Artifact { return r.artifact }
+
+// line reads one line.
+func (r *EventReader) line() error {
+	line, err := r.r.ReadSlice('\n')
+	switch {
+	case errors.Is(err, bufio.ErrBufferFull):
+		return fmt.Errorf("%w: an event over %d bytes", ErrFrameTooLarge, maxEvent)
+	case errors.Is(err, io.EOF):
+		return ErrTruncated
+	case err != nil:
+		return err
+	}
+	line = bytes.TrimRight(line, "\r\n")
+	field, value, _ := bytes.Cut(line, []byte(":"))
+	value = bytes.TrimPrefix(value, []byte(" "))
+	switch string(field) {
+	case "event":
+		r.name = string(value)
+	case "data":
+		return r.event(value)
+	case "":
+		if len(line) == 0 {
+			r.name = ""
+		}
+	}
+	return nil
+}
+
+// event takes in the data of an event, which is one line.
+func (r *EventReader) event(data []byte) error {
+	switch r.name {
+	case eventOutput:
+		var o outputEvent
+		if err := json.Unmarshal(data, &o); err != nil {
+			return fmt.Errorf("%w: output: %w", ErrBadFrame, err)
+		}
+		r.rest = append([]byte(o.Text), o.Bytes...)
+	case eventArtifact:
+		var a Artifact
+		if err := json.Unmarshal(data, &a); err != nil {
+			return fmt.Errorf("%w: artifact: %w", ErrBadFrame, err)
+		}
+		if a.Size <= 0 || a.Size > MaxArtifact || len(a.SHA256) != 64 || r.artifact != nil {
+			return fmt.Errorf("%w: artifact of %d bytes", ErrBadFrame, a.Size)
+		}
+		r.artifact = &a
+	case eventExit:
+		var e Exit
+		if err := json.Unmarshal(data, &e); err != nil {
+			return fmt.Errorf("%w: exit: %w", ErrBadFrame, err)
+		}
+		if e.Status == ExitOK {
+			return io.EOF
+		}
+		return fmt.Errorf("%w: %s", ErrAgentFailed, oneLine(e.Reason))
+	}
+	return nil
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package worker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/gostream"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// Limits of mesh protocol 2.
+const (
+	// idleTimeout is how long a gateway may keep a stream open without a request.
+	// Gateways close theirs earlier.
+	idleTimeout = 5 * time.Minute
+	// maxHeader is the largest head of a request in bytes.
+	maxHeader = 64 << 10
+	// maxBody is the largest body in bytes. A body must arrive within
+	// mesh.FrameTimeout, and a second more for each bodyRate bytes of it.
+	maxBody  = 32 << 20
+	bodyRate = 64 << 10
+)
+
+// listen begins to serve mesh protocol 2, until the server that it returns is closed.
+func (a *agent) listen() (*http.Server, error) {
+	l, err := gostream.Listen(a.host, wire.HTTPProtocol)
+	if err != nil {
+		return nil, err
+	}
+	srv := &http.Server{
+		Handler:           a,
+		ReadHeaderTimeout: mesh.FrameTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, streamKey{}, c)
+		},
+		ErrorLog: zap.NewStdLog(a.log().WithOptions(zap.IncreaseLevel(zap.ErrorLevel))), // strangers can have the rest written
+	}
+	a.services.Go(func() { _ = srv.Serve(l) })
+	return srv, nil
+}
+
+// streamKey is where the context of a request has its stream.
+type streamKey struct{}
+
+// stream is what the server's connections are.
+type stream interface {
+	Conn() network.Conn
+	Scope() network.StreamScope
+}
+
+// call is one request of mesh protocol 2.
+type call struct {
+	a       *agent
+	w       http.ResponseWriter
+	r       *http.Request
+	rc      *http.ResponseController
+	stream  stream
+	gateway peer.ID
+	budget  *budgetReader
+}
+
+// ServeHTTP serves mesh protocol 2. The peer at the other end of the stream is who
+// calls.
+func (a *agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s := r.Context().Value(streamKey{}).(stream)
+	c := &call{a: a, w: w, r: r, rc: http.NewResponseController(w), stream: s, gateway: s.Conn().RemotePeer()}
+	defer c.release()
+	_ = c.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	c.showLoad()
+	if !a.allows(c.gateway) {
+		c.refuse(&refusal{wire.RefusalForbidden, "This gateway is not on the worker's list."})
+		return
+	}
+	rest, isTask := strings.CutPrefix(r.URL.Path, wire.PathTasks+"/")
+	switch {
+	case r.URL.Path == wire.PathProtocols && r.Method == http.MethodGet:
+		c.answer(protocols)
+	case r.URL.Path == wire.PathProfile && r.Method == http.MethodGet:
+		c.profile()
+	case r.URL.Path == wire.PathTasks && r.Method == http.MethodPost:
+		c.task()
+	case isTask && r.Method == http.MethodDelete && wire.ValidTaskID(rest):
+		c.forget(rest)
+	case isTask && r.Method == http.MethodGet && strings.HasSuffix(rest, "/artifacts"):
+		c.artifact(strings.TrimSuffix(rest, "/artifacts"))
+	case strings.HasPrefix(r.URL.Path, "/v1/"):
+		c.openAI()
+	default:
+		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker has nothing for %s at %.100s.", r.Method, r.URL.Path)})
+	}
+}
+
+// protocols is what is served where, as the HTTP specification of libp2p has it.
+var protocols = map[string]any{
+	"/agentfm/2": map[string]string{"path": "/agentfm/v2/"},
+	"/openai/1":  map[string]string{"path": "/v1/"},
+}
+
+// showLoad says in a header how many tasks run.
+func (c *call) showLoad() {
+	g := c.a.active.Load()
+	if g == nil {
+		return
+	}
+	c.a.mu.Lock()
+	running := len(c.a.tasks)
+	c.a.mu.Unlock()
+	c.w.Header().Set(wire.HeaderLoad, strconv.Itoa(running)+"/"+strconv.Itoa(g.config.MaxTasks))
+}
+
+// statuses are those of refusals.
+var statuses = map[wire.Refusal]int{
+	wire.RefusalCapacity:    http.StatusServiceUnavailable,
+	wire.RefusalUnavailable: http.StatusServiceUnavailable,
+	wire.RefusalForbidden:   http.StatusForbidden,
+	wire.RefusalRoute:       http.StatusNotFound,
+	wire.RefusalRequest:     http.StatusBadRequest,
+}
+
+// refuse answers a request with which no work was begun.
+func (c *call) refuse(why *refusal) {
+	message := why.words()
+	c.a.log().Debug("request refused", zap.Stringer("gateway", c.gateway), zap.String("path", c.r.URL.Path), zap.String("reason", message))
+	c.w.Header().Set(wire.HeaderRefusal, string(why.reason))
+	if why.reason == wire.RefusalCapacity {
+		c.w.Header().Set("Retry-After", "1")
+	}
+	c.fail(statuses[why.reason], string(why.reason), message)
+}
+
+// fail answers with an error in the form of OpenAI's.
+func (c *call) fail(status int, code, message string) {
+	kind := "invalid_request_error"
+	if status >= http.StatusInternalServerError {
+		kind = "server_error"
+	}
+	body, _ := json.Marshal(map[string]any{"error": map[string]any{"message": message, "type": kind, "code": code, "param": nil}})
+	c.write(status, body)
+}
+
+// answer answers with JSON.
+func (c *call) answer(v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		c.fail(http.StatusInternalServerError, "internal_error", "internal error")
+		return
+	}
+	c.write(http.StatusOK, body)
+}
+
+func (c *call) write(status int, body []byte) {
+	c.w.Header().Set("Content-Type", "application/json")
+	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	c.w.WriteHeader(status)
+	_, _ = c.w.Write(body) // a gateway that has gone needs no answer
+}
+
+// profile serves what the agent says of itself.
+func (c *call) profile() {
+	p, ok := c.a.profile(c.r.Context())
+	if !ok {
+		c.refuse(notReady)
+		return
+	}
+	c.answer(p)
+}
+
+// readBody reads the whole body. It takes the memory from the budget of the peer,
+// and comes before any slot is taken: who withholds a body holds nothing else.
+func (c *call) readBody() ([]byte, *refusal) {
+	if c.r.ContentLength > maxBody {
+		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, int64(maxBody)))
+	}
+	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, maxBody), scope: c.stream.Scope()}
+	_ = c.rc.SetReadDeadline(time.Now().Add(mesh.FrameTimeout + time.Duration(max(c.r.ContentLength, 0)/bodyRate)*time.Second))
+	var b bytes.Buffer
+	if c.r.ContentLength > 0 {
+		b.Grow(int(min(c.r.ContentLength, 1<<20)) + bytes.MinRead)
+	}
+	_, err := b.ReadFrom(c.budget)
+	_ = c.rc.SetReadDeadline(time.Time{})
+	if err != nil {
+		text := "The body did not arrive."
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			text = fmt.Sprintf("The body is over %d bytes.", int64(maxBody))
+		}
+		return nil, unfit(text)
+	}
+	return b.Bytes(), nil
+}
+
+// release gives the memory of the body back.
+func (c *call) release() {
+	if c.budget != nil {
+		c.budget.release()
+	}
+}
+
+// Write writes a piece of the answer, and sends it: each gets its time.
+func (c *call) Write(p []byte) (int, error) {
+	_ = c.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	n, err := c.w.Write(p)
+	if err == nil {
+		err = c.rc.Flush()
+	}
+	return n, err
+}
+
+// Interface guards
+var (
+	_ http.Handler = (*agent)(nil)
+	_ io.Writer    = (*call)(nil)
+)
