@@ -53,7 +53,7 @@ var clientKinds = []struct {
 	{"langchain", "AGENTFM_TEST_PYTHON", "python/langchain_client.py", []string{"models"}},
 	{"openai-node", "AGENTFM_TEST_NODE", "node/openai_client.mjs", nil},
 	{"ai-sdk", "AGENTFM_TEST_NODE", "node/ai_sdk_client.mjs", []string{
-		"models", "choices", // it has no such calls
+		"models", "choices", "responses", "responses_die", // it has no such calls
 		"no_second_run", // it takes no notice of X-Should-Retry
 	}},
 	{"openai-go-3.42", "AGENTFM_TEST_OPENAI_GO", "openai-go-3.42", nil},

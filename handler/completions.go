@@ -27,7 +27,7 @@ const maxHeld = 512 << 20
 // its memory is.
 var held atomic.Int64
 
-// completion is a request of one of OpenAI's two kinds.
+// completion is a request of one of OpenAI's kinds.
 type completion struct {
 	kind     openai.Kind
 	model    string
@@ -38,6 +38,7 @@ type completion struct {
 	limits   openai.Limits
 	stream   bool
 	usage    bool // asked for at the end of a stream
+	echo     openai.Echo
 }
 
 // chat serves POST /v1/chat/completions.
@@ -92,6 +93,7 @@ const maxAffinity = 1 << 10
 // complete runs the tasks and answers with their output.
 func (x *exchange) complete(c completion) error {
 	reply := openai.NewReply(c.kind, c.model)
+	reply.Echo = c.echo
 	if c.stream {
 		return x.streamReply(c, reply)
 	}
@@ -185,8 +187,10 @@ func (a *heldAnswer) release() { held.Add(-a.cost) }
 // its own.
 func (x *exchange) streamReply(c completion, reply openai.Reply) error {
 	out := &eventWriter{x: x}
+	var kept heldAnswer
+	defer kept.release()
 	stream := openai.NewStream(out, reply, openai.StreamConfig{
-		Choices: c.choices, Limits: c.limits, IncludeUsage: c.usage, PromptTokens: c.promptTokens,
+		Choices: c.choices, Limits: c.limits, IncludeUsage: c.usage, PromptTokens: c.promptTokens, Kept: &kept,
 	})
 	stop := out.keepAlive(x.h.heartbeat, stream.Ping)
 	defer stop() // also when a task panics

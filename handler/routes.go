@@ -25,6 +25,7 @@ var exact = map[string]route{
 	"/v1/models":           {get: (*exchange).models},
 	"/v1/chat/completions": {post: (*exchange).chat},
 	"/v1/completions":      {post: (*exchange).completions},
+	"/v1/responses":        {post: (*exchange).responses},
 
 	"/v1/embeddings":           {post: (*exchange).modelRoute},
 	"/v1/audio/speech":         {post: (*exchange).modelRoute},
@@ -86,7 +87,7 @@ func (x *exchange) serve() error {
 		}
 	}
 	if !ok {
-		return errNotFound
+		return x.notFound()
 	}
 	x.param = param
 	switch {

@@ -25,6 +25,7 @@ func TestRoutes(t *testing.T) {
 		"/v1/models/a/b":         get,
 		"/v1/chat/completions":   post,
 		"/v1/completions":        post,
+		"/v1/responses":          post,
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} {
 			a := g.do(t, method, path, "")

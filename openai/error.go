@@ -63,15 +63,17 @@ type envelope struct {
 }
 
 // Envelope returns the JSON object {"error":{…}} that clients read.
-func (e *Error) Envelope() []byte {
-	var env envelope
+func (e *Error) Envelope() []byte { return marshal(e.envelope()) }
+
+// envelope returns the wire form of the error.
+func (e *Error) envelope() (env envelope) {
 	env.Error.Message = Clip(e.Message, maxErrorText)
 	env.Error.Type, env.Error.Code = e.Type, e.Code
 	if e.Param != "" {
 		param := Clip(e.Param, maxErrorText)
 		env.Error.Param = &param
 	}
-	return marshal(env)
+	return env
 }
 
 // marshal returns the JSON of one of this package's types. Of these none can

@@ -162,7 +162,7 @@ func (f *form) readHeader(header string) (name string, file bool, err error) {
 	for line := range strings.SplitSeq(header, "\r\n") {
 		key, value, ok := strings.Cut(line, ":")
 		if !ok || key == "" || strings.ContainsFunc(key, func(r rune) bool { return !isAlnum(r) && r != '-' }) ||
-			strings.ContainsAny(value, "\r\n\x00") {
+			strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == '\x7f' }) {
 			return "", false, errForm("a header of part %d is malformed", f.parts)
 		}
 		value = textproto.TrimString(value)

@@ -86,6 +86,8 @@ func TestReadFormRefuses(t *testing.T) {
 		{"folded header", formOf("X: y\n z\n" + model), "", "malformed"},
 		{"space before a colon", formOf("X : y\n" + model), "", "malformed"},
 		{"bare LF in a header", strings.Replace(formOf("X: y|z\n"+model), "|", "\n", 1), "", "malformed"},
+		{"control character in a header", formOf("X: \x11\n" + model), "", "malformed"},
+		{"delete in a header", formOf("X: \x7f\n" + model), "", "malformed"},
 		{"no disposition", formOf("X: y\n\nm"), "", "no Content-Disposition"},
 		{"two dispositions", formOf("Content-Disposition: form-data; name=x\n" + model), "", "more than one"},
 		{"other disposition", formOf("Content-Disposition: attachment; name=model\n\nm"), "", "malformed"},

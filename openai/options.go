@@ -199,7 +199,7 @@ func (o *chatOptions) check() error {
 	if err := o.checkTools(); err != nil {
 		return err
 	}
-	return o.ResponseFormat.check()
+	return o.ResponseFormat.check("response_format")
 }
 
 // checkTools returns an error unless the answer may be one without a call.
@@ -228,18 +228,18 @@ func (o *chatOptions) checkTools() error {
 	return nil
 }
 
-// check returns an error unless text is asked for. Clients look for this sentence
-// to tell which format they must do without.
-func (f *responseFormat) check() error {
+// check returns an error unless text is asked for in the field. Clients look for
+// this sentence to tell which format they must do without.
+func (f *responseFormat) check(field string) error {
 	switch {
 	case f == nil || f.Type == "text":
 		return nil
 	case f.Type == "":
-		return invalid("response_format.type", "response_format: a format needs a type")
+		return invalid(field+".type", "%s: a format needs a type", field)
 	}
 	return &Error{
-		Message: fmt.Sprintf("Invalid parameter: 'response_format' of type '%s' is not supported with this model: agents answer in text; leave it out", Clip(f.Type, 64)),
-		Type:    TypeInvalidRequest, Code: CodeUnsupportedParameter, Param: "response_format",
+		Message: fmt.Sprintf("Invalid parameter: '%s' of type '%s' is not supported with this model: agents answer in text; leave it out", field, Clip(f.Type, 64)),
+		Type:    TypeInvalidRequest, Code: CodeUnsupportedParameter, Param: field,
 	}
 }
 

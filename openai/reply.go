@@ -129,13 +129,14 @@ func (u *ChunkUsage) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	return json.UnmarshalDecode(dec, &u.Usage)
 }
 
-// Kind is one of the two shapes of an answer.
+// Kind is one of the shapes of an answer.
 type Kind int
 
-// The kinds: of /v1/chat/completions and of /v1/completions.
+// The kinds: of /v1/chat/completions, of /v1/completions and of /v1/responses.
 const (
 	KindChat Kind = iota
 	KindText
+	KindResponses // has one choice
 )
 
 // Reply names an answer. All its chunks have this in common.
@@ -144,6 +145,7 @@ type Reply struct {
 	ID      string
 	Created int64 // Unix seconds
 	Model   string
+	Echo    Echo // of KindResponses
 }
 
 // NewReply returns a Reply with a fresh id, created now.
@@ -151,8 +153,11 @@ func NewReply(kind Kind, model string) Reply {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails: see crypto/rand
 	prefix := "chatcmpl-"
-	if kind == KindText {
+	switch kind {
+	case KindText:
 		prefix = "cmpl-"
+	case KindResponses:
+		prefix = "resp_"
 	}
 	return Reply{Kind: kind, ID: prefix + hex.EncodeToString(b[:]), Created: time.Now().Unix(), Model: model}
 }
@@ -165,6 +170,9 @@ type Choice struct {
 
 // Whole returns the JSON of the whole answer, with the choices in this order.
 func (r Reply) Whole(choices []Choice, u Usage) []byte {
+	if r.Kind == KindResponses {
+		return marshal(r.ended(choices[0], u))
+	}
 	if r.Kind == KindText {
 		c := Completion{ID: r.ID, Object: ObjectText, Created: r.Created, Model: r.Model, Usage: ChunkUsage{Present: true, Usage: &u}}
 		for i, choice := range choices {

@@ -94,14 +94,15 @@ func joinParts(parts []part, p jsontext.Pointer) (string, error) {
 	texts := make([]string, len(parts))
 	for i, part := range parts {
 		at := jsontext.Pointer(fmt.Sprintf("%s/%d", p, i))
+		var name string // of the field with the text
 		var text *string
 		switch part.Type {
 		case "":
 			return "", invalid(paramOf(at+"/type"), "%s: a part needs a type", at)
-		case "text":
-			text = part.Text
+		case "text", "input_text", "output_text": // the last two are those of /v1/responses
+			name, text = "text", part.Text
 		case "refusal": // of an assistant, in an earlier turn
-			text = part.Refusal
+			name, text = "refusal", part.Refusal
 		default:
 			return "", &Error{
 				Message: fmt.Sprintf("%s: parts of type %q are not supported; agents take text", at, Clip(part.Type, 64)),
@@ -109,7 +110,7 @@ func joinParts(parts []part, p jsontext.Pointer) (string, error) {
 			}
 		}
 		if text == nil {
-			return "", invalid(paramOf(at+jsontext.Pointer("/"+part.Type)), "%s: a part of type %[2]s needs a %[2]s", at, part.Type)
+			return "", invalid(paramOf(at+jsontext.Pointer("/"+name)), "%s: a part of type %s needs a %s", at, part.Type, name)
 		}
 		texts[i] = *text
 	}
@@ -139,7 +140,7 @@ func DecodeChat(body []byte) (ChatRequest, error) {
 		}
 	}
 	for i, m := range req.Messages {
-		if err := m.check(i); err != nil {
+		if err := m.check("messages", i); err != nil {
 			return ChatRequest{}, err
 		}
 	}
@@ -165,16 +166,16 @@ func needModel(model *string) error {
 	}
 }
 
-// check returns an error when the message, the i-th, cannot be rendered. Any
-// role on one line is taken: agents may know more than OpenAI's.
-func (m Message) check(i int) error {
+// check returns an error when the message, the i-th of the list, cannot be rendered.
+// Any role on one line is taken: agents may know more than OpenAI's.
+func (m Message) check(list string, i int) error {
 	switch {
 	case m.Role == "":
-		return invalid(fmt.Sprintf("messages[%d].role", i), "/messages/%d: a message needs a role", i)
+		return invalid(fmt.Sprintf("%s[%d].role", list, i), "/%s/%d: a message needs a role", list, i)
 	case strings.ContainsFunc(m.Role, unicode.IsControl):
-		return invalid(fmt.Sprintf("messages[%d].role", i), "/messages/%d/role: control characters are not allowed", i)
+		return invalid(fmt.Sprintf("%s[%d].role", list, i), "/%s/%d/role: control characters are not allowed", list, i)
 	case !m.Content.given && m.Role != "assistant": // one that calls tools has no content
-		return invalid(fmt.Sprintf("messages[%d].content", i), "/messages/%d: a message of role %s needs a content", i, Clip(m.Role, 64))
+		return invalid(fmt.Sprintf("%s[%d].content", list, i), "/%s/%d: a message of role %s needs a content", list, i, Clip(m.Role, 64))
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ package openai
 import (
 	"errors"
 	"io"
+	"strings"
 	"sync"
 )
 
@@ -35,17 +36,22 @@ type StreamConfig struct {
 	// PromptTokens counts the tokens of the prompt, for the usage. It is called
 	// once, by Finish; nil is no tokens.
 	PromptTokens func() int
+	// Kept keeps the text of a response, whose last events repeat it; nil is a
+	// strings.Builder, without bound.
+	Kept Keeper
 }
 
 // Stream writes an answer as server-sent events. Each choice is started, written
 // and ended; then comes Finish, or at any time Fail. Every event is one Write to
-// the underlying writer. Once one failed, all further calls return its error.
+// the underlying writer, or several when it is longer than [MaxLine]. Once one failed, all further calls return its error.
 // All methods, those of the choices too, may be called from several goroutines.
 type Stream struct {
 	w       io.Writer
 	reply   Reply
 	config  StreamConfig
 	choices []*StreamChoice
+
+	response *responseStream // nil of other kinds
 
 	mu  sync.Mutex // of all below, and of the choices
 	buf []byte     // of the event that is being written
@@ -55,8 +61,14 @@ type Stream struct {
 // NewStream returns a Stream that writes r to w. Nothing is written yet.
 func NewStream(w io.Writer, r Reply, c StreamConfig) *Stream {
 	s := &Stream{w: w, reply: r, config: c}
+	if r.Kind == KindResponses {
+		s.response = &responseStream{s: s, kept: c.Kept}
+		if c.Kept == nil {
+			s.response.kept = new(strings.Builder)
+		}
+	}
 	for i := range max(1, c.Choices) {
-		s.choices = append(s.choices, &StreamChoice{stream: s, index: i, text: NewText(c.Limits, c.IncludeUsage)})
+		s.choices = append(s.choices, &StreamChoice{stream: s, index: i, text: NewText(c.Limits, c.IncludeUsage || s.response != nil)})
 	}
 	return s
 }
@@ -79,18 +91,26 @@ func (s *Stream) Finish() error {
 	defer s.mu.Unlock()
 	tokens := 0
 	for _, c := range s.choices {
-		_ = c.end()
+		if err := c.end(); err != nil {
+			return err
+		}
 		tokens += c.text.Tokens()
 	}
-	if s.err == nil && s.config.IncludeUsage {
+	var usage Usage
+	if s.config.IncludeUsage || s.response != nil {
 		prompt := 0
 		if s.config.PromptTokens != nil {
 			prompt = s.config.PromptTokens()
 		}
-		usage := EstimateUsage(prompt, tokens)
+		usage = EstimateUsage(prompt, tokens)
+	}
+	if s.response != nil {
+		return s.last(s.response.finish(s.choices[0].text.FinishReason(), usage))
+	}
+	if s.config.IncludeUsage {
 		_ = s.event(s.usageChunk(&usage))
 	}
-	return s.last([]byte("[DONE]"))
+	return s.last(s.event([]byte("[DONE]")))
 }
 
 // Fail ends the answer with an error. No end mark follows, so that no client
@@ -98,16 +118,18 @@ func (s *Stream) Finish() error {
 func (s *Stream) Fail(e *Error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.last(e.Envelope())
+	if s.response != nil {
+		return s.last(s.response.fail(e))
+	}
+	return s.last(s.event(e.Envelope()))
 }
 
-// last writes the last event.
-func (s *Stream) last(data []byte) error {
-	if err := s.event(data); err != nil {
-		return err
+// last ends the stream, whose last event was written with this error.
+func (s *Stream) last(err error) error {
+	if err == nil {
+		s.err = ErrEnded
 	}
-	s.err = ErrEnded
-	return nil
+	return err
 }
 
 // event writes one event.
@@ -152,6 +174,10 @@ func (c *StreamChoice) start(peer, task string) error {
 		return c.stream.err
 	}
 	c.started, c.peer, c.task = true, peer, task
+	if r := c.stream.response; r != nil {
+		c.template = r.template()
+		return r.start()
+	}
 	c.template = newTemplate(c)
 	if c.stream.reply.Kind == KindText {
 		return nil
@@ -184,9 +210,18 @@ func (c *StreamChoice) Write(p []byte) (int, error) {
 
 // write writes as many events as keep every line short.
 func (c *StreamChoice) write(text string) error {
+	r := c.stream.response
+	if r != nil {
+		if _, err := r.kept.WriteString(text); err != nil {
+			return err
+		}
+	}
 	for text != "" && c.stream.err == nil {
 		n := fit(text, maxDelta)
 		c.stream.buf = c.template.append(c.stream.buf[:0], text[:n])
+		if r != nil {
+			c.stream.buf = r.number(c.stream.buf)
+		}
 		_ = c.stream.write(c.stream.buf)
 		text = text[n:]
 	}
@@ -211,5 +246,8 @@ func (c *StreamChoice) end() error {
 		return err
 	}
 	reason := c.text.FinishReason()
+	if r := c.stream.response; r != nil {
+		return r.end(reason)
+	}
 	return c.stream.event(c.chunk(Delta{}, "", &reason))
 }

@@ -212,6 +212,7 @@ async function silence() {
 	const request = { model: "acme/lab", prompt: lab("silence", "silence", seconds)[0], stream: true };
 	const chunks = await collect(await client.completions.create(request));
 	assert.equal(chunks.map((c) => c.choices[0].text).join(""), text);
+	assert.equal(deltas(await collect(await respond(lab("silence", "silence", seconds)[0], { stream: true }))), text);
 }
 
 /** broken reads a stream that must end in an error after its text. */
@@ -247,6 +248,56 @@ async function failover() {
 			assert.deepEqual(workers(file), ["one", "two"]);
 		}
 	}
+}
+
+const respond = (input, more) => client.responses.create({ model: "acme/lab", input, ...more });
+const deltas = (events) => events.filter((e) => e.type === "response.output_text.delta").map((e) => e.delta).join("");
+
+async function responses() {
+	const [prompt] = lab("responses", "say", words);
+	const answer = await respond(prompt, { metadata: { a: "b" } });
+	assert.deepEqual([answer.status, answer.output_text, answer.model, answer.metadata], ["completed", words, "acme/lab", { a: "b" }]);
+	assert.ok(answer.usage.total_tokens > 0 && answer._request_id);
+	assert.deepEqual([answer.error, answer.store], [null, false]);
+	const events = await collect(await respond(prompt, { stream: true }));
+	assert.deepEqual(events.map((e) => e.sequence_number), events.map((_, i) => i));
+	assert.deepEqual([events[0].type, events.at(-1).type], ["response.created", "response.completed"]);
+	assert.equal(deltas(events), words);
+	for (const length of [1, 200 << 10]) {
+		const request = { model: "acme/lab", input: lab("responses", "line", length)[0] };
+		assert.equal((await client.responses.stream(request).finalResponse()).output_text, "x".repeat(length));
+	}
+
+	const again = [...say("Hello."), ...answer.output, ...say(lab("responses", "prompt")[0])];
+	const text = (await respond(again, { instructions: "Be brief." })).output_text;
+	assert.ok(text.startsWith(`system: Be brief.\n\nuser: Hello.\n\nassistant: ${words}\n\nuser: lab:`), text);
+
+	const cut = await respond(prompt, { max_output_tokens: 3 });
+	assert.deepEqual([cut.status, cut.incomplete_details], ["incomplete", { reason: "max_output_tokens" }]);
+	assert.ok(cut.output_text && cut.output_text !== words && words.startsWith(cut.output_text), cut.output_text);
+	const last = (await collect(await respond(prompt, { max_output_tokens: 3, stream: true }))).at(-1);
+	assert.deepEqual([last.type, last.response.output[0].content[0].text], ["response.incomplete", cut.output_text]);
+
+	for (const [field, value] of Object.entries({ previous_response_id: "resp_1", background: true, tools: [{ type: "web_search" }] })) {
+		const [input, file] = lab("responses", "say", "x");
+		const error = await refused(OpenAI.BadRequestError, 400, "unsupported_parameter", () => respond(input, { [field]: value }));
+		assert.deepEqual([error.param, runs(file).length], [field, 0]);
+	}
+	for (const call of ["retrieve", "delete", "cancel"]) {
+		await refused(OpenAI.NotFoundError, 404, "not_found", () => client.responses[call](answer.id));
+	}
+}
+
+async function responses_die() {
+	const kinds = [];
+	const error = await fails(async () => {
+		for await (const e of await respond(lab("responses_die", "die")[0], { model: own, stream: true })) kinds.push(e.type);
+	});
+	assert.ok(error instanceof OpenAI.APIError && error.code === "worker_stream_failed", error);
+	assert.deepEqual(kinds.slice(-2), ["response.output_text.delta", "response.failed"]);
+	const request = { model: own, input: lab("responses_die", "die")[0] };
+	const late = await fails(() => client.responses.stream(request).finalResponse());
+	assert.ok(late.code === "worker_stream_failed" || late.cause?.code === "worker_stream_failed", late);
 }
 
 async function moved() {
@@ -293,4 +344,5 @@ async function reload() {
 await serve(
 	models, whole, stream, usage, completions, while_it_runs, choices, stop, max_tokens, parts, roles, fields, errors,
 	logins, no_access, silence, dies, killed, failover, moved, big_line, no_second_run, hang_up, reload,
+	responses, responses_die,
 );

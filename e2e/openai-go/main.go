@@ -28,6 +28,7 @@ var cases = map[string]func() error{
 	"roles": roles, "fields": fields, "errors": failures, "logins": logins, "no_access": noAccess,
 	"silence": silence, "dies": dies, "killed": killed, "failover": failover, "moved": moved,
 	"big_line": bigLine, "no_second_run": noSecondRun, "hang_up": hangUp, "reload": reload,
+	"responses": respond, "responses_die": respondDies,
 }
 
 var (
@@ -445,7 +446,12 @@ func silence() error {
 	for s.Next() {
 		got += s.Current().Choices[0].Text
 	}
-	return errors.Join(s.Err(), check("completion", got, "first\nsecond\n"))
+	if err := errors.Join(s.Err(), check("completion", got, "first\nsecond\n")); err != nil {
+		return err
+	}
+	prompt, _ = lab("silence", "silence", silent)
+	got, _, err = events(response(prompt))
+	return errors.Join(err, check("response", got, "first\nsecond\n"))
 }
 
 // broken reads a stream that must end in an error after its text.

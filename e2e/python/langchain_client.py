@@ -197,6 +197,25 @@ def failover():
             assert sorted(run.split()[1] for run in runs(file)) == ["one", "two"], runs(file)
 
 
+def responses():
+    model = llm(use_responses_api=True)
+    prompt, _ = lab("responses", "say", WORDS)
+    answer = model.invoke([SystemMessage("Be brief."), HumanMessage("Hello."), AIMessage("Hello."), HumanMessage(prompt)])
+    assert answer.text == WORDS and answer.usage_metadata["total_tokens"] > 0, answer
+    assert model.invoke([HumanMessage("Hello."), answer, HumanMessage(prompt)]).text == WORDS
+    assert "".join(chunk.text for chunk in model.stream(prompt)) == WORDS
+
+
+def responses_die():
+    def read():
+        for chunk in llm(OWN, use_responses_api=True).stream(lab("responses_die", "die")[0]):
+            pieces.append(chunk.text)
+
+    pieces = []
+    raises(Exception, read)
+    assert "".join(pieces) == "half\n", pieces
+
+
 def moved():
     answer = llm(include_response_headers=True).invoke(lab("moved", "hold", "moved")[0])
     assert answer.response_metadata["headers"]["x-agentfm-attempts"] == "2", answer
@@ -251,4 +270,5 @@ def reload():
 serve(
     whole, stream, usage, completions, while_it_runs, choices, stop, max_tokens, parts, roles, fields, errors,
     logins, no_access, silence, dies, killed, failover, moved, big_line, no_second_run, hang_up, reload,
+    responses, responses_die,
 )  # fmt: skip

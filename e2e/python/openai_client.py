@@ -224,6 +224,8 @@ def silence():
     assert text_of(hasty.chat.completions.create(model="acme/lab", messages=messages, stream=True)) == "first\nsecond\n"
     chunks = hasty.completions.create(model="acme/lab", prompt=prompt, stream=True)
     assert "".join(chunk.choices[0].text for chunk in chunks) == "first\nsecond\n"
+    with hasty.responses.stream(model="acme/lab", input=lab("silence", "silence", SILENCE)[0]) as helper:
+        assert helper.get_final_response().output_text == "first\nsecond\n"
 
 
 def broken(answer, file):
@@ -264,6 +266,58 @@ def failover():
             assert text.startswith("served by "), text
             workers = [run.split()[1] for run in runs(file)]
             assert sorted(workers) == ["one", "two"], workers
+
+
+def respond(prompt, model="acme/lab", **options):
+    return client.responses.create(model=model, input=prompt, **options)
+
+
+def responses():
+    prompt, _ = lab("responses", "say", WORDS)
+    answer = respond(prompt, metadata={"a": "b"})
+    assert (answer.status, answer.output_text, answer.model, answer.metadata) == ("completed", WORDS, "acme/lab", {"a": "b"})
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens > 0, answer
+    assert answer.error is None and answer.store is False and answer._request_id, answer
+    events = list(respond(prompt, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events))), events
+    assert (events[0].type, events[-1].type) == ("response.created", "response.completed"), events
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == WORDS, events
+    assert events[-1].response.output_text == WORDS and events[-1].response.usage.total_tokens > 0, events[-1]
+    for length in 1, 200 * 1024:
+        with client.responses.stream(model="acme/lab", input=lab("responses", "line", length)[0]) as helper:
+            snapshots = [event.snapshot for event in helper if event.type == "response.output_text.delta"]
+            assert snapshots[-1] == helper.get_final_response().output_text == "x" * length, len(snapshots[-1])
+
+    again = [*say("Hello."), *answer.model_dump()["output"], *say(lab("responses", "prompt")[0])]
+    text = respond(again, instructions="Be brief.").output_text
+    assert text.startswith(f"system: Be brief.\n\nuser: Hello.\n\nassistant: {WORDS}\n\nuser: lab:"), text
+
+    cut = respond(prompt, max_output_tokens=3)
+    assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens"), cut
+    assert WORDS.startswith(cut.output_text) and 0 < len(cut.output_text) < len(WORDS), cut
+    *_, last = respond(prompt, max_output_tokens=3, stream=True)
+    assert (last.type, last.response.output_text) == ("response.incomplete", cut.output_text), last
+
+    for field, value in {"previous_response_id": "resp_1", "background": True, "tools": [{"type": "web_search"}]}.items():
+        prompt, file = lab("responses", "say", "x")
+        raises(openai.BadRequestError, lambda: respond(prompt, **{field: value}), param=field, code="unsupported_parameter")
+        assert not runs(file), runs(file)
+    for call in client.responses.retrieve, client.responses.delete, client.responses.cancel:
+        refused(openai.NotFoundError, 404, "not_found", lambda: call(answer.id))
+
+
+def responses_die():
+    prompt, file = lab("responses_die", "die")
+    kinds = []
+
+    def read():
+        for event in respond(prompt, OWN, stream=True):
+            kinds.append(event.type)
+
+    raises(openai.APIError, read, code="worker_stream_failed")
+    assert kinds[-2:] == ["response.output_text.delta", "response.failed"], kinds
+    with client.responses.stream(model=OWN, input=lab("responses_die", "die")[0]) as helper:
+        raises(openai.APIError, helper.get_final_response, code="worker_stream_failed")
 
 
 def moved():
@@ -327,4 +381,5 @@ def reload():
 serve(
     models, whole, stream, usage, completions, while_it_runs, choices, stop, max_tokens, parts, roles, fields, errors,
     logins, no_access, silence, dies, killed, failover, moved, big_line, no_second_run, hang_up, reload,
+    responses, responses_die,
 )  # fmt: skip
