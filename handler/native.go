@@ -4,6 +4,7 @@ package handler
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -22,8 +23,8 @@ import (
 // codeUnknownURL is that of OpenAI for a route that is not there.
 const codeUnknownURL = "unknown_url"
 
-// serveModel serves a POST of OpenAI's API. Workers that serve the route get the
-// request as it is. Where those that match take a text, asText answers, when it is
+// serveModel serves a POST of OpenAI's API, whose body is JSON where the content
+// type is empty. Workers that serve the route get the request as it is. Where those that match take a text, asText answers, when it is
 // there.
 func (x *exchange) serveModel(body []byte, contentType string, affinity func() string, asText func() error) error {
 	head, err := openai.ReadHead(contentType, body)
@@ -44,7 +45,7 @@ func (x *exchange) serveModel(body []byte, contentType string, affinity func() s
 	}
 	err = x.passOn(mesh.Call{
 		Target:  router.Request{Model: head.Model, Routes: target.Routes, Affinity: x.affinity(affinity)},
-		Request: &mesh.Request{Method: http.MethodPost, Target: x.r.URL.RequestURI(), Header: x.forwarded(), Body: body},
+		Request: &mesh.Request{Method: http.MethodPost, Target: x.r.URL.RequestURI(), Header: x.forwarded(cmp.Or(contentType, "application/json")), Body: body},
 		Again:   text && asText != nil,
 	}, head.Stream)
 	if text && asText != nil && noRoom(err) {
@@ -55,11 +56,12 @@ func (x *exchange) serveModel(body []byte, contentType string, affinity func() s
 
 // forwardedHeaders are the headers of a client that its worker gets. Of who it is,
 // the worker learns nothing.
-var forwardedHeaders = []string{"Content-Type", "Accept", "Openai-Beta", "Traceparent", "Tracestate"}
+var forwardedHeaders = []string{"Accept", "Openai-Beta", "Traceparent", "Tracestate"}
 
 // forwarded returns the headers for the worker.
-func (x *exchange) forwarded() http.Header {
-	h := make(http.Header, len(forwardedHeaders)+1)
+func (x *exchange) forwarded(contentType string) http.Header {
+	h := make(http.Header, len(forwardedHeaders)+2)
+	h["Content-Type"] = []string{contentType}
 	for _, name := range forwardedHeaders {
 		if v := x.r.Header[name]; len(v) > 0 {
 			h[name] = v[:1]

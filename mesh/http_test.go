@@ -525,9 +525,9 @@ func TestMixed(t *testing.T) {
 // TestManyInFlight has as many requests in flight to one worker as a large one may
 // have, and no stream is reset.
 func TestManyInFlight(t *testing.T) {
-	n := 10_000
-	if testing.Short() {
-		n = 500
+	n := 2_000
+	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
+		n = 10_000
 	}
 	a := newTestApp(t, nil)
 	var inside atomic.Int64
