@@ -161,6 +161,7 @@ func (l *lab) caddyProxy(name string, port, to int) (*process, error) {
 http://127.0.0.1:%d {
 	reverse_proxy 127.0.0.1:%d {
 		flush_interval -1
+		request_buffers 64KiB # else Go's transport breaks off about one answer in a thousand
 		transport http {
 			keepalive_idle_conns_per_host 256
 		}

@@ -29,7 +29,13 @@ func serveRole(args []string) error {
 			return err
 		}
 		return http.ListenAndServe(args[1], &httputil.ReverseProxy{
-			Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(to) },
+			Rewrite: func(r *httputil.ProxyRequest) {
+				r.SetURL(to)
+				// From the client's body the transport may read once more when the server has
+				// closed it, and then breaks off the answer.
+				body, _ := io.ReadAll(r.In.Body)
+				r.Out.Body = io.NopCloser(bytes.NewReader(body))
+			},
 			FlushInterval: -1,
 			Transport:     &http.Transport{MaxIdleConnsPerHost: 256},
 		})
