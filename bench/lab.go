@@ -34,7 +34,7 @@ type side struct {
 	port int
 	// procs are the processes on the way, the mock last. The first is the gateway.
 	procs []*process
-	admin int // of the gateway, where there is one
+	admin []int // ports of Caddy's admin API in the first of them
 }
 
 // lab is everything that runs.
@@ -213,7 +213,7 @@ http {
 
 // addMesh starts a gateway and a worker.
 func (l *lab) addMesh(ctx context.Context, name, prefix, binary string, to int) error {
-	ports, err := freePorts(3)
+	ports, err := freePorts(4)
 	if err != nil {
 		return err
 	}
@@ -250,20 +250,20 @@ http://127.0.0.1:%d {
 	}); err != nil {
 		return err
 	}
-	worker, err := l.worker(prefix, binary, fmt.Sprintf("/ip4/127.0.0.1/tcp/%d/p2p/%s", ports[1], about.Peer), to)
+	worker, err := l.worker(prefix, binary, ports[3], fmt.Sprintf("/ip4/127.0.0.1/tcp/%d/p2p/%s", ports[1], about.Peer), to)
 	if err != nil {
 		return err
 	}
-	l.sides = append(l.sides, &side{name: name, port: ports[2], admin: ports[0], procs: []*process{gateway, worker, l.mock}})
+	l.sides = append(l.sides, &side{name: name, port: ports[2], admin: []int{ports[0], ports[3]}, procs: []*process{gateway, worker, l.mock}})
 	return await(ctx, worker, fmt.Sprintf("http://127.0.0.1:%d/v1/models", ports[2]), key, func(status int, body string) bool {
 		return status == http.StatusOK && strings.Contains(body, model)
 	})
 }
 
 // worker starts a worker that puts the mock behind the mesh.
-func (l *lab) worker(prefix, binary, gateway string, to int) (*process, error) {
+func (l *lab) worker(prefix, binary string, admin int, gateway string, to int) (*process, error) {
 	path, err := l.config(prefix+"-worker.Caddyfile", fmt.Sprintf(`{
-	admin off
+	admin 127.0.0.1:%d
 	agentfm {
 		mesh {
 			listen /ip4/127.0.0.1/tcp/0
@@ -284,7 +284,7 @@ func (l *lab) worker(prefix, binary, gateway string, to int) (*process, error) {
 		}
 	}
 }
-`, gateway, model, to))
+`, admin, gateway, model, to))
 	if err != nil {
 		return nil, err
 	}

@@ -111,28 +111,35 @@ func (l *lab) warmUp(ctx context.Context, name string, f func(*side, time.Durati
 	return nil
 }
 
-// profile takes profiles of our gateway while it warms up, if they are wanted.
+// profile takes profiles of our processes while they warm up, if they are wanted.
 func (l *lab) profile(s *side, name string) error {
-	if l.o.profile == "" || s.admin == 0 {
+	if l.o.profile == "" {
 		return nil
 	}
-	seconds := max(1, int(l.o.warm.Seconds()/2)-1)
-	for _, kind := range []string{"profile", "allocs"} {
-		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/%s?seconds=%d", s.admin, kind, seconds))
-		if err != nil {
-			return err
-		}
-		f, err := os.Create(filepath.Join(l.o.profile, s.procs[0].name+"-"+name+"."+kind))
-		if err == nil {
-			_, err = io.Copy(f, resp.Body)
-			err = errors.Join(err, f.Close())
-		}
-		_ = resp.Body.Close()
-		if err != nil {
-			return err
+	for i, port := range s.admin {
+		for _, kind := range []string{"profile", "allocs"} {
+			url := fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/%s?seconds=%d", port, kind, max(1, int(l.o.warm.Seconds()/4)-1))
+			if err := fetch(url, filepath.Join(l.o.profile, s.procs[i].name+"-"+name+"."+kind)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// fetch saves what is at a URL.
+func fetch(url, path string) error {
+	resp, err := http.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, resp.Body)
+	return errors.Join(err, f.Close())
 }
 
 // calls is B1 and B2: requests as fast as n connections can send them.
