@@ -31,6 +31,8 @@ func (r *Runtime) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		answer(w, status, problem)
 		return
 	}
+	r.working.Add(1)
+	defer r.working.Add(-1)
 	resp, err := r.transport.RoundTrip(out)
 	if err != nil {
 		r.lost(w, req.Context(), err)
