@@ -36,6 +36,9 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
+	// Until there is a view, nobody else uses the loggers.
+	r.logger = r.logger.With(zap.String("agent", agent.Key))
+	r.key.logger = r.logger
 	r.view.Store(v)
 	r.tell(v, nil)
 	go r.watch(ctx, agent)

@@ -89,6 +89,7 @@ func TestPaths(t *testing.T) {
 		"GET /v1/responses/%2e%2e/models":   "",
 		"GET /v1/responses/..%5cmodels":     "",
 		"GET /%761/responses/x":             "",
+		"GET /v1/responses/.":               "",
 		"GET /":                             "",
 	} {
 		got = ""
@@ -103,6 +104,11 @@ func TestPaths(t *testing.T) {
 	r.ServeHTTP(w, httptest.NewRequest("POST", "/v1/responses/resp_1/cancel", strings.NewReader(`{"x":1}`)))
 	if w.Code != 200 {
 		t.Errorf("a body without a model, below a route: got %d", w.Code)
+	}
+	w = httptest.NewRecorder()
+	r.ServeHTTP(w, httptest.NewRequest("POST", "/v1/responses/", strings.NewReader(`{"x":1}`)))
+	if w.Code != 400 {
+		t.Errorf("a body without a model, for the route itself: got %d", w.Code)
 	}
 	r.transport.CloseIdleConnections()
 }
