@@ -438,6 +438,21 @@ func TestKeyFile(t *testing.T) {
 			t.Errorf("%q: the server got %q", c.text, got)
 		}
 	}
+	long := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(file, long, long); err != nil {
+		t.Fatal(err)
+	}
+	post(t, g, "/v1/chat/completions", `{"model":"first"}`) // has it read for the last time
+	if err := os.WriteFile(file, []byte("sk-5"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(file, long, long); err != nil {
+		t.Fatal(err)
+	}
+	post(t, g, "/v1/chat/completions", `{"model":"first"}`)
+	if got := s.Header.Get("Authorization"); got != "Bearer sk-4" {
+		t.Errorf("a file that has not changed was read: the server got %q", got)
+	}
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}

@@ -154,11 +154,10 @@ func TestOneFailure(t *testing.T) {
 	f := newFake(t)
 	r, _ := provision(t, f.URL, often)
 	c := prepare(t, r, "")
-	odd := false
 	f.set(func(f *fake) {
 		f.list = func(w http.ResponseWriter, _ *http.Request) {
-			if odd = !odd; odd {
-				panic(http.ErrAbortHandler)
+			if f.listed.Load()%2 == 0 {
+				w.WriteHeader(http.StatusInternalServerError)
 			}
 			_, _ = io.WriteString(w, `{"data":[{"id":"first"},{"id":"second"}]}`)
 		}
