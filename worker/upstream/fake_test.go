@@ -32,13 +32,12 @@ const secret = "sk-the-servers-own-key"
 // fake is a server with OpenAI's API.
 type fake struct {
 	*httptest.Server
-	mu      sync.Mutex
-	models  []string
-	routes  map[string]http.HandlerFunc
-	list    http.HandlerFunc // in place of the list of models
-	listed  atomic.Int64     // how often it was asked for
-	probed  atomic.Int64
-	handled []string
+	mu     sync.Mutex
+	models []string
+	routes map[string]http.HandlerFunc
+	list   http.HandlerFunc // in place of the list of models
+	listed atomic.Int64     // how often it was asked for
+	probed atomic.Int64
 }
 
 // newFake starts a server that has two models and chats.
