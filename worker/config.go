@@ -74,6 +74,10 @@ type Config struct {
 	// connections. Default: those of the mesh, with ports chosen by the system.
 	Listen []string `json:"listen,omitempty"`
 
+	// Expose is HTTP of this machine that gateways may reach with the reverse proxy
+	// transport `agentfm`. Default: nothing.
+	Expose *Expose `json:"expose,omitempty"`
+
 	// RuntimeRaw runs the tasks: a module in the namespace agentfm.runtimes.
 	// Required.
 	RuntimeRaw json.RawMessage `json:"runtime,omitempty" caddy:"namespace=agentfm.runtimes inline_key=runtime"`
@@ -119,6 +123,11 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 			return nil, fmt.Errorf("allow_peers: %q is not a peer id: %w", s, err)
 		}
 		g.allow = append(g.allow, id)
+	}
+	if c.Expose != nil {
+		if g.exposed, err = c.Expose.provision(repl, g.logger); err != nil {
+			return nil, fmt.Errorf("expose: %w", err)
+		}
 	}
 	if c.RuntimeRaw == nil {
 		return nil, errNoRuntime

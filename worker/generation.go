@@ -25,6 +25,7 @@ type generation struct {
 	settings mesh.Settings // those of the mesh, with the agent's own identity and addresses
 	allow    []peer.ID
 	runtime  Runtime
+	exposed  *exposed // nil for nothing
 	mesh     *mesh.App
 	logger   *zap.Logger
 

@@ -34,7 +34,7 @@ const (
 	// maxBody is the largest body in bytes. A body must arrive within
 	// mesh.FrameTimeout, and a second more for each bodyRate bytes of it.
 	maxBody  = 32 << 20
-	bodyRate = 64 << 10
+	bodyRate = 16 << 10
 )
 
 // listen begins to serve mesh protocol 2, until the server that it returns is closed.
