@@ -2,9 +2,11 @@
 """Compares the answers of two servers with the official OpenAI client; see backend.py."""
 
 import base64
+import functools
 import json
 import struct
 
+import httpx
 import openai
 import pydantic
 
@@ -21,8 +23,11 @@ class Report(pydantic.BaseModel):
     note: str = pydantic.Field(max_length=12)
 
 
+@functools.cache
 def client(url):
-    return openai.OpenAI(base_url=url, api_key=KEY, timeout=60)
+    # llama.cpp's server closes a connection after a stream, and does not say so.
+    http = openai.DefaultHttpxClient(limits=httpx.Limits(max_keepalive_connections=0))
+    return openai.OpenAI(base_url=url, api_key=KEY, timeout=60, max_retries=0, http_client=http)
 
 
 def ask(url, model, **more):

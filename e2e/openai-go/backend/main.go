@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"os"
 	"regexp"
 	"slices"
@@ -37,6 +38,10 @@ var cases = []struct {
 	{"errors", failures},
 }
 
+// httpClient uses no connection twice: llama.cpp's server closes one after a
+// stream, and does not say so.
+var httpClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+
 func main() {
 	if len(os.Args) != 6 {
 		fmt.Fprintln(os.Stderr, "usage: backend KEY URL MODEL URL MODEL")
@@ -48,7 +53,8 @@ func main() {
 		var err error
 		for i := range answers {
 			s := &server{model: os.Args[2*i+3]}
-			s.Client = openai.NewClient(option.WithBaseURL(os.Args[2*i+2]), option.WithAPIKey(os.Args[1]))
+			s.Client = openai.NewClient(option.WithBaseURL(os.Args[2*i+2]), option.WithAPIKey(os.Args[1]),
+				option.WithMaxRetries(0), option.WithHTTPClient(httpClient))
 			if err = c.run(s); err != nil {
 				err = fmt.Errorf("server %d: %w", i+1, err)
 				break
