@@ -112,13 +112,12 @@ func startBackendGateway(t *testing.T, b *backend) *process {
 	p := start(t, home(t), caddyfile(localMesh, withKey, backendAgent(b)))
 	p.awaitWorkers(1)
 	p.await("model "+backendModel, func() bool {
-		resp, err := p.send(t.Context(), http.MethodGet, "/v1/models", nil)
+		resp, err := p.send(t.Context(), http.MethodGet, "/v1/models/"+backendModel, nil)
 		if err != nil {
 			return false
 		}
 		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
-		return err == nil && bytes.Contains(text, fmt.Appendf(nil, `"id":%q`, backendModel))
+		return resp.StatusCode == http.StatusOK
 	})
 	return p
 }

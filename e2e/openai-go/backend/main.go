@@ -17,6 +17,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/openai/openai-go/v3"
@@ -211,7 +212,9 @@ func checkOneCall(answer *openai.ChatCompletion) error {
 func models(s *server) error {
 	pages := s.Models.ListAutoPaging(bg)
 	for pages.Next() {
-		if pages.Current().ID == s.model {
+		// A gateway lists its workers, and what they run.
+		m := pages.Current()
+		if engine := m.JSON.ExtraFields["agentfm_engine"]; m.ID == s.model || engine.Raw() == strconv.Quote(s.model) {
 			return nil
 		}
 	}
