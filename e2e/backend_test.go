@@ -12,6 +12,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -36,31 +37,30 @@ type backend struct {
 	url   string // without "/v1"
 }
 
-var theBackend struct {
-	sync.Mutex
-	started bool
-	*backend
-	err error
-}
-
 // startBackend starts the server, once for all tests. TestMain ends it.
 func startBackend(t *testing.T) *backend {
 	t.Helper()
-	python, model := need(t, "AGENTFM_TEST_BACKEND"), need(t, "AGENTFM_TEST_BACKEND_MODEL")
-	theBackend.Lock()
-	defer theBackend.Unlock()
-	if !theBackend.started {
-		theBackend.started = true
-		theBackend.backend, theBackend.err = newBackend(python, model)
+	if testing.Short() {
+		t.Skip("starts processes")
 	}
-	if theBackend.err != nil {
-		t.Fatal(theBackend.err)
+	need(t, "AGENTFM_TEST_BACKEND")
+	b, err := newBackend()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return theBackend.backend
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("log of the OpenAI-compatible server:\n%s", &b.log)
+		}
+	})
+	return b
 }
 
-func newBackend(python, model string) (*backend, error) {
-	b := &backend{cmd: exec.Command(python, "backend/serve.py", model)}
+// theBackend is the server that runs.
+var theBackend *backend
+
+var newBackend = sync.OnceValues(func() (*backend, error) {
+	b := &backend{cmd: exec.Command(os.Getenv("AGENTFM_TEST_BACKEND"), "backend/serve.py", os.Getenv("AGENTFM_TEST_BACKEND_MODEL"))}
 	stdin, err := b.cmd.StdinPipe() // at its end, which comes with ours, the server ends
 	if err != nil {
 		return nil, err
@@ -86,8 +86,9 @@ func newBackend(python, model string) (*backend, error) {
 		b.stop()
 		return nil, fmt.Errorf("the OpenAI-compatible server tells no address: %v\n%s", b.cmd.ProcessState, &b.log)
 	}
+	theBackend = b
 	return b, nil
-}
+})
 
 func (b *backend) stop() {
 	b.stdin.Close()
@@ -96,7 +97,7 @@ func (b *backend) stop() {
 }
 
 func stopBackend() {
-	if theBackend.backend != nil {
+	if theBackend != nil {
 		theBackend.stop()
 	}
 }
@@ -123,11 +124,10 @@ func startBackendGateway(t *testing.T, b *backend) *process {
 	return p
 }
 
-// What the other tests take for granted: the server answers the same twice.
+// What the other tests take for granted: the server itself answers the same twice.
 func TestBackendAlone(t *testing.T) {
 	b := startBackend(t)
 	compareAnswers(t, b.url, b.url)
-	runBackendClients(t, b.url, b.url)
 }
 
 // What the server answers comes through the gateway in the same bytes.

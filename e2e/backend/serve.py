@@ -27,6 +27,7 @@ options.cache_prompt = False
 options.cache_ram_mib = 0
 options.fit_params = False
 options.ui = False
+options.verbosity = 2  # warnings and errors
 options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1
 options.sampling.temp = 0
 options.sampling.seed = 1
