@@ -173,7 +173,7 @@ func (m Message) check(i int) error {
 		return invalid(fmt.Sprintf("messages[%d].role", i), "/messages/%d: a message needs a role", i)
 	case strings.ContainsFunc(m.Role, unicode.IsControl):
 		return invalid(fmt.Sprintf("messages[%d].role", i), "/messages/%d/role: control characters are not allowed", i)
-	case !m.Content.given && m.Role != "assistant": // one that calls tools has no content
+	case !m.Content.given && m.Role != "assistant" && m.Role != "function": // of a call, or of a function without a result
 		return invalid(fmt.Sprintf("messages[%d].content", i), "/messages/%d: a message of role %s needs a content", i, Clip(m.Role, 64))
 	}
 	return nil
