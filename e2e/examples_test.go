@@ -240,7 +240,7 @@ func TestExamplePublic(t *testing.T) {
 	const site = "https://gateway.example.com"
 	e.awaitWorker(site, bearer(testKey)...)
 
-	a := e.chat(site, bearer(testKey)...)
+	a := e.chat(site, append(bearer(testKey), "X-Api-Key", testKey)...) // as Continue does
 	a.wantReport(t)
 	if a.TLS == nil || a.ProtoMajor != 2 {
 		t.Errorf("%s with TLS %v", a.Proto, a.TLS)
