@@ -174,6 +174,13 @@ func (h *heldBytes) of(client string) int64 {
 	return h.by[client]
 }
 
+// total returns how many bytes are held.
+func (h *heldBytes) total() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.all
+}
+
 // TestHeldByOne wants a client that does not read its answers to leave room for
 // others, and all of them together to have a bound.
 func TestHeldByOne(t *testing.T) {

@@ -83,7 +83,7 @@ func TestResponseWhole(t *testing.T) {
 }
 
 func TestResponseStream(t *testing.T) {
-	before := held.Load()
+	before := held.total()
 	f := &fakeMesh{dispatch: answers(script{output: []string{"Hel", "lo"}})}
 	g := serve(t, f)
 	a := g.do(t, "POST", "/v1/responses", with(responseBody, `"stream":true`))
@@ -104,15 +104,15 @@ func TestResponseStream(t *testing.T) {
 	}
 	f.dispatch = answers(script{end: fmt.Errorf("%w: exit status 3", wire.ErrAgentFailed)})
 	g.do(t, "POST", "/v1/responses", with(responseBody, `"stream":true`)).failed(t, 502, "worker_stream_failed")
-	if held.Load() != before {
-		t.Errorf("%d bytes are held", held.Load()-before)
+	if held.total() != before {
+		t.Errorf("%d bytes are held", held.total()-before)
 	}
 }
 
 // TestResponseStreamFailure wants a failure to be one for every client: for those
 // that look at the response, and for those that wait for an error.
 func TestResponseStreamFailure(t *testing.T) {
-	before := held.Load()
+	before := held.total()
 	f := new(fakeMesh)
 	g := serve(t, f)
 	for name, output := range map[string][]string{"after text": {"half an ans"}, "too long": {strings.Repeat("x", maxAnswer), "x"}} {
@@ -127,8 +127,8 @@ func TestResponseStreamFailure(t *testing.T) {
 			t.Errorf("%s: got %+v", name, last)
 		}
 	}
-	if held.Load() != before {
-		t.Errorf("%d bytes are held", held.Load()-before)
+	if held.total() != before {
+		t.Errorf("%d bytes are held", held.total()-before)
 	}
 }
 
