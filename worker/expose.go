@@ -69,6 +69,9 @@ func (e *Expose) provision(repl *caddy.Replacer, log *zap.Logger) (*exposed, err
 	return &exposed{paths: e.Paths, proxy: &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(to)
+			for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+				r.Out.Header[name] = r.In.Header[name] // as the gateway has it
+			}
 			r.Out.Header.Del("Cookie") // of the gateway's site
 		},
 		FlushInterval: -1,

@@ -104,7 +104,7 @@ func (a *agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasPrefix(r.URL.Path, "/v1/"):
 		c.openAI()
 	default:
-		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker has nothing for %s at %.100s.", r.Method, r.URL.Path)})
+		c.exposed()
 	}
 }
 
