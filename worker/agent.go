@@ -57,6 +57,7 @@ type agent struct {
 	tasksDir string
 	topic    *pubsub.Topic
 	http     *http.Server  // of mesh protocol 2
+	conns    *conns        // of that
 	changed  chan struct{} // the telemetry is out of date
 
 	isReady    chan struct{} // closed when the agent takes tasks for the first time
@@ -97,7 +98,7 @@ func openAgent(g *generation) (*agent, error) {
 	a := &agent{
 		key: g.key, settings: g.settings,
 		changed: make(chan struct{}, 1),
-		tasks:   make(map[string]*running), kept: make(map[string]*kept),
+		tasks:   make(map[string]*running), kept: make(map[string]*kept), conns: newConns(),
 	}
 	if a.tasksDir, err = filepath.Abs(filepath.Join(caddy.AppDataDir(), "agentfm", "tasks", g.key)); err != nil {
 		return nil, err
@@ -224,6 +225,7 @@ func (a *agent) setLeaving(leaving bool) {
 	a.mu.Lock()
 	a.leaving = leaving
 	a.mu.Unlock()
+	a.conns.leave(leaving)
 	a.touch()
 }
 
@@ -277,6 +279,7 @@ func (a *agent) shutDown(grace time.Duration) {
 	case <-time.After(grace):
 		a.log().Info("stopping running tasks: the grace period is over")
 		a.kill(errShutDown)
+		a.conns.giveUp()
 		select {
 		case <-idle:
 		case <-time.After(killWait):
@@ -290,6 +293,7 @@ func (a *agent) shutDown(grace time.Duration) {
 func (a *agent) shut() {
 	a.setLeaving(true)
 	a.kill(errShutDown)
+	a.conns.giveUp()
 	done := make(chan struct{})
 	go func() {
 		a.working.Wait()

@@ -51,7 +51,8 @@ func (a *agent) listen() (*http.Server, error) {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, streamKey{}, c)
 		},
-		ErrorLog: zap.NewStdLog(a.log().WithOptions(zap.IncreaseLevel(zap.ErrorLevel))), // strangers can have the rest written
+		ConnState: a.conns.state,
+		ErrorLog:  zap.NewStdLog(a.log().WithOptions(zap.IncreaseLevel(zap.ErrorLevel))), // strangers can have the rest written
 	}
 	a.services.Go(func() { _ = srv.Serve(l) })
 	return srv, nil
@@ -62,6 +63,7 @@ type streamKey struct{}
 
 // stream is what the server's connections are.
 type stream interface {
+	net.Conn
 	Conn() network.Conn
 	Scope() network.StreamScope
 }

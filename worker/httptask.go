@@ -64,7 +64,7 @@ func (c *call) task() {
 		e.how, e.err = cancelled, err
 	}
 	if !keeping {
-		a.done()
+		a.conns.whenRead(c.stream, a.done)
 	}
 	a.log().Info("task ended", zap.Stringer("gateway", c.gateway), zap.String("task", req.TaskID),
 		zap.String("how", e.how), zap.Duration("took", time.Since(began)), zap.Error(e.err))

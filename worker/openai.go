@@ -112,7 +112,7 @@ func (c *call) create(g *generation) {
 		stop()
 		cause := context.Cause(t.ctx)
 		c.a.free(id)
-		c.a.done()
+		c.a.conns.whenRead(c.stream, c.a.done)
 		c.a.log().Debug("request ended", zap.Stringer("gateway", c.gateway), zap.String("path", c.r.URL.Path),
 			zap.Duration("took", time.Since(began)), zap.NamedError("cause", cause))
 	}()
