@@ -124,7 +124,9 @@ func (x *exchange) wholeReply(c completion, reply openai.Reply) error {
 		choices[i] = openai.Choice{Text: answers[i].b.String(), FinishReason: answers[i].text.FinishReason()}
 		tokens += answers[i].text.Tokens()
 	}
-	x.answer(http.StatusOK, reply.Whole(choices, openai.EstimateUsage(c.promptTokens(), tokens)))
+	input := c.promptTokens()
+	x.seen.counted(input, tokens)
+	x.answer(http.StatusOK, reply.Whole(choices, openai.EstimateUsage(input, tokens)))
 	return nil
 }
 
@@ -206,6 +208,7 @@ func (x *exchange) streamReply(c completion, reply openai.Reply) error {
 	default:
 		p := problemOf(err)
 		x.logProblem(p)
+		x.seen.broken = true
 		err = stream.Fail(p.openAI())
 	}
 	if err != nil {

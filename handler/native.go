@@ -28,6 +28,7 @@ const codeUnknownURL = "unknown_url"
 // there.
 func (x *exchange) serveModel(body []byte, contentType string, affinity func() string, asText func() error) error {
 	head, err := openai.ReadHead(contentType, body)
+	x.seen.asks(x.r.URL.Path, head.Stream)
 	if err != nil {
 		return err
 	}
@@ -93,6 +94,7 @@ func (x *exchange) passOn(call mesh.Call, stream bool) error {
 	}
 	problem := problemOf(err)
 	x.logProblem(problem)
+	x.seen.broken = true
 	if p.raw {
 		panic(http.ErrAbortHandler) // so that the client sees an answer that is not whole
 	}
@@ -189,6 +191,7 @@ func (p *passage) copyEvents(task run) error {
 		}
 		if end > 0 {
 			p.noteResponse(whole[:end])
+			p.x.seen.noteUsage(whole[:end])
 			if _, err := p.out.Write(whole[:end]); err != nil {
 				return err
 			}
@@ -228,6 +231,7 @@ func (p *passage) copyBody(task run, resp *mesh.Response) error {
 		return err
 	}
 	p.noteResponse(first)
+	p.x.seen.noteUsage(first)
 	h := p.x.w.Header()
 	p.x.passHeaders(resp)
 	if err == io.EOF {

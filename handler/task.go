@@ -48,6 +48,7 @@ func (x *exchange) dispatch(ctx context.Context, call mesh.Call, param string) (
 	if err != nil {
 		return nil, x.taskProblem(err, call, param)
 	}
+	x.seen.begins()
 	return t, nil
 }
 
