@@ -69,6 +69,7 @@ type agent struct {
 	leaving  bool                // takes no tasks any more
 	tasks    map[string]*running // by task id
 	kept     map[string]*kept    // the same
+	left     []*generation       // that may still get tasks
 	working  sync.WaitGroup      // running tasks; added to under mu while not leaving
 	base     context.Context     // of tasks
 	kill     context.CancelCauseFunc
@@ -198,6 +199,7 @@ func (a *agent) settle() {
 			g.fallback = before
 		}
 	}
+	a.retire()
 	a.touch()
 }
 
@@ -217,7 +219,22 @@ func (a *agent) leave(g *generation) {
 	case newest != g && ok: // the reload went well
 		newest.alone, newest.fallback = true, nil
 	}
+	a.left = append(a.left, g)
+	a.retire()
 	a.touch()
+}
+
+// retire ends the lives of the configurations that have left and get no tasks.
+func (a *agent) retire() {
+	active := a.active.Load()
+	newest, _ := a.Newest()
+	a.left = slices.DeleteFunc(a.left, func(g *generation) bool {
+		if g == active || active != nil && g == active.fallback || newest != nil && g == newest.fallback {
+			return false
+		}
+		g.retire()
+		return true
+	})
 }
 
 // setLeaving says whether the agent takes no tasks any more.

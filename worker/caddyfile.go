@@ -129,8 +129,7 @@ func (c *Config) unmarshalRuntime(d *caddyfile.Dispenser) (serves bool, err erro
 		return false, d.Errf("module "+runtimes+".%s is not a runtime: it is a %T", name, mod)
 	}
 	c.RuntimeRaw = caddyconfig.JSONModuleObject(rt, "runtime", name, nil)
-	_, serves = rt.(Server)
-	return serves, nil
+	return serverOf(rt) != nil, nil
 }
 
 // Interface guard

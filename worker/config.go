@@ -147,8 +147,7 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 
 // serves reports whether the runtime answers OpenAI's API itself.
 func (g *generation) serves() bool {
-	_, ok := g.runtime.(Server)
-	return ok
+	return serverOf(g.runtime) != nil
 }
 
 // defaults fills in what was left out.

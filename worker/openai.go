@@ -28,8 +28,8 @@ type offered struct {
 
 // available reports whether the back-end of the agent answers, where it has one.
 func (g *generation) available() bool {
-	s, ok := g.runtime.(Server)
-	if !ok || !g.ready.Load() {
+	s := serverOf(g.runtime)
+	if s == nil || !g.ready.Load() {
 		return true
 	}
 	_, up := s.Offer()
@@ -39,8 +39,8 @@ func (g *generation) available() bool {
 // offered returns what the agent's back-end serves, or served before it was gone;
 // nil where there is none.
 func (g *generation) offered() *offered {
-	s, ok := g.runtime.(Server)
-	if !ok || !g.ready.Load() {
+	s := serverOf(g.runtime)
+	if s == nil || !g.ready.Load() {
 		return nil
 	}
 	now, up := s.Offer()
@@ -127,7 +127,7 @@ func (c *call) create(g *generation) {
 func (c *call) serve(g *generation, ctx context.Context) {
 	// The agent is silent for as long as it likes; its pieces get their time.
 	_ = c.rc.SetWriteDeadline(time.Time{})
-	g.runtime.(Server).ServeHTTP(&pacedWriter{c.w, c.rc}, c.r.WithContext(ctx))
+	serverOf(g.runtime).ServeHTTP(&pacedWriter{c.w, c.rc}, c.r.WithContext(ctx))
 }
 
 // pacedWriter bounds the time of each write.

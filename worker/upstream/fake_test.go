@@ -129,7 +129,7 @@ func prepare(t testing.TB, r *Runtime, model string) *told {
 	c := new(told)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	if _, err := r.Prepare(ctx, worker.Agent{Key: "a", Model: model, Changed: c.changed}); err != nil {
+	if _, err := r.Prepare(ctx, worker.Agent{Key: "a", Model: model, Changed: c.changed, Context: ctx, Go: func(f func()) { go f() }}); err != nil {
 		t.Fatal(err)
 	}
 	return c

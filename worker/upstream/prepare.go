@@ -41,7 +41,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	r.key.logger = r.logger
 	r.view.Store(v)
 	r.tell(v, nil)
-	go r.watch(ctx, agent)
+	agent.Go(func() { r.watch(agent.Context, agent) })
 	return worker.Image{}, nil
 }
 
