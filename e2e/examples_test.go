@@ -300,6 +300,30 @@ func TestExampleDocker(t *testing.T) {
 	e.chat(site, bearer(testKey)...).wantReport(t)
 }
 
+// The models of a server on this machine are there by their names.
+func TestExampleModelServer(t *testing.T) {
+	b := startBackend(t)
+	e := startExample(t, "model-server/Caddyfile", setting{
+		addresses: map[string]string{"http://127.0.0.1:11434": b.url},
+		env:       []string{"AGENTFM_API_KEYS=" + testKey},
+	})
+	const site = "https://gateway.example.com"
+	e.awaitWorker(site, bearer(testKey)...)
+	body := `{"model":"` + backendModel + `","messages":[{"role":"user","content":"hello"}],"max_tokens":4,"temperature":0}`
+	a, err := e.send(http.MethodPost, site+"/v1/chat/completions", body, bearer(testKey)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.StatusCode != http.StatusOK || !strings.Contains(a.text, `"completion_tokens":4`) {
+		t.Errorf("%s: %s", a.Status, a.text)
+	}
+	a, err = e.send(http.MethodGet, site+"/v1/models", "", bearer(testKey)...)
+	if err != nil || !strings.Contains(a.text, `"agentfm_models":["`+backendModel+`"]`) {
+		t.Errorf("%v, %s", err, a.text)
+	}
+	e.chat(site).wantError(t, http.StatusUnauthorized, "unauthorized")
+}
+
 func TestExamplePrometheus(t *testing.T) {
 	needProgram(t, "curl")
 	e := startExample(t, "prometheus/Caddyfile", setting{ports: []string{"8080", "9180"}})
