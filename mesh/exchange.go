@@ -177,6 +177,9 @@ func (x *exchange) end(whole bool) {
 	}
 }
 
+// maxLoad bounds what a worker can say of its load.
+const maxLoad = 100_000
+
 // load returns how many tasks the worker runs by its own word; -1 for none.
 func (x *exchange) load() int {
 	running, _, ok := strings.Cut(x.resp.Header.Get(wire.HeaderLoad), "/")
@@ -184,7 +187,7 @@ func (x *exchange) load() int {
 	if !ok || err != nil || n < 0 {
 		return -1
 	}
-	return n
+	return min(n, maxLoad)
 }
 
 // maxRefusal is how much of the body of a refusal is read.

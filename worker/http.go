@@ -187,11 +187,11 @@ func (c *call) profile() {
 
 // readBody reads the whole body. It takes the memory from the budget of the peer,
 // and comes before any slot is taken: who withholds a body holds nothing else.
-func (c *call) readBody() ([]byte, *refusal) {
-	if c.r.ContentLength > maxBody {
-		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, int64(maxBody)))
+func (c *call) readBody(limit int64) ([]byte, *refusal) {
+	if c.r.ContentLength > limit {
+		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, limit))
 	}
-	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, maxBody), scope: c.stream.Scope()}
+	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, limit), scope: c.stream.Scope()}
 	_ = c.rc.SetReadDeadline(time.Now().Add(mesh.FrameTimeout + time.Duration(max(c.r.ContentLength, 0)/bodyRate)*time.Second))
 	var b bytes.Buffer
 	if c.r.ContentLength > 0 {
@@ -202,7 +202,7 @@ func (c *call) readBody() ([]byte, *refusal) {
 	if err != nil {
 		text := "The body did not arrive."
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			text = fmt.Sprintf("The body is over %d bytes.", int64(maxBody))
+			text = fmt.Sprintf("The body is over %d bytes.", limit)
 		}
 		return nil, unfit(text)
 	}

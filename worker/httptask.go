@@ -36,7 +36,7 @@ type kept struct {
 // task serves a task: it is read, gets a slot, and answers with events.
 func (c *call) task() {
 	a := c.a
-	body, refused := c.readBody()
+	body, refused := c.readBody(wire.MaxTaskFrame)
 	if refused != nil {
 		c.refuse(refused)
 		return

@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
@@ -68,6 +69,9 @@ func (o *offered) routeOf(path string) (string, bool) {
 	return "", false
 }
 
+// maxAside is the largest body of a request that is no work, in bytes.
+const maxAside = 64 << 10
+
 // openAI serves a request of OpenAI's API, where the agent's runtime can.
 func (c *call) openAI() {
 	g := c.a.active.Load()
@@ -89,13 +93,17 @@ func (c *call) openAI() {
 	case c.r.Method == http.MethodPost && c.r.URL.Path == route:
 		c.create(g)
 	default: // what is there already costs no slot
-		c.serve(g, c.r.Context())
+		_ = c.rc.SetReadDeadline(time.Now().Add(mesh.FrameTimeout))
+		c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxAside)
+		ctx, cancel := context.WithTimeout(c.r.Context(), time.Duration(g.config.Timeout))
+		defer cancel()
+		c.serve(g, ctx)
 	}
 }
 
 // create serves a request that is work for the back-end, and takes a slot.
 func (c *call) create(g *generation) {
-	body, refused := c.readBody()
+	body, refused := c.readBody(maxBody)
 	if refused != nil {
 		c.refuse(refused)
 		return
