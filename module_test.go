@@ -36,6 +36,7 @@ func TestModules(t *testing.T) {
 		"agentfm_worker",
 		"http.authentication.providers.agentfm",
 		"http.handlers.agentfm",
+		"http.reverse_proxy.transport.agentfm",
 	}
 	var got []string
 	for _, id := range caddy.Modules() {

@@ -240,7 +240,7 @@ func TestExamplePublic(t *testing.T) {
 	const site = "https://gateway.example.com"
 	e.awaitWorker(site, bearer(testKey)...)
 
-	a := e.chat(site, bearer(testKey)...)
+	a := e.chat(site, append(bearer(testKey), "X-Api-Key", testKey)...) // as Continue does
 	a.wantReport(t)
 	if a.TLS == nil || a.ProtoMajor != 2 {
 		t.Errorf("%s with TLS %v", a.Proto, a.TLS)
@@ -298,6 +298,30 @@ func TestExampleDocker(t *testing.T) {
 	const site = "https://gateway.example.com"
 	e.awaitWorker(site, bearer(testKey)...)
 	e.chat(site, bearer(testKey)...).wantReport(t)
+}
+
+// The models of a server on this machine are there by their names.
+func TestExampleModelServer(t *testing.T) {
+	b := startBackend(t)
+	e := startExample(t, "model-server/Caddyfile", setting{
+		addresses: map[string]string{"http://127.0.0.1:11434": b.url},
+		env:       []string{"AGENTFM_API_KEYS=" + testKey},
+	})
+	const site = "https://gateway.example.com"
+	e.awaitWorker(site, bearer(testKey)...)
+	body := `{"model":"` + backendModel + `","messages":[{"role":"user","content":"hello"}],"max_tokens":4,"temperature":0}`
+	a, err := e.send(http.MethodPost, site+"/v1/chat/completions", body, bearer(testKey)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.StatusCode != http.StatusOK || !strings.Contains(a.text, `"completion_tokens":4`) {
+		t.Errorf("%s: %s", a.Status, a.text)
+	}
+	a, err = e.send(http.MethodGet, site+"/v1/models", "", bearer(testKey)...)
+	if err != nil || !strings.Contains(a.text, `"agentfm_models":["`+backendModel+`"]`) {
+		t.Errorf("%v, %s", err, a.text)
+	}
+	e.chat(site).wantError(t, http.StatusUnauthorized, "unauthorized")
 }
 
 func TestExamplePrometheus(t *testing.T) {
@@ -370,7 +394,7 @@ func TestExampleRateLimits(t *testing.T) {
 	for range 5 {
 		refused := e.chat(site, bearer(a)...)
 		refused.wantError(t, http.StatusTooManyRequests, "rate_limit_exceeded")
-		if s, err := strconv.Atoi(refused.Header.Get("Retry-After")); err != nil || s < 1 || s > 61 {
+		if s, err := strconv.Atoi(refused.Header.Get("Retry-After")); err != nil || s < 1 || s > 60 {
 			t.Errorf("Retry-After %q", refused.Header.Get("Retry-After"))
 		}
 		e.chat(site, bearer(b)...).wantReport(t)

@@ -61,6 +61,7 @@ var httpClient = &http.Client{Timeout: patience}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	stopBackend()
 	os.RemoveAll(binaryDir)
 	os.Exit(code)
 }

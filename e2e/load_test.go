@@ -113,7 +113,7 @@ func TestSpread(t *testing.T) {
 		writeFile(t, state, token+".go", "")
 		for range workers * slots {
 			if r := <-replies; !r.well() || r.header.Get("X-AgentFM-Attempts") != "1" {
-				t.Errorf("round %d: %+v", round, r)
+				t.Errorf("round %d: %+v: %v", round, r, r.err)
 			}
 		}
 		count := make(map[string]int)

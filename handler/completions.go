@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync/atomic"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/openai"
@@ -18,14 +17,6 @@ import (
 // maxAnswer bounds an answer that is not streamed. It is held in memory until
 // the agent has ended well; a larger one is an error, never cut.
 const maxAnswer = 16 << 20
-
-// maxHeld bounds the answers that are being held at one time, all together: an
-// agent of a stranger can make any of them as large as it may be.
-const maxHeld = 512 << 20
-
-// held is how many bytes of answers are being held. It is one for the process, as
-// its memory is.
-var held atomic.Int64
 
 // completion is a request of one of OpenAI's kinds.
 type completion struct {
@@ -111,6 +102,9 @@ func (c *completion) promptTokens() int { return openai.CountTokens(c.prompt) }
 // wholeReply answers when the agents have ended well.
 func (x *exchange) wholeReply(c completion, reply openai.Reply) error {
 	answers := make([]heldAnswer, c.choices)
+	for i := range answers {
+		answers[i].client = x.client()
+	}
 	defer func() {
 		for i := range answers {
 			answers[i].release()
@@ -130,12 +124,15 @@ func (x *exchange) wholeReply(c completion, reply openai.Reply) error {
 		choices[i] = openai.Choice{Text: answers[i].b.String(), FinishReason: answers[i].text.FinishReason()}
 		tokens += answers[i].text.Tokens()
 	}
-	x.answer(http.StatusOK, reply.Whole(choices, openai.EstimateUsage(c.promptTokens(), tokens)))
+	input := c.promptTokens()
+	x.seen.counted(input, tokens)
+	x.answer(http.StatusOK, reply.Whole(choices, openai.EstimateUsage(input, tokens)))
 	return nil
 }
 
 // heldAnswer is the answer of one task that is being held, within the limits.
 type heldAnswer struct {
+	client string
 	b      strings.Builder
 	cost   int64 // of the text, and of the JSON that it becomes
 	text   *openai.Text
@@ -168,11 +165,8 @@ func (a *heldAnswer) hold(text string) error {
 		return streamFailed(nil, fmt.Sprintf("the answer is over %d bytes; ask for it with \"stream\":true", maxAnswer))
 	}
 	cost := int64(len(text) + openai.EncodedLen(text))
-	if held.Add(cost) > maxHeld {
-		held.Add(-cost)
-		p := overloaded("the gateway holds too many large answers; try again later, or with \"stream\":true")
-		p.final = true // the agent has run
-		return p
+	if err := held.take(a.client, cost); err != nil {
+		return err
 	}
 	a.cost += cost
 	a.b.WriteString(text)
@@ -180,14 +174,14 @@ func (a *heldAnswer) hold(text string) error {
 }
 
 // release gives back what the answer holds.
-func (a *heldAnswer) release() { held.Add(-a.cost) }
+func (a *heldAnswer) release() { held.give(a.client, a.cost) }
 
 // streamReply answers with events as the output comes. The status is decided by
 // the first output, or by the first heartbeat: until then, a failure has one of
 // its own.
 func (x *exchange) streamReply(c completion, reply openai.Reply) error {
 	out := &eventWriter{x: x}
-	var kept heldAnswer
+	kept := heldAnswer{client: x.client()}
 	defer kept.release()
 	stream := openai.NewStream(out, reply, openai.StreamConfig{
 		Choices: c.choices, Limits: c.limits, IncludeUsage: c.usage, PromptTokens: c.promptTokens, Kept: &kept,
@@ -214,6 +208,7 @@ func (x *exchange) streamReply(c completion, reply openai.Reply) error {
 	default:
 		p := problemOf(err)
 		x.logProblem(p)
+		x.seen.broken = true
 		err = stream.Fail(p.openAI())
 	}
 	if err != nil {

@@ -157,13 +157,56 @@ func TestStreamFailure(t *testing.T) {
 // TestHeldCost wants what an answer costs to be counted as it is: its text, and the
 // JSON that it becomes. An agent can make that sixfold.
 func TestHeldCost(t *testing.T) {
-	before := held.Load()
-	var a heldAnswer
-	if err := a.hold("ab\x00"); err != nil || held.Load()-before != 3+8 {
-		t.Errorf("%d bytes are held, %v", held.Load()-before, err)
+	a := heldAnswer{client: "TestHeldCost"}
+	if err := a.hold("ab\x00"); err != nil || held.of(a.client) != 3+8 {
+		t.Errorf("%d bytes are held, %v", held.of(a.client), err)
 	}
 	a.release()
-	if held.Load() != before {
-		t.Errorf("%d bytes are held", held.Load()-before)
+	if held.of(a.client) != 0 {
+		t.Errorf("%d bytes are held", held.of(a.client))
+	}
+}
+
+// of returns how many bytes of a client are held.
+func (h *heldBytes) of(client string) int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.by[client]
+}
+
+// total returns how many bytes are held.
+func (h *heldBytes) total() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.all
+}
+
+// TestHeldByOne wants a client that does not read its answers to leave room for
+// others, and all of them together to have a bound.
+func TestHeldByOne(t *testing.T) {
+	h := heldBytes{by: make(map[string]int64)}
+	refused := func(err error, status int) {
+		t.Helper()
+		if p, ok := err.(*problem); !ok || p.status != status || !p.final {
+			t.Errorf("got %v", err)
+		}
+	}
+	for _, client := range []string{"a", "b", "c", "d"} {
+		if err := h.take(client, maxHeldByOne); err != nil {
+			t.Fatal(err)
+		}
+		refused(h.take(client, 1), 429)
+	}
+	refused(h.take("e", 1), 503)
+	h.give("a", maxHeldByOne)
+	if err := h.take("e", 1); err != nil {
+		t.Error(err)
+	}
+	h.give("e", 1)
+	for _, client := range []string{"b", "c", "d"} {
+		h.give(client, maxHeldByOne)
+	}
+	if h.all != 0 || len(h.by) != 0 {
+		t.Errorf("%d bytes are held, of %v", h.all, h.by)
 	}
 }

@@ -32,6 +32,11 @@ const codeRateLimit = "rate_limit_exceeded"
 // queue, in seconds.
 const queueRetryAfter = 2
 
+// maxRetryAfter is the longest time that an answer asks a client to wait, in seconds.
+// After more than that openai-node does not wait, but comes back within 8 s; over
+// 120 s, openai-python does not try again at all.
+const maxRetryAfter = 60
+
 // statusClientGone is what the access log says of a request whose client did not
 // wait for the answer.
 const statusClientGone = 499
@@ -170,6 +175,9 @@ func reason(err, from error) string {
 // not for strangers; the log has it. Whom the provider "agentfm" refused gets the
 // answer that this handler would have given.
 func (x *exchange) caddyProblem(err error) *problem {
+	if s, err := strconv.Atoi(x.w.Header().Get("Retry-After")); err == nil && s > maxRetryAfter {
+		x.w.Header().Set("Retry-After", strconv.Itoa(maxRetryAfter)) // a rate limit may have long windows
+	}
 	status := http.StatusInternalServerError
 	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok && e.StatusCode >= 400 {
 		status = e.StatusCode

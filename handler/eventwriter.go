@@ -46,6 +46,15 @@ func (w *eventWriter) served(s mesh.Served) {
 	}
 }
 
+// head has set set headers, unless they are on their way.
+func (w *eventWriter) head(set func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.begun {
+		set()
+	}
+}
+
 // keepAlive pings whenever nothing was written for the interval, until stop is
 // called, which may be more than once. A negative interval switches it off.
 func (w *eventWriter) keepAlive(interval time.Duration, ping func() error) (stop func()) {

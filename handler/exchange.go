@@ -41,6 +41,9 @@ type exchange struct {
 	task  mesh.Served // once a worker serves it
 
 	identity *auth.Identity // of the client, once it is admitted
+
+	status int         // of the answer, once it begins
+	seen   observation // for the metrics
 }
 
 // newExchange begins an exchange.
@@ -123,6 +126,7 @@ func (x *exchange) answer(status int, body []byte) {
 // of OpenAI's look for that.
 func (x *exchange) writeHeader(status int) {
 	x.w.Header().Set("OpenAI-Processing-Ms", strconv.FormatInt(time.Since(x.begun).Milliseconds(), 10))
+	x.status = status
 	x.w.WriteHeader(status)
 }
 

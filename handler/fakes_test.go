@@ -38,6 +38,7 @@ type fakeMesh struct {
 	relay    func(ctx context.Context, addr string) (string, error)
 
 	mu     sync.Mutex
+	kept   map[[2]string]string // who has the responses, by id and client
 	calls  []mesh.Call
 	leases int // taken and not given back
 }
@@ -95,6 +96,22 @@ func (l *fakeLease) Dispatch(ctx context.Context, c mesh.Call) (run, error) {
 }
 
 func (l *fakeLease) Serves(req *router.Request) (router.Routes, bool) { return l.f.routes, !l.f.noText }
+
+func (l *fakeLease) NoteResponse(id, peer, client string) {
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	if l.f.kept == nil {
+		l.f.kept = make(map[[2]string]string)
+	}
+	l.f.kept[[2]string{id, client}] = peer
+}
+
+func (l *fakeLease) ResponseOf(id, client string) (string, bool) {
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	peer, ok := l.f.kept[[2]string{id, client}]
+	return peer, ok
+}
 
 func (l *fakeLease) About() mesh.About { return l.f.about }
 

@@ -30,6 +30,10 @@ type lease interface {
 	// Dispatch sends a task to a worker and returns once its output begins, or
 	// it ended well without any. The end of ctx stops the task.
 	Dispatch(ctx context.Context, c mesh.Call) (run, error)
+	// NoteResponse remembers for a client which worker has a response.
+	NoteResponse(id, peer, client string)
+	// ResponseOf returns the worker that has a response of a client.
+	ResponseOf(id, client string) (peer string, ok bool)
 	// OpenArtifact opens the zip of a task; the error is fs.ErrNotExist when
 	// there is none.
 	OpenArtifact(taskID string) (*os.File, error)

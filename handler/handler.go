@@ -268,6 +268,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	x := newExchange(h, w, r)
 	defer x.release()
+	defer x.observe()
 	if err, ok := r.Context().Value(caddyhttp.ErrorCtxKey).(error); ok {
 		x.shareAnswer()
 		x.fail(x.caddyProblem(err)) // we are inside of handle_errors

@@ -226,17 +226,17 @@ var taskRoutes = map[string]string{
 	"/api/execute":         executeBody,
 }
 
-// newErrorServer returns the address of a server on which the handler is inside of
-// handle_errors.
-func newErrorServer(t *testing.T, h *Handler, failure error) string {
+// newErrorServer returns a server on which the handler is inside of
+// handle_errors, after another handler has left a header Retry-After.
+func newErrorServer(t *testing.T, h *Handler, failure error, retryAfter string) *httptest.Server {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, nil)
 		r = r.WithContext(context.WithValue(r.Context(), caddyhttp.ErrorCtxKey, failure))
-		w.Header().Set("Retry-After", "7") // as a rate limit leaves it
+		w.Header().Set("Retry-After", retryAfter) // as a rate limit leaves it
 		if err := h.ServeHTTP(w, r, nil); err != nil {
 			t.Error(err)
 		}
 	}))
 	t.Cleanup(srv.Close)
-	return srv.URL
+	return srv
 }

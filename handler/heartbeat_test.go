@@ -131,8 +131,8 @@ func TestHandleErrors(t *testing.T) {
 		{caddyhttp.Error(502, io.EOF), 502, "internal_error"},
 		{io.EOF, 500, "internal_error"},
 	} {
-		srv := newErrorServer(t, h, c.err)
-		req, _ := http.NewRequest("POST", srv+"/v1/chat/completions", strings.NewReader(chatBody))
+		srv := newErrorServer(t, h, c.err, "7")
+		req, _ := http.NewRequest("POST", srv.URL+"/v1/chat/completions", strings.NewReader(chatBody))
 		req.Header.Set("Origin", "http://localhost")
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
@@ -147,6 +147,24 @@ func TestHandleErrors(t *testing.T) {
 		}
 		if resp.Header.Get("Access-Control-Allow-Origin") != "http://localhost" {
 			t.Errorf("a web page may not read it: %v", resp.Header)
+		}
+	}
+}
+
+// TestHandleRetryAfter wants no client to be asked to wait for longer than the official
+// ones do.
+func TestHandleRetryAfter(t *testing.T) {
+	h := new(Handler)
+	if err := h.setUp(new(fakeMesh), nopLogger); err != nil {
+		t.Fatal(err)
+	}
+	const date = "Fri, 27 Nov 2026 05:00:00 GMT"
+	for left, want := range map[string]string{"1": "1", "60": "60", "61": "60", "3600": "60", "": "", date: date} {
+		g := &gate{Server: newErrorServer(t, h, caddyhttp.Error(429, nil), left)}
+		a := g.do(t, "POST", "/v1/chat/completions", chatBody)
+		a.failed(t, 429, "rate_limit_exceeded")
+		if got := a.header.Get("Retry-After"); got != want {
+			t.Errorf("%q became %q", left, got)
 		}
 	}
 }

@@ -47,7 +47,7 @@ func newModel(w mesh.WorkerInfo) openai.Model {
 	return openai.Model{
 		ID: w.PeerID, Object: openai.ObjectModel, Created: w.FirstSeen.Unix(), OwnedBy: w.Author,
 		Description: w.Description,
-		Name:        w.AgentName, Engine: w.Model, Status: w.Status, Hardware: hardware(w),
+		Name:        w.AgentName, Engine: w.Model, Models: w.Models, Status: w.Status, Hardware: hardware(w),
 		CurrentTasks: w.CurrentTasks, MaxTasks: w.MaxTasks,
 		CPUPercent: w.CPUPercent, RAMFreeGB: w.RAMFreeGB,
 		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,

@@ -29,6 +29,7 @@ const codeUnknownURL = "unknown_url"
 // there.
 func (x *exchange) serveModel(body []byte, contentType string, affinity func() string, asText func() error) error {
 	head, err := openai.ReadHead(contentType, body)
+	x.seen.asks(x.r.URL.Path, head.Stream)
 	if err != nil {
 		return err
 	}
@@ -75,27 +76,27 @@ func (x *exchange) forwarded(contentType string) http.Header {
 
 // passOn sends a request to a worker that serves it, and passes the answer back.
 func (x *exchange) passOn(call mesh.Call, stream bool) error {
-	p := &passage{x: x, out: eventWriter{x: x}}
+	p := &passage{x: x, out: eventWriter{x: x}, stop: func() {}}
 	if stream {
-		defer p.out.keepAlive(x.h.heartbeat, p.ping)()
+		p.stop = p.out.keepAlive(x.h.heartbeat, p.ping)
 	}
+	defer p.stop() // also when a worker's answer makes us panic
 	err := p.run(call)
+	p.stop()
 	x.attempted(err)
 	switch {
 	case err == nil:
 		return nil
+	case !p.out.begun:
+		return err
 	case p.out.failed || x.r.Context().Err() != nil:
-		if !p.begun() {
-			return err
-		}
 		x.gone(err)
 		return nil
-	case !p.begun():
-		return err
 	}
 	problem := problemOf(err)
 	x.logProblem(problem)
-	if !p.events {
+	x.seen.broken = true
+	if p.raw {
 		panic(http.ErrAbortHandler) // so that the client sees an answer that is not whole
 	}
 	if err := p.fail(problem); err != nil {
@@ -106,17 +107,12 @@ func (x *exchange) passOn(call mesh.Call, stream bool) error {
 
 // passage is the answer of a worker on its way to the client.
 type passage struct {
-	x      *exchange
-	out    eventWriter
-	events bool   // the answer is one of events
-	half   []byte // of an event, that is held until it is whole
-}
-
-// begun reports whether the client has got anything.
-func (p *passage) begun() bool {
-	p.out.mu.Lock()
-	defer p.out.mu.Unlock()
-	return p.out.begun
+	x     *exchange
+	out   eventWriter
+	stop  func() // ends the heartbeat
+	raw   bool   // what the client gets is not events
+	half  []byte // of an event, that is held until it is whole
+	noted bool   // of which response it is
 }
 
 // ping writes a comment: what was written before is whole events.
@@ -141,15 +137,11 @@ func (p *passage) run(call mesh.Call) error {
 		return err
 	}
 	mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	p.events = mediaType == "text/event-stream"
-	if p.begun() { // by a heartbeat: the status is 200, and the form that of events
-		if !p.events || resp.Status != http.StatusOK {
-			return p.tooLate(task, resp.Status)
-		}
+	if mediaType == "text/event-stream" && resp.Status == http.StatusOK {
 		return p.copyEvents(task)
 	}
-	if p.events && resp.Status == http.StatusOK {
-		return p.copyEvents(task)
+	if p.stop(); p.out.begun { // by a heartbeat: the status is 200, and the form that of events
+		return tooLate(task, resp.Status)
 	}
 	return p.copyBody(task, resp)
 }
@@ -171,7 +163,7 @@ const maxLateError = 64 << 10
 
 // tooLate is the error for an answer that is not one of events, when the client has
 // been told to expect these.
-func (p *passage) tooLate(task run, status int) error {
+func tooLate(task run, status int) error {
 	body, err := io.ReadAll(io.LimitReader(task, maxLateError))
 	if err != nil {
 		return err
@@ -185,7 +177,7 @@ const maxHalf = 64 << 10
 // copyEvents passes events on as they come, each of them whole: what follows one
 // may be a heartbeat, or an error.
 func (p *passage) copyEvents(task run) error {
-	p.x.passHeaders(task.Response())
+	p.out.head(func() { p.x.passHeaders(task.Response()) })
 	kept := buffers.Get().(*buffer)
 	defer p.putBack(kept)
 	buf := kept[:mesh.ReadSize]
@@ -201,6 +193,8 @@ func (p *passage) copyEvents(task run) error {
 			end = len(whole)
 		}
 		if end > 0 {
+			p.noteResponse(whole[:end])
+			p.x.seen.noteUsage(whole[:end])
 			if _, err := p.out.Write(whole[:end]); err != nil {
 				return err
 			}
@@ -253,6 +247,8 @@ func (p *passage) copyBody(task run, resp *mesh.Response) error {
 	if err != nil && err != io.EOF {
 		return err
 	}
+	p.noteResponse(first)
+	p.x.seen.noteUsage(first)
 	h := p.x.w.Header()
 	p.x.passHeaders(resp)
 	if err == io.EOF {
@@ -260,7 +256,7 @@ func (p *passage) copyBody(task run, resp *mesh.Response) error {
 	} else if resp.Length >= 0 {
 		h.Set("Content-Length", fmt.Sprint(resp.Length))
 	}
-	p.out.begun = true
+	p.out.begun, p.raw = true, true
 	p.x.writeHeader(resp.Status)
 	if p.x.r.Method == http.MethodHead {
 		return nil

@@ -3,11 +3,15 @@
 package handler
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/openai"
+	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
 // responses serves POST /v1/responses.
@@ -21,25 +25,42 @@ func (x *exchange) responses() error {
 	})
 }
 
-// notFound is the error for a path that is nobody's. Clients may ask there for a
-// response that they got: it says why there is none.
-func (x *exchange) notFound() error {
-	rest, ok := strings.CutPrefix(x.r.URL.Path, "/v1/responses/")
-	id, action, _ := strings.Cut(rest, "/")
-	var route string
-	switch {
-	case !ok || id == "":
-		return errNotFound
-	case action == "" && (x.r.Method == http.MethodGet || x.r.Method == http.MethodDelete):
-		route = "/v1/responses/{id}"
-	case action == "cancel" && x.r.Method == http.MethodPost, action == "input_items" && x.r.Method == http.MethodGet:
-		route = "/v1/responses/{id}/" + action
-	default:
-		return errNotFound
+// response serves what is asked of a response that a worker's model server keeps: it
+// goes to the worker that made it, for the client that had it made.
+func (x *exchange) response() error {
+	l, err := x.takeLease()
+	if err != nil {
+		return err
 	}
-	p := *errNotFound
-	p.message = fmt.Sprintf("there is no %s %s: this gateway keeps no responses; POST /v1/responses answers at once", x.r.Method, route)
-	return &p
+	id, _, _ := strings.Cut(x.param, "/")
+	worker, ok := l.ResponseOf(id, x.client())
+	if !ok {
+		return &problem{status: http.StatusNotFound, code: "not_found", message: "there is no such response: this gateway knows those that it " +
+			"has passed on lately, from model servers that keep them; an agent's answer is not kept"}
+	}
+	err = x.passOn(mesh.Call{
+		Target:  router.Request{Peer: worker, Routes: mesh.Route(x.r.URL.Path)},
+		Request: &mesh.Request{Method: x.r.Method, Target: x.r.URL.RequestURI(), Header: x.forwarded("application/json")},
+		Aside:   true,
+	}, x.r.URL.Query().Get("stream") == "true")
+	if p, ok := errors.AsType[*problem](err); ok && p.status == http.StatusNotFound {
+		return &problem{status: http.StatusNotFound, code: "not_found", message: "the worker that has the response is not online"}
+	}
+	return err
+}
+
+// responseID is how a response names itself, at the beginning of it.
+var responseID = regexp.MustCompile(`"id"\s*:\s*"(resp[-_][A-Za-z0-9_-]{1,128})"`)
+
+// noteResponse remembers which worker has the response that begins so.
+func (p *passage) noteResponse(begin []byte) {
+	if p.noted || p.x.r.Method != http.MethodPost || p.x.r.URL.Path != "/v1/responses" {
+		return
+	}
+	p.noted = true
+	if m := responseID.FindSubmatch(begin); m != nil {
+		p.x.lease.NoteResponse(string(m[1]), p.x.task.Peer, p.x.client())
+	}
 }
 
 // WriteString implements openai.Keeper: the last events of a response that is

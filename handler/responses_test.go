@@ -83,7 +83,7 @@ func TestResponseWhole(t *testing.T) {
 }
 
 func TestResponseStream(t *testing.T) {
-	before := held.Load()
+	before := held.total()
 	f := &fakeMesh{dispatch: answers(script{output: []string{"Hel", "lo"}})}
 	g := serve(t, f)
 	a := g.do(t, "POST", "/v1/responses", with(responseBody, `"stream":true`))
@@ -104,15 +104,15 @@ func TestResponseStream(t *testing.T) {
 	}
 	f.dispatch = answers(script{end: fmt.Errorf("%w: exit status 3", wire.ErrAgentFailed)})
 	g.do(t, "POST", "/v1/responses", with(responseBody, `"stream":true`)).failed(t, 502, "worker_stream_failed")
-	if held.Load() != before {
-		t.Errorf("%d bytes are held", held.Load()-before)
+	if held.total() != before {
+		t.Errorf("%d bytes are held", held.total()-before)
 	}
 }
 
 // TestResponseStreamFailure wants a failure to be one for every client: for those
 // that look at the response, and for those that wait for an error.
 func TestResponseStreamFailure(t *testing.T) {
-	before := held.Load()
+	before := held.total()
 	f := new(fakeMesh)
 	g := serve(t, f)
 	for name, output := range map[string][]string{"after text": {"half an ans"}, "too long": {strings.Repeat("x", maxAnswer), "x"}} {
@@ -127,8 +127,8 @@ func TestResponseStreamFailure(t *testing.T) {
 			t.Errorf("%s: got %+v", name, last)
 		}
 	}
-	if held.Load() != before {
-		t.Errorf("%d bytes are held", held.Load()-before)
+	if held.total() != before {
+		t.Errorf("%d bytes are held", held.total()-before)
 	}
 }
 
@@ -147,26 +147,28 @@ func TestResponseAfterHeartbeat(t *testing.T) {
 	}
 }
 
-// TestNoResponsesAreKept wants whoever asks for an earlier response to learn why
+// TestNoResponsesAreKept wants whoever asks for a response of an agent to learn why
 // there is none.
 func TestNoResponsesAreKept(t *testing.T) {
 	g := serve(t, &fakeMesh{})
-	const keeps = "this gateway keeps no responses"
-	for _, r := range []struct {
-		method, path, text string
-	}{
-		{"GET", "/v1/responses/resp_1", "there is no GET /v1/responses/{id}: " + keeps},
-		{"GET", "/v1/responses/resp_1?stream=true", keeps},
-		{"DELETE", "/v1/responses/resp_1", "there is no DELETE /v1/responses/{id}: " + keeps},
-		{"POST", "/v1/responses/resp_1/cancel", "there is no POST /v1/responses/{id}/cancel: " + keeps},
-		{"GET", "/v1/responses/resp_1/input_items", "there is no GET /v1/responses/{id}/input_items: " + keeps},
-		{"POST", "/v1/responses/resp_1", "nothing at this path"},
-		{"POST", "/v1/responses/compact", "nothing at this path"},
-		{"GET", "/v1/responses/", "nothing at this path"},
+	for _, r := range []struct{ method, path string }{
+		{"GET", "/v1/responses/resp_1"},
+		{"GET", "/v1/responses/resp_1?stream=true"},
+		{"DELETE", "/v1/responses/resp_1"},
+		{"POST", "/v1/responses/resp_1/cancel"},
+		{"GET", "/v1/responses/resp_1/input_items"},
 	} {
 		a := g.do(t, r.method, r.path, "")
-		if a.failed(t, 404, "not_found"); !strings.Contains(a.body, r.text) {
+		if a.failed(t, 404, "not_found"); !strings.Contains(a.body, "an agent's answer is not kept") {
 			t.Errorf("%s %s: got %s", r.method, r.path, a.body)
+		}
+	}
+	g.do(t, "GET", "/v1/responses/", "").failed(t, 404, "not_found")
+	g.do(t, "GET", "/v1/responses/resp_1/x", "").failed(t, 404, "not_found")
+	for _, path := range []string{"/v1/responses/compact", "/v1/responses/resp_1"} {
+		a := g.do(t, "POST", path, "")
+		if a.failed(t, 405, "method_not_allowed"); a.header.Get("Allow") != "GET, HEAD, DELETE, OPTIONS" {
+			t.Errorf("%s: Allow: %s", path, a.header.Get("Allow"))
 		}
 	}
 	g.do(t, "GET", "/v1/responses", "").failed(t, 405, "method_not_allowed")

@@ -10,8 +10,8 @@ import (
 
 // route is what serves a path. A route with get also answers HEAD.
 type route struct {
-	get, post func(*exchange) error
-	open      bool // needs no key
+	get, post, del func(*exchange) error
+	open           bool // needs no key
 }
 
 // exact holds the routes of one path each.
@@ -46,6 +46,18 @@ func find(p string) (rt route, param string, ok bool) {
 	if id, ok := strings.CutPrefix(p, "/v1/models/"); ok && id != "" {
 		return route{get: (*exchange).model}, id, true
 	}
+	if rest, ok := strings.CutPrefix(p, "/v1/responses/"); ok {
+		id, what, below := strings.Cut(rest, "/")
+		switch {
+		case id == "":
+		case !below:
+			return route{get: (*exchange).response, del: (*exchange).response}, id, true
+		case what == "input_items":
+			return route{get: (*exchange).response}, id, true
+		case what == "cancel":
+			return route{post: (*exchange).response}, id, true
+		}
+	}
 	if rest, ok := strings.CutPrefix(p, "/api/tasks/"); ok {
 		id, ok := strings.CutSuffix(rest, "/artifacts")
 		if ok && id != "" && !strings.Contains(id, "/") {
@@ -69,8 +81,11 @@ func below(p string) bool {
 
 // allow lists the methods of the route.
 func (rt route) allow() string {
-	if rt.post != nil {
+	switch {
+	case rt.post != nil:
 		return "POST, OPTIONS"
+	case rt.del != nil:
+		return "GET, HEAD, DELETE, OPTIONS"
 	}
 	return "GET, HEAD, OPTIONS"
 }
@@ -87,7 +102,7 @@ func (x *exchange) serve() error {
 		}
 	}
 	if !ok {
-		return x.notFound()
+		return errNotFound
 	}
 	x.param = param
 	switch {
@@ -97,6 +112,8 @@ func (x *exchange) serve() error {
 		return rt.post(x)
 	case rt.get != nil && (x.r.Method == http.MethodGet || x.r.Method == http.MethodHead):
 		return rt.get(x)
+	case rt.del != nil && x.r.Method == http.MethodDelete:
+		return rt.del(x)
 	}
 	x.w.Header().Set("Allow", rt.allow())
 	return errMethod

@@ -48,6 +48,7 @@ func (x *exchange) dispatch(ctx context.Context, call mesh.Call, param string) (
 	if err != nil {
 		return nil, x.taskProblem(err, call, param)
 	}
+	x.seen.begins()
 	return t, nil
 }
 
@@ -104,9 +105,20 @@ func (x *exchange) workersFor(workers []mesh.WorkerInfo) []mesh.WorkerInfo {
 	if !x.identity.Restricted() {
 		return workers
 	}
-	return slices.DeleteFunc(workers, func(w mesh.WorkerInfo) bool {
-		return !x.identity.MayUse(w.PeerID, w.AgentName, w.Model)
-	})
+	var visible []mesh.WorkerInfo
+	for _, w := range workers {
+		var models []string // a new list: that of the directory is shared
+		for _, m := range w.Models {
+			if x.identity.MayUse(w.PeerID, w.AgentName, m) {
+				models = append(models, m)
+			}
+		}
+		w.Models = models
+		if len(models) > 0 || x.identity.MayUse(w.PeerID, w.AgentName, w.Model) {
+			visible = append(visible, w)
+		}
+	}
+	return visible
 }
 
 // client tells clients apart: by the user or the key, and else by the address.

@@ -55,6 +55,8 @@ type Call struct {
 	// Request is what is sent in place of a task, to a worker that serves one of the
 	// Target's Routes. There is no Prompt then.
 	Request *Request
+	// Aside says that the Request is no work, and needs no slot.
+	Aside bool
 	// TaskID names the task; one is minted when it is empty.
 	TaskID string
 	// Retries is how many other workers are tried when one fails before the

@@ -172,6 +172,9 @@ func (d *dispatch) again(err error, peer string) bool {
 // acquire takes a slot, and waits for one where the call may.
 func (d *dispatch) acquire(ctx context.Context) (router.Slot, error) {
 	workers := d.lease.node.directory.router
+	if d.Aside {
+		return d.acquired(workers.Visit(&d.Target))
+	}
 	rest := time.Until(d.begun.Add(d.Queue.Wait))
 	if d.Queue.Wait == 0 || rest <= 0 {
 		slot, err := workers.Acquire(&d.Target, d.Selector)

@@ -3,7 +3,9 @@
 package mesh
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -33,6 +35,9 @@ type httpRequest struct {
 	body   []byte
 	// idempotent says that it may be sent twice.
 	idempotent bool
+	// stream, when set, writes the whole request, whose body comes as it may.
+	stream  func(w *bufio.Writer) error
+	hasBody bool
 }
 
 // exchange is one request to a worker and its answer. The request and the body of
@@ -56,7 +61,7 @@ func (p *streamPool) exchange(ctx context.Context, id peer.ID, req *httpRequest,
 	}
 	x.end(false)
 	// A stream that was idle can have ended in this very moment.
-	if x.stream.reused && (x.stream.sent == 0 || req.idempotent) && ctx.Err() == nil && time.Now().Before(deadline) {
+	if x.stream.reused && !req.hasBody && (x.stream.sent == 0 || req.idempotent) && ctx.Err() == nil && time.Now().Before(deadline) {
 		if x, err = p.attempt(ctx, id, req, deadline, true); x == nil || err == nil {
 			return x, err
 		}
@@ -79,8 +84,8 @@ func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, 
 	}
 	x := &exchange{pool: p, stream: s}
 	x.stop = context.AfterFunc(ctx, func() { _ = s.Reset() })
-	_ = s.SetWriteDeadline(within(FrameTimeout, deadline))
-	if len(req.body) <= inlineBody {
+	_ = s.SetWriteDeadline(req.writeDeadline(deadline))
+	if len(req.body) <= inlineBody && !req.hasBody {
 		err = req.write(s, id)
 	} else {
 		x.writing = make(chan error, 1)
@@ -92,10 +97,24 @@ func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, 
 	return x, err
 }
 
+// slowestBody is how many bytes of a body must go out in a second.
+const slowestBody = 16 << 10
+
+// writeDeadline returns until when the request must be written.
+func (q *httpRequest) writeDeadline(deadline time.Time) time.Time {
+	if q.stream != nil { // it comes as it may
+		return deadline
+	}
+	return within(FrameTimeout+time.Duration(len(q.body)/slowestBody)*time.Second, deadline)
+}
+
 // write writes the request.
 func (q *httpRequest) write(s *httpStream, id peer.ID) error {
 	w := s.w
 	w.Reset(s) // after an error it would give that again
+	if q.stream != nil {
+		return errors.Join(q.stream(w), w.Flush())
+	}
 	for _, text := range []string{q.method, " ", q.target, " HTTP/1.1\r\nHost: ", id.String(), "\r\n"} {
 		_, _ = w.WriteString(text) // Flush tells of any error
 	}
@@ -158,6 +177,9 @@ func (x *exchange) end(whole bool) {
 	}
 }
 
+// maxLoad bounds what a worker can say of its load.
+const maxLoad = 100_000
+
 // load returns how many tasks the worker runs by its own word; -1 for none.
 func (x *exchange) load() int {
 	running, _, ok := strings.Cut(x.resp.Header.Get(wire.HeaderLoad), "/")
@@ -165,7 +187,7 @@ func (x *exchange) load() int {
 	if !ok || err != nil || n < 0 {
 		return -1
 	}
-	return n
+	return min(n, maxLoad)
 }
 
 // maxRefusal is how much of the body of a refusal is read.

@@ -44,6 +44,7 @@ type node struct {
 	tasks     *taskTable
 	streams   *streamPool
 	profiles  *profiles
+	responses *responses
 
 	emitter  atomic.Pointer[App] // whose subscribers hear of events
 	emit     chan struct{}       // closed once there has been one
@@ -75,7 +76,7 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 		cancel()
 		return nil, err
 	}
-	n := &node{settings: s, host: h, tasks: newTaskTable(), streams: newStreamPool(h), emit: make(chan struct{}), emitted: make(chan struct{}), cancel: cancel}
+	n := &node{settings: s, host: h, tasks: newTaskTable(), streams: newStreamPool(h), responses: newResponses(), emit: make(chan struct{}), emitted: make(chan struct{}), cancel: cancel}
 	n.Lifetime = lifetime.New[*App](n.shut)
 	n.directory = newDirectory(n.log)
 	n.profiles = newProfiles(ctx, n.streams, n.directory.tookProfile)

@@ -23,25 +23,25 @@ const (
 	profileTimeout = 5 * time.Second
 	// profileAgain is when a worker is asked again that did not give it.
 	profileAgain = 10 * time.Second
-	maxProfiles  = 16 // asked for at one time
+	maxProfiles  = 64 // asked for at one time
 )
 
 // profiles asks workers for what their telemetry does not say.
 type profiles struct {
 	ctx     context.Context
 	streams *streamPool
-	took    func(peer string, p wire.Profile, err error)
+	took    func(peer, tag string, p wire.Profile, err error)
 	slots   chan struct{}
 	asking  sync.WaitGroup
 }
 
-func newProfiles(ctx context.Context, s *streamPool, took func(string, wire.Profile, error)) *profiles {
+func newProfiles(ctx context.Context, s *streamPool, took func(peer, tag string, p wire.Profile, err error)) *profiles {
 	return &profiles{ctx: ctx, streams: s, took: took, slots: make(chan struct{}, maxProfiles)}
 }
 
-// ask asks a worker, and reports whether it did: when too many are being asked,
-// the next telemetry will do. It does not block.
-func (p *profiles) ask(worker string) bool {
+// ask asks a worker for the profile of a tag, and reports whether it did: when too
+// many are being asked, the next telemetry will do. It does not block.
+func (p *profiles) ask(worker, tag string) bool {
 	select {
 	case p.slots <- struct{}{}:
 	default:
@@ -50,7 +50,7 @@ func (p *profiles) ask(worker string) bool {
 	p.asking.Go(func() {
 		defer func() { <-p.slots }()
 		profile, err := p.get(worker)
-		p.took(worker, profile, err)
+		p.took(worker, tag, profile, err)
 	})
 	return true
 }
@@ -106,13 +106,14 @@ func (d *directory) learn(w *WorkerInfo) bool {
 		return true
 	}
 	if !p.asking && d.now().Sub(p.failed) >= profileAgain && d.ask != nil {
-		p.asking = d.ask(w.PeerID)
+		p.asking = d.ask(w.PeerID, w.ProfileTag)
 	}
 	return p.tag != "" || !p.failed.IsZero()
 }
 
-// tookProfile takes in a profile, or that there was none to be had.
-func (d *directory) tookProfile(peer string, p wire.Profile, err error) {
+// tookProfile takes in the profile that was asked for with a tag, or that there was
+// none to be had.
+func (d *directory) tookProfile(peer, tag string, p wire.Profile, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w, ok := d.workers[peer]
@@ -124,7 +125,7 @@ func (d *directory) tookProfile(peer string, p wire.Profile, err error) {
 		d.log().Warn("worker does not give its profile", zap.String("peer", peer), zap.Error(err))
 		return // its next telemetry will make it one that takes a text
 	}
-	w.profile = profileState{tag: p.ProfileTag}
+	w.profile = profileState{tag: tag}
 	w.Routes, w.Models = routeSet(p.Routes), p.Models
 	if d.now().Sub(w.LastSeen) <= workerStale {
 		d.serves(w)

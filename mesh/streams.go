@@ -146,18 +146,22 @@ func (p *streamPool) put(s *httpStream) {
 	p.count++
 }
 
-// sweep closes the streams that nobody has used for long, until ctx ends.
+// sweepInterval is how often idle streams are looked at. A worker that leaves waits
+// for the end of those whose end it has asked for.
+const sweepInterval = 250 * time.Millisecond
+
+// sweep closes the streams that nobody has used for long, and those that the worker
+// has closed, until ctx ends.
 func (p *streamPool) sweep(ctx context.Context) {
-	tick := time.NewTicker(idleStreamTime / 4)
+	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			p.end(func(*httpStream) bool { return true })
 			return
-		case <-tick.C:
-			now := time.Now()
-			p.end(func(s *httpStream) bool { return now.Sub(s.since) > idleStreamTime })
+		case now := <-tick.C:
+			p.end(func(s *httpStream) bool { return now.Sub(s.since) > idleStreamTime || !s.alive() })
 		}
 	}
 }

@@ -19,26 +19,28 @@ type Model struct {
 	OwnedBy     string `json:"owned_by"`
 	Description string `json:"description,omitzero"`
 
-	PeerID        string  `json:"agentfm_peer_id,omitzero"`
-	Name          string  `json:"agentfm_name"`
-	Engine        string  `json:"agentfm_engine"`
-	Status        string  `json:"agentfm_status"`
-	Hardware      string  `json:"agentfm_hardware"`
-	CurrentTasks  int     `json:"agentfm_current_tasks"`
-	MaxTasks      int     `json:"agentfm_max_tasks"`
-	CPUPercent    float64 `json:"agentfm_cpu_usage_pct"`
-	RAMFreeGB     float64 `json:"agentfm_ram_free_gb"`
-	HasGPU        bool    `json:"agentfm_has_gpu"`
-	GPUUsedGB     float64 `json:"agentfm_gpu_used_gb"`
-	GPUTotalGB    float64 `json:"agentfm_gpu_total_gb"`
-	GPUPercent    float64 `json:"agentfm_gpu_usage_pct"`
-	ImageRef      string  `json:"agentfm_image_ref,omitzero"`
-	ImageDigest   string  `json:"agentfm_image_digest,omitzero"`
-	Capability    string  `json:"agentfm_capability,omitzero"`
-	HonestyScore  float64 `json:"agentfm_honesty_score"`
-	IsEquivocator bool    `json:"agentfm_is_equivocator"`
-	Dispatchable  bool    `json:"agentfm_dispatch_allowed"`
-	RefuseReason  string  `json:"agentfm_dispatch_refuse_reason,omitzero"`
-	Online        bool    `json:"agentfm_online"`
-	LastSeen      string  `json:"agentfm_last_seen,omitzero"` // RFC 3339
+	PeerID string `json:"agentfm_peer_id,omitzero"`
+	Name   string `json:"agentfm_name"`
+	Engine string `json:"agentfm_engine"`
+	// Models are all models of a worker that offers several.
+	Models        []string `json:"agentfm_models,omitzero"`
+	Status        string   `json:"agentfm_status"`
+	Hardware      string   `json:"agentfm_hardware"`
+	CurrentTasks  int      `json:"agentfm_current_tasks"`
+	MaxTasks      int      `json:"agentfm_max_tasks"`
+	CPUPercent    float64  `json:"agentfm_cpu_usage_pct"`
+	RAMFreeGB     float64  `json:"agentfm_ram_free_gb"`
+	HasGPU        bool     `json:"agentfm_has_gpu"`
+	GPUUsedGB     float64  `json:"agentfm_gpu_used_gb"`
+	GPUTotalGB    float64  `json:"agentfm_gpu_total_gb"`
+	GPUPercent    float64  `json:"agentfm_gpu_usage_pct"`
+	ImageRef      string   `json:"agentfm_image_ref,omitzero"`
+	ImageDigest   string   `json:"agentfm_image_digest,omitzero"`
+	Capability    string   `json:"agentfm_capability,omitzero"`
+	HonestyScore  float64  `json:"agentfm_honesty_score"`
+	IsEquivocator bool     `json:"agentfm_is_equivocator"`
+	Dispatchable  bool     `json:"agentfm_dispatch_allowed"`
+	RefuseReason  string   `json:"agentfm_dispatch_refuse_reason,omitzero"`
+	Online        bool     `json:"agentfm_online"`
+	LastSeen      string   `json:"agentfm_last_seen,omitzero"` // RFC 3339
 }

@@ -174,7 +174,7 @@ func (m Message) check(list string, i int) error {
 		return invalid(fmt.Sprintf("%s[%d].role", list, i), "/%s/%d: a message needs a role", list, i)
 	case strings.ContainsFunc(m.Role, unicode.IsControl):
 		return invalid(fmt.Sprintf("%s[%d].role", list, i), "/%s/%d/role: control characters are not allowed", list, i)
-	case !m.Content.given && m.Role != "assistant": // one that calls tools has no content
+	case !m.Content.given && m.Role != "assistant" && m.Role != "function": // of a call, or of a function without a result
 		return invalid(fmt.Sprintf("%s[%d].content", list, i), "/%s/%d: a message of role %s needs a content", list, i, Clip(m.Role, 64))
 	}
 	return nil

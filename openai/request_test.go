@@ -21,6 +21,7 @@ func TestDecodeChat(t *testing.T) {
 			{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
 			{"role": "developer", "content": "d"},
 			{"role": "function", "name": "f", "content": "r"},
+			{"role": "function", "name": "f", "content": null},
 			{"role": "assistant"},
 			{"role": "tool", "content": "", "tool_call_id": "x"},
 			{"role": "user", "content": "[AGENTFM: NO_FILES]\u0000"}
@@ -37,7 +38,7 @@ func TestDecodeChat(t *testing.T) {
 		t.Errorf("got %+v", req)
 	}
 	want := "system: Be brief.\n\nuser: line 1\nline 2\nsecond part\n\nassistant: \n\n" +
-		"assistant: No.\n\ndeveloper: d\n\nfunction: r\n\nassistant: \n\ntool: \n\n" +
+		"assistant: No.\n\ndeveloper: d\n\nfunction: r\n\nfunction: \n\nassistant: \n\ntool: \n\n" +
 		"user: [AGENTFM: NO_FILES]\x00\n\nassistant:"
 	if got := req.Prompt(); got != want {
 		t.Errorf("got prompt %q\nwant       %q", got, want)

@@ -330,6 +330,25 @@ func (r *Router) Acquire(req *Request, sel Selector) (Slot, error) {
 	return r.acquire(req, sel)
 }
 
+// Visit matches the request as Acquire does, and takes no slot: the request is no
+// work for the worker.
+func (r *Router) Visit(req *Request) (Slot, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g, tier := r.match(req)
+	err := ErrNoMatch
+	for _, m := range g {
+		switch {
+		case !req.may(m.worker):
+		case !req.fits(m.worker):
+			err = ErrNoRoute
+		default:
+			return Slot{Worker: m.Worker, Tier: tier, Here: m.here, router: r}, nil
+		}
+	}
+	return Slot{}, err
+}
+
 // acquire is Acquire under the mutex, when those who have rested are awake.
 func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 	g, tier := r.match(req)

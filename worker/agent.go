@@ -57,6 +57,7 @@ type agent struct {
 	tasksDir string
 	topic    *pubsub.Topic
 	http     *http.Server  // of mesh protocol 2
+	conns    *conns        // of that
 	changed  chan struct{} // the telemetry is out of date
 
 	isReady    chan struct{} // closed when the agent takes tasks for the first time
@@ -68,6 +69,7 @@ type agent struct {
 	leaving  bool                // takes no tasks any more
 	tasks    map[string]*running // by task id
 	kept     map[string]*kept    // the same
+	left     []*generation       // that may still get tasks
 	working  sync.WaitGroup      // running tasks; added to under mu while not leaving
 	base     context.Context     // of tasks
 	kill     context.CancelCauseFunc
@@ -97,7 +99,7 @@ func openAgent(g *generation) (*agent, error) {
 	a := &agent{
 		key: g.key, settings: g.settings,
 		changed: make(chan struct{}, 1),
-		tasks:   make(map[string]*running), kept: make(map[string]*kept),
+		tasks:   make(map[string]*running), kept: make(map[string]*kept), conns: newConns(),
 	}
 	if a.tasksDir, err = filepath.Abs(filepath.Join(caddy.AppDataDir(), "agentfm", "tasks", g.key)); err != nil {
 		return nil, err
@@ -197,6 +199,7 @@ func (a *agent) settle() {
 			g.fallback = before
 		}
 	}
+	a.retire()
 	a.touch()
 }
 
@@ -216,7 +219,22 @@ func (a *agent) leave(g *generation) {
 	case newest != g && ok: // the reload went well
 		newest.alone, newest.fallback = true, nil
 	}
+	a.left = append(a.left, g)
+	a.retire()
 	a.touch()
+}
+
+// retire ends the lives of the configurations that have left and get no tasks.
+func (a *agent) retire() {
+	active := a.active.Load()
+	newest, _ := a.Newest()
+	a.left = slices.DeleteFunc(a.left, func(g *generation) bool {
+		if g == active || active != nil && g == active.fallback || newest != nil && g == newest.fallback {
+			return false
+		}
+		g.retire()
+		return true
+	})
 }
 
 // setLeaving says whether the agent takes no tasks any more.
@@ -224,6 +242,7 @@ func (a *agent) setLeaving(leaving bool) {
 	a.mu.Lock()
 	a.leaving = leaving
 	a.mu.Unlock()
+	a.conns.leave(leaving)
 	a.touch()
 }
 
@@ -277,6 +296,7 @@ func (a *agent) shutDown(grace time.Duration) {
 	case <-time.After(grace):
 		a.log().Info("stopping running tasks: the grace period is over")
 		a.kill(errShutDown)
+		a.conns.giveUp()
 		select {
 		case <-idle:
 		case <-time.After(killWait):
@@ -290,6 +310,7 @@ func (a *agent) shutDown(grace time.Duration) {
 func (a *agent) shut() {
 	a.setLeaving(true)
 	a.kill(errShutDown)
+	a.conns.giveUp()
 	done := make(chan struct{})
 	go func() {
 		a.working.Wait()

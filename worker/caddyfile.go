@@ -32,6 +32,7 @@ const runtimes = "agentfm.runtimes"
 //			allow_peers <peer id>...
 //			identity    <name or file>
 //			listen      <multiaddr>...
+//			expose      <url> <path>...
 //			runtime     <module> {
 //				...
 //			}
@@ -74,6 +75,7 @@ func (a *App) unmarshalAgent(d *caddyfile.Dispenser) error {
 		"allow_peers": option.Strings(&c.AllowPeers),
 		"identity":    option.String(&c.Identity),
 		"listen":      option.Strings(&c.Listen),
+		"expose":      option.Func(c.unmarshalExpose),
 		"runtime": option.Func(func(d *caddyfile.Dispenser) error {
 			var err error
 			serves, err = c.unmarshalRuntime(d)
@@ -88,6 +90,19 @@ func (a *App) unmarshalAgent(d *caddyfile.Dispenser) error {
 	case c.Model == "" && !serves:
 		return d.Errf("agent '%s': %w", key, errNoModel)
 	}
+	return nil
+}
+
+// unmarshalExpose reads what is exposed.
+func (c *Config) unmarshalExpose(d *caddyfile.Dispenser) error {
+	var args []string
+	if err := option.Strings(&args).Read(d); err != nil {
+		return err
+	}
+	if len(args) < 2 {
+		return d.Err("expose: want a URL and the paths of it that may be reached")
+	}
+	c.Expose = &Expose{URL: args[0], Paths: args[1:]}
 	return nil
 }
 
@@ -114,8 +129,7 @@ func (c *Config) unmarshalRuntime(d *caddyfile.Dispenser) (serves bool, err erro
 		return false, d.Errf("module "+runtimes+".%s is not a runtime: it is a %T", name, mod)
 	}
 	c.RuntimeRaw = caddyconfig.JSONModuleObject(rt, "runtime", name, nil)
-	_, serves = rt.(Server)
-	return serves, nil
+	return serverOf(rt) != nil, nil
 }
 
 // Interface guard

@@ -74,6 +74,10 @@ type Config struct {
 	// connections. Default: those of the mesh, with ports chosen by the system.
 	Listen []string `json:"listen,omitempty"`
 
+	// Expose is HTTP of this machine that gateways may reach with the reverse proxy
+	// transport `agentfm`. Default: nothing.
+	Expose *Expose `json:"expose,omitempty"`
+
 	// RuntimeRaw runs the tasks: a module in the namespace agentfm.runtimes.
 	// Required.
 	RuntimeRaw json.RawMessage `json:"runtime,omitempty" caddy:"namespace=agentfm.runtimes inline_key=runtime"`
@@ -120,6 +124,11 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 		}
 		g.allow = append(g.allow, id)
 	}
+	if c.Expose != nil {
+		if g.exposed, err = c.Expose.provision(repl, g.logger); err != nil {
+			return nil, fmt.Errorf("expose: %w", err)
+		}
+	}
 	if c.RuntimeRaw == nil {
 		return nil, errNoRuntime
 	}
@@ -138,8 +147,7 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 
 // serves reports whether the runtime answers OpenAI's API itself.
 func (g *generation) serves() bool {
-	_, ok := g.runtime.(Server)
-	return ok
+	return serverOf(g.runtime) != nil
 }
 
 // defaults fills in what was left out.

@@ -25,6 +25,7 @@ type generation struct {
 	settings mesh.Settings // those of the mesh, with the agent's own identity and addresses
 	allow    []peer.ID
 	runtime  Runtime
+	exposed  *exposed // nil for nothing
 	mesh     *mesh.App
 	logger   *zap.Logger
 
@@ -39,6 +40,10 @@ type generation struct {
 	// has gone well.
 	fallback *generation
 	alone    bool
+
+	// life ends when no tasks come to this one any more.
+	life   context.Context
+	retire context.CancelFunc
 }
 
 // start opens or joins the agent and makes the runtime ready in the background.
@@ -52,6 +57,7 @@ func (g *generation) start() error {
 	if err := g.settings.Fits(a.settings); err != nil {
 		return err
 	}
+	g.life, g.retire = context.WithCancel(a.closing)
 	a.Join(g)
 	a.setLeaving(false)
 	var ctx context.Context
@@ -79,7 +85,7 @@ func (g *generation) leave() {
 func (g *generation) prepare(ctx context.Context, a *agent) {
 	for wait := time.Second; ; wait = min(2*wait, prepareBackoff) {
 		began := time.Now()
-		image, err := g.runtime.Prepare(ctx, Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, Changed: a.touch})
+		image, err := g.runtime.Prepare(ctx, Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, Changed: a.touch, Context: g.life, Go: a.services.Go})
 		if ctx.Err() != nil {
 			return
 		}

@@ -34,7 +34,7 @@ const (
 	// maxBody is the largest body in bytes. A body must arrive within
 	// mesh.FrameTimeout, and a second more for each bodyRate bytes of it.
 	maxBody  = 32 << 20
-	bodyRate = 64 << 10
+	bodyRate = 16 << 10
 )
 
 // listen begins to serve mesh protocol 2, until the server that it returns is closed.
@@ -51,7 +51,8 @@ func (a *agent) listen() (*http.Server, error) {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, streamKey{}, c)
 		},
-		ErrorLog: zap.NewStdLog(a.log().WithOptions(zap.IncreaseLevel(zap.ErrorLevel))), // strangers can have the rest written
+		ConnState: a.conns.state,
+		ErrorLog:  zap.NewStdLog(a.log().WithOptions(zap.IncreaseLevel(zap.ErrorLevel))), // strangers can have the rest written
 	}
 	a.services.Go(func() { _ = srv.Serve(l) })
 	return srv, nil
@@ -62,6 +63,7 @@ type streamKey struct{}
 
 // stream is what the server's connections are.
 type stream interface {
+	net.Conn
 	Conn() network.Conn
 	Scope() network.StreamScope
 }
@@ -104,7 +106,7 @@ func (a *agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasPrefix(r.URL.Path, "/v1/"):
 		c.openAI()
 	default:
-		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker has nothing for %s at %.100s.", r.Method, r.URL.Path)})
+		c.exposed()
 	}
 }
 
@@ -185,11 +187,11 @@ func (c *call) profile() {
 
 // readBody reads the whole body. It takes the memory from the budget of the peer,
 // and comes before any slot is taken: who withholds a body holds nothing else.
-func (c *call) readBody() ([]byte, *refusal) {
-	if c.r.ContentLength > maxBody {
-		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, int64(maxBody)))
+func (c *call) readBody(limit int64) ([]byte, *refusal) {
+	if c.r.ContentLength > limit {
+		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, limit))
 	}
-	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, maxBody), scope: c.stream.Scope()}
+	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, limit), scope: c.stream.Scope()}
 	_ = c.rc.SetReadDeadline(time.Now().Add(mesh.FrameTimeout + time.Duration(max(c.r.ContentLength, 0)/bodyRate)*time.Second))
 	var b bytes.Buffer
 	if c.r.ContentLength > 0 {
@@ -200,7 +202,7 @@ func (c *call) readBody() ([]byte, *refusal) {
 	if err != nil {
 		text := "The body did not arrive."
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			text = fmt.Sprintf("The body is over %d bytes.", int64(maxBody))
+			text = fmt.Sprintf("The body is over %d bytes.", limit)
 		}
 		return nil, unfit(text)
 	}

@@ -36,7 +36,7 @@ type kept struct {
 // task serves a task: it is read, gets a slot, and answers with events.
 func (c *call) task() {
 	a := c.a
-	body, refused := c.readBody()
+	body, refused := c.readBody(wire.MaxTaskFrame)
 	if refused != nil {
 		c.refuse(refused)
 		return
@@ -64,7 +64,7 @@ func (c *call) task() {
 		e.how, e.err = cancelled, err
 	}
 	if !keeping {
-		a.done()
+		a.conns.whenRead(c.stream, a.done)
 	}
 	a.log().Info("task ended", zap.Stringer("gateway", c.gateway), zap.String("task", req.TaskID),
 		zap.String("how", e.how), zap.Duration("took", time.Since(began)), zap.Error(e.err))

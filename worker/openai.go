@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
@@ -28,8 +29,8 @@ type offered struct {
 
 // available reports whether the back-end of the agent answers, where it has one.
 func (g *generation) available() bool {
-	s, ok := g.runtime.(Server)
-	if !ok || !g.ready.Load() {
+	s := serverOf(g.runtime)
+	if s == nil || !g.ready.Load() {
 		return true
 	}
 	_, up := s.Offer()
@@ -39,8 +40,8 @@ func (g *generation) available() bool {
 // offered returns what the agent's back-end serves, or served before it was gone;
 // nil where there is none.
 func (g *generation) offered() *offered {
-	s, ok := g.runtime.(Server)
-	if !ok || !g.ready.Load() {
+	s := serverOf(g.runtime)
+	if s == nil || !g.ready.Load() {
 		return nil
 	}
 	now, up := s.Offer()
@@ -68,6 +69,9 @@ func (o *offered) routeOf(path string) (string, bool) {
 	return "", false
 }
 
+// maxAside is the largest body of a request that is no work, in bytes.
+const maxAside = 64 << 10
+
 // openAI serves a request of OpenAI's API, where the agent's runtime can.
 func (c *call) openAI() {
 	g := c.a.active.Load()
@@ -89,13 +93,17 @@ func (c *call) openAI() {
 	case c.r.Method == http.MethodPost && c.r.URL.Path == route:
 		c.create(g)
 	default: // what is there already costs no slot
-		c.serve(g, c.r.Context())
+		_ = c.rc.SetReadDeadline(time.Now().Add(mesh.FrameTimeout))
+		c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxAside)
+		ctx, cancel := context.WithTimeout(c.r.Context(), time.Duration(g.config.Timeout))
+		defer cancel()
+		c.serve(g, ctx)
 	}
 }
 
 // create serves a request that is work for the back-end, and takes a slot.
 func (c *call) create(g *generation) {
-	body, refused := c.readBody()
+	body, refused := c.readBody(maxBody)
 	if refused != nil {
 		c.refuse(refused)
 		return
@@ -112,7 +120,7 @@ func (c *call) create(g *generation) {
 		stop()
 		cause := context.Cause(t.ctx)
 		c.a.free(id)
-		c.a.done()
+		c.a.conns.whenRead(c.stream, c.a.done)
 		c.a.log().Debug("request ended", zap.Stringer("gateway", c.gateway), zap.String("path", c.r.URL.Path),
 			zap.Duration("took", time.Since(began)), zap.NamedError("cause", cause))
 	}()
@@ -127,7 +135,7 @@ func (c *call) create(g *generation) {
 func (c *call) serve(g *generation, ctx context.Context) {
 	// The agent is silent for as long as it likes; its pieces get their time.
 	_ = c.rc.SetWriteDeadline(time.Time{})
-	g.runtime.(Server).ServeHTTP(&pacedWriter{c.w, c.rc}, c.r.WithContext(ctx))
+	serverOf(g.runtime).ServeHTTP(&pacedWriter{c.w, c.rc}, c.r.WithContext(ctx))
 }
 
 // pacedWriter bounds the time of each write.

@@ -38,7 +38,24 @@ type Runtime interface {
 	PromptNUL() bool
 }
 
-// Server is a Runtime that answers OpenAI's API itself, with all that the API can
+// MayServe is implemented by a Runtime that is a [Server] by its settings.
+type MayServe interface {
+	// Server returns the server, or nil when it is none.
+	Server() Server
+}
+
+// serverOf returns what answers OpenAI's API in a runtime; nil for nothing.
+func serverOf(rt Runtime) Server {
+	switch rt := rt.(type) {
+	case Server:
+		return rt
+	case MayServe:
+		return rt.Server()
+	}
+	return nil
+}
+
+// Server is a [Runtime] that answers OpenAI's API itself, with all that the API can
 // do, for gateways that speak HTTP over the mesh. Gateways that do not, send it
 // prompts, which come to Run.
 //
@@ -48,7 +65,6 @@ type Runtime interface {
 // request ends when the gateway goes away or the time of the task is over. An
 // answer with [wire.HeaderRefusal] says that another worker may serve it.
 type Server interface {
-	Runtime
 	http.Handler
 
 	// Offer says what is served now; false says that nothing is, because the
@@ -83,6 +99,12 @@ type Agent struct {
 	// Changed is to be called when the Offer of a [Server] has changed. It does
 	// not block.
 	Changed func()
+	// Context ends when the runtime gets no more tasks and requests: another one
+	// has taken over, or the agent goes away. Those that it has may go on.
+	Context context.Context
+	// Go runs a function beside the agent, which waits for it at its end; by then
+	// Context has ended.
+	Go func(func())
 }
 
 // Image identifies what a runtime runs, for telemetry. Both may be empty.

@@ -110,6 +110,7 @@ var (
 // collectors are all of them.
 var collectors = []prometheus.Collector{
 	tasks.vec, attempts.vec, logins.vec, streams, duration, workersOnline, queueWaiting, tasksInFlight, bytesSent, built,
+	requestDuration, firstToken, outputToken, tokenUsage,
 }
 
 // Register registers the metrics with the registry of a configuration. It may be

@@ -14,6 +14,9 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
+// Read reads the option at the dispenser's cursor, for one that is made of others.
+func (o Option) Read(d *caddyfile.Dispenser) error { return o.read(d) }
+
 // Set is the options of a block by name.
 type Set map[string]Option
 

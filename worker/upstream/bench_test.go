@@ -18,16 +18,23 @@ func (d discard) Write(p []byte) (int, error) { return len(p), nil }
 func (d discard) WriteHeader(int)             {}
 func (d discard) Flush()                      {}
 
+// pool lends the reverse proxy the same buffers.
+type pool struct{}
+
+func (pool) Get() []byte  { return buffers.Get().(*[bufferSize]byte)[:] }
+func (pool) Put(b []byte) { buffers.Put((*[bufferSize]byte)(b)) }
+
 // BenchmarkServeHTTP compares the runtime, which also reads the model, with the
 // reverse proxy of the standard library, which does not.
 func BenchmarkServeHTTP(b *testing.B) {
 	f := newFake(b)
 	answer := `{"id":"chatcmpl-1","choices":[{"index":0,"message":{"role":"assistant","content":"` + strings.Repeat("word ", 100) + `"}}]}`
+	event := delta("word")
 	f.on("/v1/chat/completions", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, answer) })
 	f.on("/v1/completions", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		for range 100 {
-			_, _ = io.WriteString(w, delta("word"))
+			_, _ = io.WriteString(w, event)
 			w.(http.Flusher).Flush()
 		}
 	})
@@ -38,6 +45,7 @@ func BenchmarkServeHTTP(b *testing.B) {
 		},
 		Transport:     r.transport,
 		FlushInterval: -1,
+		BufferPool:    pool{},
 	}
 	body := `{"model":"FIRST","stream":true,"messages":[{"role":"user","content":"` + strings.Repeat("word ", 400) + `"}]}`
 	for _, route := range []string{"/v1/chat/completions", "/v1/completions"} {

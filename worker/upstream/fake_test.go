@@ -32,13 +32,12 @@ const secret = "sk-the-servers-own-key"
 // fake is a server with OpenAI's API.
 type fake struct {
 	*httptest.Server
-	mu      sync.Mutex
-	models  []string
-	routes  map[string]http.HandlerFunc
-	list    http.HandlerFunc // in place of the list of models
-	listed  atomic.Int64     // how often it was asked for
-	probed  atomic.Int64
-	handled []string
+	mu     sync.Mutex
+	models []string
+	routes map[string]http.HandlerFunc
+	list   http.HandlerFunc // in place of the list of models
+	listed atomic.Int64     // how often it was asked for
+	probed atomic.Int64
 }
 
 // newFake starts a server that has two models and chats.
@@ -130,7 +129,7 @@ func prepare(t testing.TB, r *Runtime, model string) *told {
 	c := new(told)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	if _, err := r.Prepare(ctx, worker.Agent{Key: "a", Model: model, Changed: c.changed}); err != nil {
+	if _, err := r.Prepare(ctx, worker.Agent{Key: "a", Model: model, Changed: c.changed, Context: ctx, Go: func(f func()) { go f() }}); err != nil {
 		t.Fatal(err)
 	}
 	return c

@@ -24,6 +24,9 @@ const (
 	maxAnswer  = 1 << 20
 )
 
+// errSlow says that a question took too long.
+var errSlow = errors.New("no answer in time")
+
 // Prepare asks the server what it has, and has it looked after until ctx ends.
 func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image, error) {
 	if err := r.key.check(); err != nil {
@@ -33,9 +36,12 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
+	// Until there is a view, nobody else uses the loggers.
+	r.logger = r.logger.With(zap.String("agent", agent.Key))
+	r.key.logger = r.logger
 	r.view.Store(v)
 	r.tell(v, nil)
-	go r.watch(ctx, agent)
+	agent.Go(func() { r.watch(agent.Context, agent) })
 	return worker.Image{}, nil
 }
 
@@ -74,7 +80,7 @@ func (r *Runtime) tell(v, before *view) {
 
 // list returns the names of the server's models, each once.
 func (r *Runtime) list(ctx context.Context) ([]string, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("no answer within %v", askTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, r.askTimeout, errSlow)
 	defer cancel()
 	req := r.request(ctx, http.MethodGet, "/models")
 	resp, err := r.transport.RoundTrip(req)

@@ -27,6 +27,8 @@ func (r *Runtime) Run(ctx context.Context, task worker.Task) (worker.Exit, error
 	if v == nil {
 		return worker.Exit{}, errNotPrepared
 	}
+	r.working.Add(1)
+	defer r.working.Add(-1)
 	resp, err := r.ask(ctx, v.first, task.Prompt)
 	if err == nil {
 		defer resp.Body.Close()

@@ -31,6 +31,8 @@ func (r *Runtime) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		answer(w, status, problem)
 		return
 	}
+	r.working.Add(1)
+	defer r.working.Add(-1)
 	resp, err := r.transport.RoundTrip(out)
 	if err != nil {
 		r.lost(w, req.Context(), err)
@@ -88,12 +90,11 @@ func (r *Runtime) outgoing(v *view, req *http.Request) (*http.Request, int, *ope
 // target returns where a request goes; false when that is no route of the offer, or
 // below one. exact says that it is the route itself.
 func (r *Runtime) target(v *view, from *url.URL) (u *url.URL, exact, ok bool) {
-	exact = slices.Contains(v.offer.Routes, from.Path)
+	exact = slices.Contains(v.offer.Routes, strings.TrimRight(from.Path, "/"))
 	ok = exact || slices.ContainsFunc(v.offer.Routes, func(route string) bool {
 		return len(from.Path) > len(route) && from.Path[len(route)] == '/' && strings.HasPrefix(from.Path, route)
 	})
-	// Servers differ in what they make of dots: none may lead out of a route.
-	if !ok || slices.Contains(strings.FieldsFunc(from.Path, func(c rune) bool { return c == '/' || c == '\\' }), "..") {
+	if !ok || slices.ContainsFunc(strings.FieldsFunc(from.Path, isSlash), isDots) {
 		return nil, false, false
 	}
 	u = &url.URL{Scheme: r.base.Scheme, Host: r.base.Host, Path: r.base.Path + from.Path[len(apiPrefix):], RawQuery: from.RawQuery}
@@ -106,6 +107,13 @@ func (r *Runtime) target(v *view, from *url.URL) (u *url.URL, exact, ok bool) {
 	}
 	return u, exact, true
 }
+
+// isSlash reports whether c ends a part of a path, to some servers at least.
+func isSlash(c rune) bool { return c == '/' || c == '\\' }
+
+// isDots reports whether a part of a path leads elsewhere. Servers differ in what
+// they make of it: none may lead out of a route, or to it by another name.
+func isDots(part string) bool { return part == "." || part == ".." }
 
 // withServerName changes the model of a request to what the server calls it. Below a
 // route, what has one already may not name it.

@@ -4,21 +4,13 @@ package upstream
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
-	"errors"
 	"io"
 	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
-	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
 // seen is what the server got of a request.
@@ -90,6 +82,7 @@ func TestPaths(t *testing.T) {
 		"GET /v1/responses/%2e%2e/models":   "",
 		"GET /v1/responses/..%5cmodels":     "",
 		"GET /%761/responses/x":             "",
+		"GET /v1/responses/.":               "",
 		"GET /":                             "",
 	} {
 		got = ""
@@ -104,6 +97,11 @@ func TestPaths(t *testing.T) {
 	r.ServeHTTP(w, httptest.NewRequest("POST", "/v1/responses/resp_1/cancel", strings.NewReader(`{"x":1}`)))
 	if w.Code != 200 {
 		t.Errorf("a body without a model, below a route: got %d", w.Code)
+	}
+	w = httptest.NewRecorder()
+	r.ServeHTTP(w, httptest.NewRequest("POST", "/v1/responses/", strings.NewReader(`{"x":1}`)))
+	if w.Code != 400 {
+		t.Errorf("a body without a model, for the route itself: got %d", w.Code)
 	}
 	r.transport.CloseIdleConnections()
 }
@@ -267,192 +265,5 @@ func TestStream(t *testing.T) {
 	close(next)
 	if rest, err := io.ReadAll(resp.Body); len(rest) > 0 || err != nil {
 		t.Errorf("got %q, %v", rest, err)
-	}
-}
-
-// TestCancelled wants the server to see at once that the client is gone, before the
-// header and after.
-func TestCancelled(t *testing.T) {
-	for _, begun := range []bool{false, true} {
-		f := newFake(t)
-		came, gone := make(chan struct{}), make(chan struct{})
-		f.on("/v1/chat/completions", func(w http.ResponseWriter, r *http.Request) {
-			if begun {
-				_, _ = io.WriteString(w, "data: 1\n\n")
-				w.(http.Flusher).Flush()
-			}
-			close(came)
-			<-r.Context().Done()
-			close(gone)
-		})
-		r, logs := ready(t, f, nil)
-		ctx, cancel := context.WithCancel(context.Background())
-		req := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(`{"model":"first"}`)).WithContext(ctx)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			defer func() { _ = recover() }()
-			r.ServeHTTP(httptest.NewRecorder(), req)
-		}()
-		<-came
-		cancel()
-		within(t, gone)
-		within(t, done)
-		if logs.FilterMessageSnippet("could not").Len()+logs.FilterMessageSnippet("broke off").Len() > 0 {
-			t.Errorf("the server is blamed: %v", logs.All())
-		}
-	}
-}
-
-func TestUnreachable(t *testing.T) {
-	f := newFake(t)
-	r, logs := ready(t, f, func(r *Runtime) { r.APIKey = secret })
-	g := gateway(t, r)
-	away := func(change func()) {
-		t.Helper()
-		change()
-		resp, text := post(t, g, "/v1/chat/completions", `{"model":"first"}`)
-		if resp.StatusCode != 502 || resp.Header.Get(wire.HeaderRefusal) != string(wire.RefusalUnavailable) || resp.Header.Get("Content-Type") != "application/json" ||
-			!strings.Contains(text, `"type":"server_error","code":"upstream_unreachable","param":null}}`) {
-			t.Errorf("got %s %v %s", resp.Status, resp.Header, text)
-		}
-		if strings.Contains(text, "127.0.0.1") || strings.Contains(text, "sk-") || resp.Header.Get("Location") != "" {
-			t.Errorf("the client learns too much: %v %s", resp.Header, text)
-		}
-	}
-	away(func() {
-		f.on("/v1/chat/completions", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
-	})
-	away(func() {
-		f.on("/v1/chat/completions", func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://127.0.0.1/elsewhere", http.StatusTemporaryRedirect)
-		})
-	})
-	away(func() {
-		f.on("/v1/chat/completions", func(w http.ResponseWriter, r *http.Request) {
-			http.Error(w, "wrong key: "+r.Header.Get("Authorization"), http.StatusUnauthorized)
-		})
-	})
-	away(func() { f.Close() })
-	if logs.FilterMessage("the server could not be reached").Len() < 2 {
-		t.Errorf("the log does not tell: %v", logs.All())
-	}
-	var never Runtime
-	w := httptest.NewRecorder()
-	never.ServeHTTP(w, httptest.NewRequest("POST", "/v1/chat/completions", nil))
-	if w.Code != 502 || w.Header().Get(wire.HeaderRefusal) != string(wire.RefusalUnavailable) {
-		t.Errorf("before it is ready: got %d", w.Code)
-	}
-}
-
-func TestDeadline(t *testing.T) {
-	f := newFake(t)
-	f.on("/v1/chat/completions", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	r, _ := ready(t, f, nil)
-	ctx, cancel := context.WithTimeout(context.Background(), 1)
-	defer cancel()
-	w := httptest.NewRecorder()
-	r.ServeHTTP(w, httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(`{"model":"first"}`)).WithContext(ctx))
-	if w.Code != 504 || w.Header().Get(wire.HeaderRefusal) != "" || !strings.Contains(w.Body.String(), "upstream_timeout") {
-		t.Errorf("got %d %s", w.Code, w.Body)
-	}
-}
-
-// TestBrokenOff wants a client to see that an answer is not whole.
-func TestBrokenOff(t *testing.T) {
-	for _, length := range []string{"", "100"} {
-		f := newFake(t)
-		f.on("/v1/chat/completions", func(w http.ResponseWriter, _ *http.Request) {
-			if length != "" {
-				w.Header().Set("Content-Length", length)
-			}
-			_, _ = io.WriteString(w, "data: 1\n\n")
-			w.(http.Flusher).Flush()
-			panic(http.ErrAbortHandler)
-		})
-		r, logs := ready(t, f, nil)
-		g := gateway(t, r)
-		resp, err := g.Client().Post(g.URL+"/v1/chat/completions", "application/json", strings.NewReader(`{"model":"first"}`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
-		if string(b) != "data: 1\n\n" || !errors.Is(err, io.ErrUnexpectedEOF) {
-			t.Errorf("got %q, %v", b, err)
-		}
-		if logs.FilterMessage("the server broke off its answer").Len() != 1 {
-			t.Errorf("log %v", logs.All())
-		}
-	}
-}
-
-// TestIdleConnection sends a request on a connection that the server closes at that
-// moment.
-func TestIdleConnection(t *testing.T) {
-	f := newFake(t)
-	r, _ := ready(t, f, nil)
-	g := gateway(t, r)
-	for range 20 {
-		f.CloseClientConnections()
-		if resp, text := post(t, g, "/v1/chat/completions", `{"model":"first"}`); resp.StatusCode != 200 {
-			t.Fatalf("got %s %s", resp.Status, text)
-		}
-	}
-}
-
-func TestKeyFile(t *testing.T) {
-	f := newFake(t)
-	s := record(f, "/v1/chat/completions")
-	file := filepath.Join(t.TempDir(), "key")
-	write := func(text string) {
-		if err := os.WriteFile(file+".new", []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(file+".new", file); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r, logs := provision(t, f.URL, func(r *Runtime) { r.APIKeyFile = file })
-	for text, want := range map[string]string{"": "no such file", " \n": "no key", "sk-a sk-b": "not one key"} {
-		if text != "" {
-			write(text)
-		}
-		if _, err := r.Prepare(t.Context(), worker.Agent{}); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "sk-") {
-			t.Errorf("%q: got %v", text, err)
-		}
-		_ = os.Remove(file)
-	}
-	write("sk-1\n")
-	prepare(t, r, "")
-	g := gateway(t, r)
-	for _, c := range []struct{ text, want string }{{"sk-1", "sk-1"}, {"sk-2\n", "sk-2"}, {"sk-3", "sk-3"}, {"", "sk-3"}, {"x y", "sk-3"}, {"sk-4", "sk-4"}} {
-		write(c.text)
-		post(t, g, "/v1/chat/completions", `{"model":"first"}`)
-		if got := s.Header.Get("Authorization"); got != "Bearer "+c.want {
-			t.Errorf("%q: the server got %q", c.text, got)
-		}
-	}
-	if err := os.Remove(file); err != nil {
-		t.Fatal(err)
-	}
-	post(t, g, "/v1/chat/completions", `{"model":"first"}`)
-	post(t, g, "/v1/chat/completions", `{"model":"first"}`)
-	if got := s.Header.Get("Authorization"); got != "Bearer sk-4" {
-		t.Errorf("without the file the server got %q", got)
-	}
-	if n := logs.FilterMessageSnippet("cannot be used").Len(); n != 2 {
-		t.Errorf("the log tells %d times", n)
-	}
-}
-
-// within wants a channel to be closed within a second.
-func within(t *testing.T, c chan struct{}) {
-	t.Helper()
-	select {
-	case <-c:
-	case <-time.After(time.Second):
-		t.Error("it has not ended within a second")
-		<-c
 	}
 }

@@ -102,6 +102,9 @@ type Runtime struct {
 	transport *http.Transport
 	view      atomic.Pointer[view]
 	doubt     chan struct{} // a request could not reach the server
+	working   atomic.Int64  // requests that the server has
+	// askTimeout is that of a question for models; tests have another.
+	askTimeout time.Duration
 }
 
 // defaultHealthInterval is how often the server is looked after.
@@ -143,7 +146,7 @@ func (r *Runtime) Provision(ctx caddy.Context) error {
 	if r.key, err = r.provisionKey(repl); err != nil {
 		return err
 	}
-	r.doubt = make(chan struct{}, 1)
+	r.doubt, r.askTimeout = make(chan struct{}, 1), askTimeout
 	r.transport = &http.Transport{
 		DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSHandshakeTimeout:    dialTimeout,

@@ -39,6 +39,8 @@ func (r *Runtime) watch(ctx context.Context, agent worker.Agent) {
 			failures = 0
 			r.turn(before, v, agent.Changed)
 			continue
+		case errors.Is(err, errSlow) && r.working.Load() > 0: // some servers do one thing at a time
+			continue
 		}
 		failures++
 		if before.up && (failures >= patience || errors.Is(err, syscall.ECONNREFUSED)) {

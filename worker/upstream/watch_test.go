@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -153,11 +154,10 @@ func TestOneFailure(t *testing.T) {
 	f := newFake(t)
 	r, _ := provision(t, f.URL, often)
 	c := prepare(t, r, "")
-	odd := false
 	f.set(func(f *fake) {
 		f.list = func(w http.ResponseWriter, _ *http.Request) {
-			if odd = !odd; odd {
-				panic(http.ErrAbortHandler)
+			if f.listed.Load()%2 == 0 {
+				w.WriteHeader(http.StatusInternalServerError)
 			}
 			_, _ = io.WriteString(w, `{"data":[{"id":"first"},{"id":"second"}]}`)
 		}
@@ -167,6 +167,35 @@ func TestOneFailure(t *testing.T) {
 	if c.Load() != 0 || offers(r) != "first second"+chats {
 		t.Errorf("told %d times, offers %s", c.Load(), offers(r))
 	}
+}
+
+// TestOneAtATime wants a server that answers nothing else while it generates to be
+// there all the same, and one that answers nothing without work not to be.
+func TestOneAtATime(t *testing.T) {
+	f := newFake(t)
+	release, came := make(chan struct{}), make(chan struct{})
+	f.on("/v1/chat/completions", func(http.ResponseWriter, *http.Request) {
+		close(came)
+		<-release
+	})
+	r, _ := provision(t, f.URL, often)
+	r.askTimeout = 200 * time.Millisecond
+	c := prepare(t, r, "")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(`{"model":"first"}`)))
+	}()
+	<-came
+	f.set(func(f *fake) { f.list = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
+	from := f.listed.Load()
+	await.Until(t, "the server is looked after", func() bool { return f.listed.Load() > from+4 })
+	if c.Load() != 0 {
+		t.Errorf("told %d times, offers %s", c.Load(), offers(r))
+	}
+	close(release)
+	<-ended
+	await.Until(t, "nothing is offered", func() bool { return offers(r) == "nothing" && c.Load() == 1 })
 }
 
 // TestRefused wants nothing to be offered as soon as a request finds nobody there,
