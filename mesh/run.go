@@ -97,14 +97,15 @@ type firstBuffer [ReadSize]byte
 
 var firstBuffers = sync.Pool{New: func() any { return new(firstBuffer) }}
 
-// readFirst waits for the first output.
+// readFirst waits for the first output. The time for it is set.
 func (r *Run) readFirst(d *dispatch) error {
-	_ = r.answer.SetReadDeadline(d.first)
 	buf := firstBuffers.Get().(*firstBuffer)
 	k, err := r.read(buf[:])
 	if err == nil || errors.Is(err, io.EOF) {
 		r.working, r.buf, r.first, r.err = true, buf, buf[:k], err
-		_ = r.answer.SetReadDeadline(d.deadline)
+		if d.first.Before(d.deadline) {
+			_ = r.answer.SetReadDeadline(d.deadline)
+		}
 		return nil
 	}
 	firstBuffers.Put(buf)
