@@ -136,7 +136,7 @@ func (p *passage) run(call mesh.Call) error {
 	if err := refusedWorker(resp.Status); err != nil {
 		return err
 	}
-	mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	mediaType, _ := mediaTypeOf(resp.Header.Get("Content-Type"))
 	if mediaType == "text/event-stream" && resp.Status == http.StatusOK {
 		return p.copyEvents(task)
 	}
@@ -303,10 +303,19 @@ func (x *exchange) passHeaders(resp *mesh.Response) {
 	}
 }
 
+// mediaTypeOf reads a content type. Those of almost every answer are themselves.
+func mediaTypeOf(value string) (string, error) {
+	if value == "application/json" || value == "text/event-stream" {
+		return value, nil
+	}
+	mediaType, _, err := mime.ParseMediaType(value)
+	return mediaType, err
+}
+
 // passedType returns the type of a worker's answer, or one that no browser shows
 // as a page of this site.
 func passedType(value string) string {
-	mediaType, _, err := mime.ParseMediaType(value)
+	mediaType, err := mediaTypeOf(value)
 	kind, _, _ := strings.Cut(mediaType, "/")
 	switch {
 	case err != nil:
