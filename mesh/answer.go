@@ -38,6 +38,7 @@ func (r *Run) writeTask(d *dispatch, id peer.ID) error {
 	r.answer = a
 	r.task.assign(id)
 
+	_ = stream.SetReadDeadline(d.first)
 	_ = stream.SetWriteDeadline(within(FrameTimeout, d.deadline))
 	_, err = stream.Write(d.frame)
 	if err == nil && !r.slot.Worker.Duplex {

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -76,9 +75,7 @@ func (p *streamPool) exchange(ctx context.Context, id peer.ID, req *httpRequest,
 // attempt is exchange on one stream, which is to be ended also when it fails; nil
 // when none could be opened.
 func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, deadline time.Time, fresh bool) (*exchange, error) {
-	dialCtx, cancel := context.WithDeadline(network.WithAllowLimitedConn(ctx, "agentfm"), within(DialTimeout, deadline))
-	s, err := p.get(dialCtx, id, fresh)
-	cancel()
+	s, err := p.get(ctx, id, deadline, fresh)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}

@@ -75,8 +75,9 @@ func (s *httpStream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// get returns a stream to a worker: one that is open, or else a new one.
-func (p *streamPool) get(ctx context.Context, id peer.ID, fresh bool) (*httpStream, error) {
+// get returns a stream to a worker: one that is open, or else a new one, which must
+// be open by the deadline. Its deadlines are to be set.
+func (p *streamPool) get(ctx context.Context, id peer.ID, deadline time.Time, fresh bool) (*httpStream, error) {
 	for !fresh {
 		s := p.pop(id)
 		if s == nil {
@@ -88,6 +89,8 @@ func (p *streamPool) get(ctx context.Context, id peer.ID, fresh bool) (*httpStre
 		}
 		_ = s.Reset()
 	}
+	ctx, cancel := context.WithDeadline(network.WithAllowLimitedConn(ctx, "agentfm"), within(DialTimeout, deadline))
+	defer cancel()
 	raw, err := p.host.NewStream(ctx, id, wire.HTTPProtocol)
 	if err != nil {
 		return nil, err
@@ -122,19 +125,18 @@ func (p *streamPool) keep(id peer.ID, list []*httpStream) {
 }
 
 // alive reports whether the worker has kept its side open and has sent nothing
-// that was not asked for. It does not wait.
+// that was not asked for. It does not wait. The deadline for reading has passed then.
 func (s *httpStream) alive() bool {
 	_ = s.SetReadDeadline(time.Unix(1, 0))
 	_, err := s.r.Peek(1)
-	_ = s.SetReadDeadline(time.Time{})
 	timeout, ok := errors.AsType[net.Error](err)
 	return ok && timeout.Timeout()
 }
 
 // put keeps a stream, whose request has been answered to the last byte, for the next.
+// Its deadlines may pass meanwhile: who gets it sets them.
 func (p *streamPool) put(s *httpStream) {
 	s.since = time.Now()
-	_ = s.SetDeadline(time.Time{})
 	id := s.Conn().RemotePeer()
 	p.mu.Lock()
 	defer p.mu.Unlock()
