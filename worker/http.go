@@ -77,15 +77,16 @@ type call struct {
 	stream  stream
 	gateway peer.ID
 	budget  *budgetReader
+	begun   time.Time
 }
 
 // ServeHTTP serves mesh protocol 2. The peer at the other end of the stream is who
 // calls.
 func (a *agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s := r.Context().Value(streamKey{}).(stream)
-	c := &call{a: a, w: w, r: r, rc: http.NewResponseController(w), stream: s, gateway: s.Conn().RemotePeer()}
+	c := &call{a: a, w: w, r: r, rc: http.NewResponseController(w), stream: s, gateway: s.Conn().RemotePeer(), begun: time.Now()}
 	defer c.release()
-	_ = c.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = c.rc.SetWriteDeadline(c.begun.Add(writeTimeout))
 	c.showLoad()
 	if !a.allows(c.gateway) {
 		c.refuse(&refusal{wire.RefusalForbidden, "This gateway is not on the worker's list."})

@@ -133,23 +133,37 @@ func (c *call) create(g *generation) {
 
 // serve has the runtime answer.
 func (c *call) serve(g *generation, ctx context.Context) {
-	// The agent is silent for as long as it likes; its pieces get their time.
-	_ = c.rc.SetWriteDeadline(time.Time{})
-	serverOf(g.runtime).ServeHTTP(&pacedWriter{c.w, c.rc}, c.r.WithContext(ctx))
+	w := &pacedWriter{ResponseWriter: c.w, rc: c.rc, limited: c.begun}
+	serverOf(g.runtime).ServeHTTP(w, c.r.WithContext(ctx))
+	w.limit() // for the end of the answer
 }
 
-// pacedWriter bounds the time of each write.
+// pacedWriter bounds the time of each write: the agent may be silent for as long as
+// it likes, and its pieces get their time.
 type pacedWriter struct {
 	http.ResponseWriter
-	rc *http.ResponseController
+	rc      *http.ResponseController
+	limited time.Time // when the deadline was set
+}
+
+// limit gives the next write its time, or almost: not every one sets the deadline anew.
+func (w *pacedWriter) limit() {
+	if now := time.Now(); now.Sub(w.limited) > writeTimeout/8 {
+		_ = w.rc.SetWriteDeadline(now.Add(writeTimeout))
+		w.limited = now
+	}
 }
 
 // Write implements io.Writer.
 func (w *pacedWriter) Write(p []byte) (int, error) {
-	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
-	n, err := w.ResponseWriter.Write(p)
-	_ = w.rc.SetWriteDeadline(time.Time{})
-	return n, err
+	w.limit()
+	return w.ResponseWriter.Write(p)
+}
+
+// FlushError is for http.ResponseController. What was written may go out only now.
+func (w *pacedWriter) FlushError() error {
+	w.limit()
+	return w.rc.Flush()
 }
 
 // Unwrap is for http.ResponseController.
