@@ -31,11 +31,16 @@ const (
 	idleTimeout = 5 * time.Minute
 	// maxHeader is the largest head of a request in bytes.
 	maxHeader = 64 << 10
-	// maxBody is the largest body in bytes. A body must arrive within
-	// mesh.FrameTimeout, and a second more for each bodyRate bytes of it.
+	// maxBody is the largest body in bytes. A body must arrive within bodyTimeout,
+	// and a second more for each bodyRate bytes of it.
 	maxBody  = 32 << 20
 	bodyRate = 64 << 10
+	// restTimeout is for the rest of a body that nobody wants.
+	restTimeout = 5 * time.Second
 )
+
+// bodyTimeout is a variable for tests.
+var bodyTimeout = mesh.FrameTimeout
 
 // listen begins to serve mesh protocol 2, until the server that it returns is closed.
 func (a *agent) listen() (*http.Server, error) {
@@ -167,6 +172,8 @@ func (c *call) answer(v any) {
 }
 
 func (c *call) write(status int, body []byte) {
+	// The server reads what is left of a body before it answers.
+	_ = c.rc.SetReadDeadline(time.Now().Add(min(bodyTimeout, restTimeout)))
 	c.w.Header().Set("Content-Type", "application/json")
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(status)
@@ -190,13 +197,12 @@ func (c *call) readBody() ([]byte, *refusal) {
 		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, int64(maxBody)))
 	}
 	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, maxBody), scope: c.stream.Scope()}
-	_ = c.rc.SetReadDeadline(time.Now().Add(mesh.FrameTimeout + time.Duration(max(c.r.ContentLength, 0)/bodyRate)*time.Second))
+	_ = c.rc.SetReadDeadline(time.Now().Add(bodyTimeout + time.Duration(max(c.r.ContentLength, 0)/bodyRate)*time.Second))
 	var b bytes.Buffer
-	if c.r.ContentLength > 0 {
-		b.Grow(int(min(c.r.ContentLength, 1<<20)) + bytes.MinRead)
+	if c.r.ContentLength > 0 { // whoever announces a body has not sent it yet
+		b.Grow(int(min(c.r.ContentLength, budgetStep)) + bytes.MinRead)
 	}
 	_, err := b.ReadFrom(c.budget)
-	_ = c.rc.SetReadDeadline(time.Time{})
 	if err != nil {
 		text := "The body did not arrive."
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -204,6 +210,7 @@ func (c *call) readBody() ([]byte, *refusal) {
 		}
 		return nil, unfit(text)
 	}
+	_ = c.rc.SetReadDeadline(time.Time{})
 	return b.Bytes(), nil
 }
 

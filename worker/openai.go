@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -58,14 +59,13 @@ func (g *generation) offered() *offered {
 	return o
 }
 
-// routeOf returns the route that a path is, or lies below.
-func (o *offered) routeOf(path string) (string, bool) {
-	for _, r := range o.Routes {
-		if rest, ok := strings.CutPrefix(path, r); ok && (rest == "" || rest[0] == '/') {
-			return r, true
-		}
-	}
-	return "", false
+// serves reports whether a path is a route, or lies below one. Servers differ in
+// what they make of other spellings of a path.
+func (o *offered) serves(p string) bool {
+	return path.Clean(p) == p && !strings.Contains(p, `\`) && slices.ContainsFunc(o.Routes, func(route string) bool {
+		rest, ok := strings.CutPrefix(p, route)
+		return ok && (rest == "" || rest[0] == '/')
+	})
 }
 
 // openAI serves a request of OpenAI's API, where the agent's runtime can.
@@ -80,26 +80,47 @@ func (c *call) openAI() {
 		c.refuse(&refusal{wire.RefusalRoute, "The agent of this worker takes a text, and serves nothing of OpenAI's API."})
 		return
 	}
-	route, ok := o.routeOf(c.r.URL.Path)
 	switch {
-	case !ok:
+	case !o.serves(c.r.URL.Path):
 		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker does not serve %.100s.", c.r.URL.Path)})
 	case !g.available():
 		c.refuse(&refusal{wire.RefusalUnavailable, "The model server of this worker does not answer."})
-	case c.r.Method == http.MethodPost && c.r.URL.Path == route:
-		c.create(g)
-	default: // what is there already costs no slot
-		c.serve(g, c.r.Context())
+	default:
+		c.pass(g)
 	}
 }
 
-// create serves a request that is work for the back-end, and takes a slot.
-func (c *call) create(g *generation) {
+// pass has the body, and a slot where the request is work for the back-end.
+func (c *call) pass(g *generation) {
 	body, refused := c.readBody()
 	if refused != nil {
 		c.refuse(refused)
 		return
 	}
+	if len(body) > 0 || c.r.Body != http.NoBody {
+		c.r.Body, c.r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		c.r.TransferEncoding = nil
+	}
+	if isWork(c.r) {
+		c.create(g)
+		return
+	}
+	c.serve(g, c.r.Context())
+}
+
+// isWork reports whether a request may have the back-end work. To look at what is
+// there, to delete it and to cancel is none.
+func isWork(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodDelete:
+		return false
+	default:
+		return !strings.HasSuffix(r.URL.Path, "/cancel")
+	}
+}
+
+// create serves a request in a slot.
+func (c *call) create(g *generation) {
 	id := wire.NewTaskID()
 	t, refused := c.a.take(g, id, c.gateway, nil)
 	if refused != nil {
@@ -112,12 +133,11 @@ func (c *call) create(g *generation) {
 		stop()
 		cause := context.Cause(t.ctx)
 		c.a.free(id)
-		c.a.done()
+		c.done()
 		c.a.log().Debug("request ended", zap.Stringer("gateway", c.gateway), zap.String("path", c.r.URL.Path),
 			zap.Duration("took", time.Since(began)), zap.NamedError("cause", cause))
 	}()
 	c.showLoad()
-	c.r.Body, c.r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	ctx, cancel := context.WithDeadline(t.ctx, t.end)
 	defer cancel()
 	c.serve(g, ctx)
@@ -127,6 +147,7 @@ func (c *call) create(g *generation) {
 func (c *call) serve(g *generation, ctx context.Context) {
 	// The agent is silent for as long as it likes; its pieces get their time.
 	_ = c.rc.SetWriteDeadline(time.Time{})
+	defer func() { _ = c.rc.SetWriteDeadline(time.Now().Add(writeTimeout)) }() // for what the server still has
 	g.runtime.(Server).ServeHTTP(&pacedWriter{c.w, c.rc}, c.r.WithContext(ctx))
 }
 
@@ -142,6 +163,14 @@ func (w *pacedWriter) Write(p []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(p)
 	_ = w.rc.SetWriteDeadline(time.Time{})
 	return n, err
+}
+
+// FlushError sends what was written, in its time as well.
+func (w *pacedWriter) FlushError() error {
+	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	err := w.rc.Flush()
+	_ = w.rc.SetWriteDeadline(time.Time{})
+	return err
 }
 
 // Unwrap is for http.ResponseController.
