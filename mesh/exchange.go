@@ -79,12 +79,18 @@ func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, 
 	}
 	x := &exchange{pool: p, stream: s}
 	x.stop = context.AfterFunc(ctx, func() { _ = s.Reset() })
-	_ = s.SetWriteDeadline(within(FrameTimeout, deadline))
+	_ = s.SetWriteDeadline(within(BodyTimeout(int64(len(req.body))), deadline))
 	if len(req.body) <= inlineBody {
 		err = req.write(s, id)
 	} else {
 		x.writing = make(chan error, 1)
-		go func() { x.writing <- req.write(s, id) }()
+		go func() {
+			err := req.write(s, id)
+			if timedOut(err) {
+				_ = s.Reset() // or the answer would be waited for
+			}
+			x.writing <- err
+		}()
 	}
 	if err == nil {
 		err = x.readHead(req.method, deadline)
@@ -168,17 +174,30 @@ func (x *exchange) load() int {
 	return n
 }
 
-// maxRefusal is how much of the body of a refusal is read.
-const maxRefusal = 16 << 10
+const (
+	// maxRefusal is how much of the body of a refusal is read.
+	maxRefusal = 16 << 10
+	// restTimeout is for the rest of an answer whose sense is known.
+	restTimeout = 5 * time.Second
+)
 
-// refusal returns the error of an answer with which the worker began no work; nil
-// for any other answer.
+// rest reads what is left of a body of which little is expected, and ends the
+// exchange. A stream with some of it left would give that to the next request.
+func (x *exchange) rest() []byte {
+	body, err := io.ReadAll(io.LimitReader(x, maxRefusal+1)) // as much of it as there is
+	x.end(err == nil && len(body) <= maxRefusal)
+	return body
+}
+
+// refusal returns the error of an answer with which the worker began no work, and
+// ends the exchange; nil for any other answer.
 func (x *exchange) refusal() error {
 	reason := wire.Refusal(x.resp.Header.Get(wire.HeaderRefusal))
 	if reason == "" {
 		return nil
 	}
-	body, _ := io.ReadAll(io.LimitReader(x, maxRefusal)) // as much of it as there is
+	_ = x.SetReadDeadline(time.Now().Add(restTimeout))
+	body := x.rest()
 	kind := wire.ErrRefused
 	switch reason {
 	case wire.RefusalCapacity:

@@ -29,7 +29,8 @@ const (
 
 // streamPool holds the idle streams to workers.
 type streamPool struct {
-	host host.Host
+	host    host.Host
+	closing sync.WaitGroup // of streams
 
 	mu     sync.Mutex
 	idle   map[peer.ID][]*httpStream // the one that was used last is the last
@@ -127,6 +128,10 @@ func (s *httpStream) alive() bool {
 	_ = s.SetReadDeadline(time.Unix(1, 0))
 	_, err := s.r.Peek(1)
 	_ = s.SetReadDeadline(time.Time{})
+	return timedOut(err)
+}
+
+func timedOut(err error) bool {
 	timeout, ok := errors.AsType[net.Error](err)
 	return ok && timeout.Timeout()
 }
@@ -135,15 +140,21 @@ func (s *httpStream) alive() bool {
 func (p *streamPool) put(s *httpStream) {
 	s.since = time.Now()
 	_ = s.SetDeadline(time.Time{})
-	id := s.Conn().RemotePeer()
+	if !p.add(s.Conn().RemotePeer(), s) {
+		_ = s.Close()
+	}
+}
+
+// add adds an idle stream; false when there are enough.
+func (p *streamPool) add(id peer.ID, s *httpStream) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.count >= maxIdleStreams || len(p.idle[id]) >= maxIdlePeerStreams {
-		_ = s.Close()
-		return
+		return false
 	}
 	p.idle[id] = append(p.idle[id], s)
 	p.count++
+	return true
 }
 
 // sweep closes the streams that nobody has used for long, until ctx ends.
@@ -162,15 +173,28 @@ func (p *streamPool) sweep(ctx context.Context) {
 	}
 }
 
-// end closes the idle streams that are not wanted any more.
+// end closes the idle streams that are not wanted any more. To close one can take
+// long, when its worker reads nothing: nobody waits for that.
 func (p *streamPool) end(unwanted func(*httpStream) bool) {
+	for _, list := range p.remove(unwanted) {
+		p.closing.Go(func() {
+			for _, s := range list {
+				_ = s.Close()
+			}
+		})
+	}
+}
+
+// remove takes out the idle streams that are not wanted, by their workers.
+func (p *streamPool) remove(unwanted func(*httpStream) bool) map[peer.ID][]*httpStream {
+	removed := make(map[peer.ID][]*httpStream)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for id, list := range p.idle {
 		kept := list[:0]
 		for _, s := range list {
 			if unwanted(s) {
-				_ = s.Close()
+				removed[id] = append(removed[id], s)
 				p.count--
 				continue
 			}
@@ -179,6 +203,7 @@ func (p *streamPool) end(unwanted func(*httpStream) bool) {
 		clear(list[len(kept):])
 		p.keep(id, kept)
 	}
+	return removed
 }
 
 // close has no more streams kept.
@@ -187,4 +212,5 @@ func (p *streamPool) close() {
 	p.closed = true
 	p.mu.Unlock()
 	p.end(func(*httpStream) bool { return true })
+	p.closing.Wait()
 }

@@ -31,16 +31,14 @@ const (
 	idleTimeout = 5 * time.Minute
 	// maxHeader is the largest head of a request in bytes.
 	maxHeader = 64 << 10
-	// maxBody is the largest body in bytes. A body must arrive within bodyTimeout,
-	// and a second more for each bodyRate bytes of it.
-	maxBody  = 32 << 20
-	bodyRate = 64 << 10
+	// maxBody is the largest body in bytes.
+	maxBody = 32 << 20
 	// restTimeout is for the rest of a body that nobody wants.
 	restTimeout = 5 * time.Second
 )
 
-// bodyTimeout is a variable for tests.
-var bodyTimeout = mesh.FrameTimeout
+// bodyTimeout is how long a body of so many bytes may take. A variable for tests.
+var bodyTimeout = mesh.BodyTimeout
 
 // listen begins to serve mesh protocol 2, until the server that it returns is closed.
 func (a *agent) listen() (*http.Server, error) {
@@ -173,7 +171,7 @@ func (c *call) answer(v any) {
 
 func (c *call) write(status int, body []byte) {
 	// The server reads what is left of a body before it answers.
-	_ = c.rc.SetReadDeadline(time.Now().Add(min(bodyTimeout, restTimeout)))
+	_ = c.rc.SetReadDeadline(time.Now().Add(min(bodyTimeout(0), restTimeout)))
 	c.w.Header().Set("Content-Type", "application/json")
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(status)
@@ -197,7 +195,7 @@ func (c *call) readBody() ([]byte, *refusal) {
 		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, int64(maxBody)))
 	}
 	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, maxBody), scope: c.stream.Scope()}
-	_ = c.rc.SetReadDeadline(time.Now().Add(bodyTimeout + time.Duration(max(c.r.ContentLength, 0)/bodyRate)*time.Second))
+	_ = c.rc.SetReadDeadline(time.Now().Add(bodyTimeout(max(c.r.ContentLength, 0))))
 	var b bytes.Buffer
 	if c.r.ContentLength > 0 { // whoever announces a body has not sent it yet
 		b.Grow(int(min(c.r.ContentLength, budgetStep)) + bytes.MinRead)

@@ -710,7 +710,7 @@ func TestSlowReader(t *testing.T) {
 // its stream to end.
 func TestSlowBody(t *testing.T) {
 	old := bodyTimeout
-	bodyTimeout = 200 * time.Millisecond
+	bodyTimeout = func(n int64) time.Duration { return 200*time.Millisecond + time.Duration(n>>20)*time.Second }
 	defer func() { bodyTimeout = old }()
 	a := startServing(t, serving{serve: func(w http.ResponseWriter, r *http.Request) {}}, nil)
 	g := newGateway(t, a)

@@ -69,16 +69,18 @@ func (c *call) task() {
 		a.dropKept(req.TaskID, c.gateway)
 	}
 	if !keeping {
-		c.done()
+		c.done(e.how != cancelled)
 	}
 	a.log().Info("task ended", zap.Stringer("gateway", c.gateway), zap.String("task", req.TaskID),
 		zap.String("how", e.how), zap.Duration("took", time.Since(began)), zap.Error(e.err))
 }
 
-// done gives back what take took beside the slot. The end of the answer is still on
+// done gives back what take took beside the slot. The end of an answer is still on
 // its way then, and an agent that is leaving may close with its last task.
-func (c *call) done() {
-	c.a.lastHalf.Store(time.Now().UnixNano())
+func (c *call) done(answered bool) {
+	if answered {
+		c.a.lastHalf.Store(time.Now().UnixNano())
+	}
 	go c.a.done()
 }
 

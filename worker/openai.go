@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -133,7 +134,7 @@ func (c *call) create(g *generation) {
 		stop()
 		cause := context.Cause(t.ctx)
 		c.a.free(id)
-		c.done()
+		c.done(!errors.Is(cause, errGatewayGone))
 		c.a.log().Debug("request ended", zap.Stringer("gateway", c.gateway), zap.String("path", c.r.URL.Path),
 			zap.Duration("took", time.Since(began)), zap.NamedError("cause", cause))
 	}()
