@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	// maxHead is the largest head of a worker's answer, in bytes.
-	maxHead = 256 << 10
+	// maxHead is the largest head of a worker's answer, in bytes. In memory it can be
+	// sixteen times that.
+	maxHead = 64 << 10
 	// inlineBody is how large a body may be to be written before the answer is
 	// read. A larger one may not fit the window of a worker that answers first.
 	inlineBody = 128 << 10
