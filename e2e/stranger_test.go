@@ -38,7 +38,14 @@ type stranger struct {
 
 func newStranger(t *testing.T) *stranger {
 	t.Helper()
-	h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.ResourceManager(&network.NullResourceManager{}),
+	return newStrangerOn(t, libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"))
+}
+
+// newStrangerOn returns a stranger that listens, or does not: then a link is the only
+// way to it.
+func newStrangerOn(t *testing.T, listen libp2p.Option) *stranger {
+	t.Helper()
+	h, err := libp2p.New(listen, libp2p.ResourceManager(&network.NullResourceManager{}),
 		libp2p.DisableRelay(), libp2p.DisableMetrics())
 	if err != nil {
 		t.Fatal(err)
@@ -93,6 +100,7 @@ func (s *stranger) publish(address string, more map[string]any) {
 	go func() {
 		defer close(done)
 		for tick := time.NewTicker(300 * time.Millisecond); ; {
+			_, _ = s.dial(address) // it may have been cut off
 			_ = topic.Publish(ctx, b)
 			select {
 			case <-ctx.Done():
