@@ -34,6 +34,7 @@ type httpWorker struct {
 	*peerHost
 	server  *http.Server
 	streams atomic.Int64 // that were opened
+	closed  atomic.Int64 // that were closed
 	profile func() any
 }
 
@@ -61,8 +62,11 @@ func (w *httpWorker) listen(t testing.TB, serve http.HandlerFunc) {
 	}
 	w.server = &http.Server{
 		ConnState: func(_ net.Conn, s http.ConnState) {
-			if s == http.StateNew {
+			switch s {
+			case http.StateNew:
 				w.streams.Add(1)
+			case http.StateClosed:
+				w.closed.Add(1)
 			}
 		},
 		Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {

@@ -21,9 +21,11 @@ const (
 	// profileTimeout is how long a worker may take to give its profile. It is not
 	// among those that serve until then, for nobody knows what it serves.
 	profileTimeout = 5 * time.Second
-	// profileAgain is when a worker is asked again that did not give it.
-	profileAgain = 10 * time.Second
-	maxProfiles  = 64 // asked for at one time
+	// profileAgain is when a worker is asked again that did not give it; later each
+	// time, until profileAgainMax: those that never do must not keep others waiting.
+	profileAgain    = 10 * time.Second
+	profileAgainMax = 5 * time.Minute
+	maxProfiles     = 256 // asked for at one time
 )
 
 // profiles asks workers for what their telemetry does not say.
@@ -88,9 +90,10 @@ func (p *profiles) wait() { p.asking.Wait() }
 
 // profileState is what the directory knows of a worker's profile.
 type profileState struct {
-	tag    string    // of the one that it has
-	asking bool      // for another
-	failed time.Time // when the last asking was in vain
+	tag    string        // of the one that it has
+	asking bool          // for another
+	failed time.Time     // when the last asking was in vain
+	again  time.Duration // how long after that the next may be
 }
 
 // learn asks for a worker's profile when it has changed, and reports whether the
@@ -105,7 +108,7 @@ func (d *directory) learn(w *WorkerInfo) bool {
 	if p.tag == w.ProfileTag {
 		return true
 	}
-	if !p.asking && d.now().Sub(p.failed) >= profileAgain && d.ask != nil {
+	if !p.asking && d.now().Sub(p.failed) >= p.again && d.ask != nil {
 		p.asking = d.ask(w.PeerID, w.ProfileTag)
 	}
 	return p.tag != "" || !p.failed.IsZero()
@@ -122,6 +125,7 @@ func (d *directory) tookProfile(peer, tag string, p wire.Profile, err error) {
 	}
 	if w.profile.asking = false; err != nil {
 		w.profile.failed = d.now()
+		w.profile.again = min(max(2*w.profile.again, profileAgain), profileAgainMax)
 		d.log().Warn("worker does not give its profile", zap.String("peer", peer), zap.Error(err))
 		return // its next telemetry will make it one that takes a text
 	}

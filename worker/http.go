@@ -31,11 +31,14 @@ const (
 	idleTimeout = 5 * time.Minute
 	// maxHeader is the largest head of a request in bytes.
 	maxHeader = 64 << 10
-	// maxBody is the largest body in bytes. A body must arrive within
-	// mesh.FrameTimeout, and a second more for each bodyRate bytes of it.
-	maxBody  = 32 << 20
-	bodyRate = 16 << 10
+	// maxBody is the largest body in bytes.
+	maxBody = 32 << 20
+	// restTimeout is for the rest of a body that nobody wants.
+	restTimeout = 5 * time.Second
 )
+
+// bodyTimeout is how long a body of so many bytes may take. A variable for tests.
+var bodyTimeout = mesh.BodyTimeout
 
 // listen begins to serve mesh protocol 2, until the server that it returns is closed.
 func (a *agent) listen() (*http.Server, error) {
@@ -170,6 +173,8 @@ func (c *call) answer(v any) {
 }
 
 func (c *call) write(status int, body []byte) {
+	// The server reads what is left of a body before it answers.
+	_ = c.rc.SetReadDeadline(time.Now().Add(min(bodyTimeout(0), restTimeout)))
 	c.w.Header().Set("Content-Type", "application/json")
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(status)
@@ -193,13 +198,12 @@ func (c *call) readBody(limit int64) ([]byte, *refusal) {
 		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, limit))
 	}
 	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, limit), scope: c.stream.Scope()}
-	_ = c.rc.SetReadDeadline(time.Now().Add(mesh.FrameTimeout + time.Duration(max(c.r.ContentLength, 0)/bodyRate)*time.Second))
+	_ = c.rc.SetReadDeadline(time.Now().Add(bodyTimeout(max(c.r.ContentLength, 0))))
 	var b bytes.Buffer
-	if c.r.ContentLength > 0 {
-		b.Grow(int(min(c.r.ContentLength, 1<<20)) + bytes.MinRead)
+	if c.r.ContentLength > 0 { // whoever announces a body has not sent it yet
+		b.Grow(int(min(c.r.ContentLength, budgetStep)) + bytes.MinRead)
 	}
 	_, err := b.ReadFrom(c.budget)
-	_ = c.rc.SetReadDeadline(time.Time{})
 	if err != nil {
 		text := "The body did not arrive."
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -207,6 +211,7 @@ func (c *call) readBody(limit int64) ([]byte, *refusal) {
 		}
 		return nil, unfit(text)
 	}
+	_ = c.rc.SetReadDeadline(time.Time{})
 	return b.Bytes(), nil
 }
 

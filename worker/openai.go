@@ -11,13 +11,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path"
 	"slices"
 	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
@@ -59,14 +59,13 @@ func (g *generation) offered() *offered {
 	return o
 }
 
-// routeOf returns the route that a path is, or lies below.
-func (o *offered) routeOf(path string) (string, bool) {
-	for _, r := range o.Routes {
-		if rest, ok := strings.CutPrefix(path, r); ok && (rest == "" || rest[0] == '/') {
-			return r, true
-		}
-	}
-	return "", false
+// serves reports whether a path is a route, or lies below one. Servers differ in
+// what they make of other spellings of a path.
+func (o *offered) serves(p string) bool {
+	return path.Clean(p) == p && !strings.Contains(p, `\`) && slices.ContainsFunc(o.Routes, func(route string) bool {
+		rest, ok := strings.CutPrefix(p, route)
+		return ok && (rest == "" || rest[0] == '/')
+	})
 }
 
 // maxAside is the largest body of a request that is no work, in bytes.
@@ -84,30 +83,53 @@ func (c *call) openAI() {
 		c.refuse(&refusal{wire.RefusalRoute, "The agent of this worker takes a text, and serves nothing of OpenAI's API."})
 		return
 	}
-	route, ok := o.routeOf(c.r.URL.Path)
 	switch {
-	case !ok:
+	case !o.serves(c.r.URL.Path):
 		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker does not serve %.100s.", c.r.URL.Path)})
 	case !g.available():
 		c.refuse(&refusal{wire.RefusalUnavailable, "The model server of this worker does not answer."})
-	case c.r.Method == http.MethodPost && c.r.URL.Path == route:
-		c.create(g)
-	default: // what is there already costs no slot
-		_ = c.rc.SetReadDeadline(time.Now().Add(mesh.FrameTimeout))
-		c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxAside)
-		ctx, cancel := context.WithTimeout(c.r.Context(), time.Duration(g.config.Timeout))
-		defer cancel()
-		c.serve(g, ctx)
+	default:
+		c.pass(g)
 	}
 }
 
-// create serves a request that is work for the back-end, and takes a slot.
-func (c *call) create(g *generation) {
-	body, refused := c.readBody(maxBody)
+// pass has the body, and a slot where the request is work for the back-end.
+func (c *call) pass(g *generation) {
+	limit := int64(maxAside)
+	if isWork(c.r) {
+		limit = maxBody
+	}
+	body, refused := c.readBody(limit)
 	if refused != nil {
 		c.refuse(refused)
 		return
 	}
+	if len(body) > 0 || c.r.Body != http.NoBody {
+		c.r.Body, c.r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		c.r.TransferEncoding = nil
+	}
+	if isWork(c.r) {
+		c.create(g)
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.r.Context(), time.Duration(g.config.Timeout))
+	defer cancel()
+	c.serve(g, ctx)
+}
+
+// isWork reports whether a request may have the back-end work. To look at what is
+// there, to delete it and to cancel is none.
+func isWork(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodDelete:
+		return false
+	default:
+		return !strings.HasSuffix(r.URL.Path, "/cancel")
+	}
+}
+
+// create serves a request in a slot.
+func (c *call) create(g *generation) {
 	id := wire.NewTaskID()
 	t, refused := c.a.take(g, id, c.gateway, nil)
 	if refused != nil {
@@ -125,7 +147,6 @@ func (c *call) create(g *generation) {
 			zap.Duration("took", time.Since(began)), zap.NamedError("cause", cause))
 	}()
 	c.showLoad()
-	c.r.Body, c.r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	ctx, cancel := context.WithDeadline(t.ctx, t.end)
 	defer cancel()
 	c.serve(g, ctx)
