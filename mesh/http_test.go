@@ -159,10 +159,10 @@ func TestStaleStreams(t *testing.T) {
 		if out, _, err := ask(t, a, request("m", "x")); out != "x" || err != nil {
 			t.Fatalf("got %q, %v", out, err)
 		}
-		w.server.SetKeepAlivesEnabled(false) // closes what is idle
-		w.server.SetKeepAlivesEnabled(true)
 		pool := a.node.Load().streams
 		await.Until(t, "the end of the stream is seen", func() bool {
+			w.server.SetKeepAlivesEnabled(false) // closes what is idle, which the stream may not be at once
+			w.server.SetKeepAlivesEnabled(true)
 			pool.mu.Lock()
 			defer pool.mu.Unlock()
 			list := pool.idle[w.ID()]
