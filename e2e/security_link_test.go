@@ -351,14 +351,14 @@ func TestF11Resets(t *testing.T) {
 	}()
 	var again atomic.Int64
 	each(scaled(24, 480), 6, func(i int) {
-		for range 50 {
+		for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(pollInterval) { // as a client does
 			m.gateway.awaitModel([]string{"mock", "text"}[i%2])
 			if a, err := m.longChat(t, i); !broken(a, err) {
 				return
 			}
 			again.Add(1)
 		}
-		t.Errorf("request %d failed 50 times", i)
+		t.Errorf("request %d failed for %v", i, patience)
 	})
 	cancel()
 	<-cutting

@@ -212,3 +212,40 @@ func TestSilentProfiles(t *testing.T) {
 		t.Errorf("who never gives a profile was asked %d times in an hour", n)
 	}
 }
+
+// TestRefusers has strangers announce room and refuse everything, which must not
+// keep requests from a worker that serves.
+func TestRefusers(t *testing.T) {
+	a := newTestApp(t, nil)
+	var liars []*httpWorker
+	for range 12 {
+		liars = append(liars, newHTTPWorker(t, a, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set(wire.HeaderRefusal, string(wire.RefusalCapacity))
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}))
+	}
+	newHTTPWorker(t, a, echoBody)
+	l := lease(t, a)
+	failed := 0
+	for range 16 {
+		before := time.Now()
+		for _, w := range liars {
+			w.publish(t)
+		}
+		await.Until(t, "the telemetry is here", func() bool {
+			n := 0
+			for _, i := range l.Workers(false) {
+				if i.LastSeen.After(before) {
+					n++
+				}
+			}
+			return n >= len(liars)
+		})
+		if _, _, err := ask(t, a, request("m", "x")); err != nil {
+			failed++
+		}
+	}
+	if failed > 7 {
+		t.Errorf("%d of 16 requests failed", failed)
+	}
+}
