@@ -61,7 +61,7 @@ func (p *streamPool) exchange(ctx context.Context, id peer.ID, req *httpRequest,
 	}
 	x.end(false)
 	// A stream that was idle can have ended in this very moment.
-	if x.stream.reused && !req.hasBody && (x.stream.sent == 0 || req.idempotent) && ctx.Err() == nil && time.Now().Before(deadline) {
+	if x.stream.reused && !req.hasBody && (x.stream.sent == 0 || req.idempotent || x.closed(err)) && ctx.Err() == nil && time.Now().Before(deadline) {
 		if x, err = p.attempt(ctx, id, req, deadline, true); x == nil || err == nil {
 			return x, err
 		}
@@ -71,6 +71,12 @@ func (p *streamPool) exchange(ctx context.Context, id peer.ID, req *httpRequest,
 		err = fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	return nil, err
+}
+
+// closed reports whether the worker had closed its side of the stream: then it has
+// begun nothing of the request. One that breaks off work resets the stream.
+func (x *exchange) closed(err error) bool {
+	return x.resp == nil && x.stream.budget == maxHead && errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // attempt is exchange on one stream, which is to be ended also when it fails; nil

@@ -6,71 +6,136 @@ import (
 	"net"
 	"net/http"
 	"sync"
+
+	"github.com/libp2p/go-libp2p/core/network"
 )
 
 // conns are the streams of mesh protocol 2. An agent that leaves closes its host,
 // and with it goes what a gateway has not read yet. HTTP does not tell when an
 // answer was read; the next request does, or the end of the stream, which gateways
 // close when they see that the worker has closed its side.
+//
+// A request can be on its way to a stream whose side we close. Nothing of it is
+// begun, and the gateway may send it again: so a stream on which work was begun and
+// broken off is reset, and not closed.
 type conns struct {
 	mu      sync.Mutex
 	leaving bool
 	hasty   bool // answers that were written count as read
-	open    map[net.Conn]*conn
+	open    map[*conn]struct{}
 }
 
-// conn is one of them.
+// stream is what a connection of the server is.
+type stream interface {
+	net.Conn
+	Conn() network.Conn
+	Scope() network.StreamScope
+	CloseWrite() error
+	Reset() error
+}
+
+// conn is a connection of the server.
 type conn struct {
-	idle bool
-	read []func() // to be called when the answers so far were read
+	stream
+	of *conns
+
+	idle    bool
+	ended   bool     // our side is closed
+	working bool     // on a request that has not been answered
+	read    []func() // to be called when the answers so far were read
 }
 
-func newConns() *conns { return &conns{open: make(map[net.Conn]*conn)} }
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	c.of.mu.Lock()
+	working := c.working
+	c.of.mu.Unlock()
+	if working {
+		return c.Reset()
+	}
+	return c.stream.Close()
+}
+
+func newConns() *conns { return &conns{open: make(map[*conn]struct{})} }
+
+// listener has the streams of a listener watched.
+type listener struct {
+	net.Listener
+	conns *conns
+}
+
+// Accept implements net.Listener.
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{stream: c.(stream), of: l.conns}, nil
+}
 
 // state is the server's ConnState.
-func (cs *conns) state(c net.Conn, s http.ConnState) {
+func (cs *conns) state(nc net.Conn, s http.ConnState) {
+	c := nc.(*conn)
 	var read []func()
 	cs.mu.Lock()
-	e, ok := cs.open[c]
-	switch {
-	case s == http.StateNew:
-		cs.open[c] = new(conn)
-	case !ok:
-	case s == http.StateActive:
-		e.idle = false
-		read, e.read = e.read, nil
-	case s == http.StateIdle:
-		if e.idle = true; cs.leaving {
-			closeWrite(c)
+	switch s {
+	case http.StateNew:
+		cs.open[c] = struct{}{}
+	case http.StateActive:
+		c.idle = false
+		read, c.read = c.read, nil
+	case http.StateIdle:
+		if c.idle = true; cs.leaving {
+			c.end()
 		}
 		if cs.hasty {
-			read, e.read = e.read, nil
+			read, c.read = c.read, nil
 		}
 	default:
-		read = e.read
+		read, c.read = c.read, nil
 		delete(cs.open, c)
 	}
 	cs.mu.Unlock()
 	callAll(read)
 }
 
-// callAll calls functions, for which nobody here waits: with the last task an agent may
-// close, this stream included.
+// begin notes that a request is worked on; false when it came too late.
+func (c *conn) begin() bool {
+	c.of.mu.Lock()
+	defer c.of.mu.Unlock()
+	c.working = !c.ended
+	return c.working
+}
+
+// answered notes that the answer to the request was written.
+func (c *conn) answered() {
+	c.of.mu.Lock()
+	defer c.of.mu.Unlock()
+	c.working = false
+}
+
+// end closes our side.
+func (c *conn) end() {
+	c.ended = true
+	_ = c.CloseWrite()
+}
+
+// callAll calls functions, for which nobody here waits: with the last task an agent
+// may close, and the stream with it.
 func callAll(read []func()) {
 	for _, f := range read {
 		go f()
 	}
 }
 
-// whenRead has f called when the answer under way on a stream was read, or cannot
-// be any more.
-func (cs *conns) whenRead(c net.Conn, f func()) {
-	cs.mu.Lock()
-	e, ok := cs.open[c]
+// whenRead has f called when the answer under way was read, or cannot be any more.
+func (c *conn) whenRead(f func()) {
+	c.of.mu.Lock()
+	_, ok := c.of.open[c]
 	if ok {
-		e.read = append(e.read, f)
+		c.read = append(c.read, f)
 	}
-	cs.mu.Unlock()
+	c.of.mu.Unlock()
 	if !ok {
 		go f()
 	}
@@ -82,9 +147,9 @@ func (cs *conns) leave(leaving bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	cs.leaving = leaving
-	for c, e := range cs.open {
-		if leaving && e.idle {
-			closeWrite(c)
+	for c := range cs.open {
+		if leaving && c.idle && !c.ended {
+			c.end()
 		}
 	}
 }
@@ -94,19 +159,12 @@ func (cs *conns) giveUp() {
 	var read []func()
 	cs.mu.Lock()
 	cs.hasty = true
-	for _, e := range cs.open {
-		if e.idle {
-			read = append(read, e.read...)
-			e.read = nil
+	for c := range cs.open {
+		if c.idle {
+			read = append(read, c.read...)
+			c.read = nil
 		}
 	}
 	cs.mu.Unlock()
 	callAll(read)
-}
-
-// closeWrite closes our side of a stream.
-func closeWrite(c net.Conn) {
-	if s, ok := c.(interface{ CloseWrite() error }); ok {
-		_ = s.CloseWrite()
-	}
 }

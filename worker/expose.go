@@ -85,7 +85,7 @@ func (e *Expose) provision(repl *caddy.Replacer, log *zap.Logger) (*exposed, err
 			}
 			w.WriteHeader(http.StatusBadGateway)
 		},
-		ErrorLog: zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
+		ErrorLog: errorLog(log),
 	}}, nil
 }
 
@@ -113,7 +113,7 @@ func (c *call) exposed() {
 	}
 	_ = c.rc.SetReadDeadline(time.Now().Add(mesh.TaskTimeout)) // of its body
 	_ = c.rc.SetWriteDeadline(time.Time{})
-	w := &pacedWriter{ResponseWriter: c.w, rc: c.rc}
+	w := &pacedWriter{ResponseWriter: c.w, c: c}
 	g.exposed.proxy.ServeHTTP(w, c.r)
 	w.limit() // for the end of the answer
 }

@@ -9,13 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/net/gostream"
 	"go.uber.org/zap"
@@ -55,21 +55,24 @@ func (a *agent) listen() (*http.Server, error) {
 			return context.WithValue(ctx, streamKey{}, c)
 		},
 		ConnState: a.conns.state,
-		ErrorLog:  zap.NewStdLog(a.log().WithOptions(zap.IncreaseLevel(zap.ErrorLevel))), // strangers can have the rest written
+		ErrorLog:  errorLog(a.log()),
 	}
-	a.services.Go(func() { _ = srv.Serve(l) })
+	a.services.Go(func() { _ = srv.Serve(listener{l, a.conns}) })
 	return srv, nil
+}
+
+// errorLog is where net/http writes what it does not like of its peers: any stranger
+// can have it written.
+func errorLog(to *zap.Logger) *log.Logger {
+	l, err := zap.NewStdLogAt(to, zap.DebugLevel)
+	if err != nil { // of a level that there is not
+		return log.New(io.Discard, "", 0)
+	}
+	return l
 }
 
 // streamKey is where the context of a request has its stream.
 type streamKey struct{}
-
-// stream is what the server's connections are.
-type stream interface {
-	net.Conn
-	Conn() network.Conn
-	Scope() network.StreamScope
-}
 
 // call is one request of mesh protocol 2.
 type call struct {
@@ -77,19 +80,40 @@ type call struct {
 	w       http.ResponseWriter
 	r       *http.Request
 	rc      *http.ResponseController
-	stream  stream
+	stream  *conn
 	gateway peer.ID
 	budget  *budgetReader
 	begun   time.Time
+	end     time.Time // of the task's time, once there is a task
 }
 
 // ServeHTTP serves mesh protocol 2. The peer at the other end of the stream is who
 // calls.
 func (a *agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s := r.Context().Value(streamKey{}).(stream)
+	s := r.Context().Value(streamKey{}).(*conn)
+	if !s.begin() { // the gateway will see that our side is closed
+		panic(http.ErrAbortHandler)
+	}
 	c := &call{a: a, w: w, r: r, rc: http.NewResponseController(w), stream: s, gateway: s.Conn().RemotePeer(), begun: time.Now()}
 	defer c.release()
 	_ = c.rc.SetWriteDeadline(c.begun.Add(writeTimeout))
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		if p != http.ErrAbortHandler {
+			a.log().Error("panic while serving a request", zap.String("path", r.URL.Path), zap.Any("panic", p), zap.Stack("stack"))
+		}
+		panic(http.ErrAbortHandler)
+	}()
+	c.route()
+	s.answered() // not when it was broken off
+}
+
+// route serves the request by its path.
+func (c *call) route() {
+	a, r := c.a, c.r
 	c.showLoad()
 	if !a.allows(c.gateway) {
 		c.refuse(&refusal{wire.RefusalForbidden, "This gateway is not on the worker's list."})
@@ -222,9 +246,31 @@ func (c *call) release() {
 	}
 }
 
+// lateTime is how long the end of an answer may take to be read when the time of the
+// task is over.
+const lateTime = 5 * time.Second
+
+// writeDeadline returns until when a piece of the answer must be taken: a gateway that
+// does not read must not hold a slot for longer than the task may.
+func (c *call) writeDeadline() time.Time {
+	now := time.Now()
+	deadline := now.Add(writeTimeout)
+	if c.end.IsZero() {
+		return deadline
+	}
+	late := c.end.Add(lateTime)
+	if soon := now.Add(lateTime); late.Before(soon) {
+		late = soon
+	}
+	if late.Before(deadline) {
+		return late
+	}
+	return deadline
+}
+
 // Write writes a piece of the answer, and sends it: each gets its time.
 func (c *call) Write(p []byte) (int, error) {
-	_ = c.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = c.rc.SetWriteDeadline(c.writeDeadline())
 	n, err := c.w.Write(p)
 	if err == nil {
 		err = c.rc.Flush()

@@ -48,11 +48,12 @@ func (c *call) task() {
 		c.refuse(unfit("The task is malformed: " + err.Error()))
 		return
 	}
-	t, g, refused := a.admit(c.gateway, nil, req)
+	t, g, refused := a.admit(c.gateway, c.stream.Conn(), req)
 	if refused != nil {
 		c.refuse(refused)
 		return
 	}
+	c.end = t.end
 	began := time.Now()
 	stop := context.AfterFunc(c.r.Context(), func() { t.stop(errGatewayGone) })
 	c.showLoad()
@@ -69,7 +70,7 @@ func (c *call) task() {
 		a.dropKept(req.TaskID, c.gateway)
 	}
 	if !keeping {
-		a.conns.whenRead(c.stream, a.done)
+		c.stream.whenRead(a.done)
 	}
 	a.log().Info("task ended", zap.Stringer("gateway", c.gateway), zap.String("task", req.TaskID),
 		zap.String("how", e.how), zap.Duration("took", time.Since(began)), zap.Error(e.err))

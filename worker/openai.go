@@ -131,18 +131,19 @@ func isWork(r *http.Request) bool {
 // create serves a request in a slot.
 func (c *call) create(g *generation) {
 	id := wire.NewTaskID()
-	t, refused := c.a.take(g, id, c.gateway, nil)
+	t, refused := c.a.take(g, id, c.gateway, c.stream.Conn())
 	if refused != nil {
 		c.refuse(refused)
 		return
 	}
+	c.end = t.end
 	began := time.Now()
 	stop := context.AfterFunc(c.r.Context(), func() { t.stop(errGatewayGone) })
 	defer func() { // also when the runtime panics to break the answer off
 		stop()
 		cause := context.Cause(t.ctx)
 		c.a.free(id)
-		c.a.conns.whenRead(c.stream, c.a.done)
+		c.stream.whenRead(c.a.done)
 		c.a.log().Debug("request ended", zap.Stringer("gateway", c.gateway), zap.String("path", c.r.URL.Path),
 			zap.Duration("took", time.Since(began)), zap.NamedError("cause", cause))
 	}()
@@ -154,7 +155,7 @@ func (c *call) create(g *generation) {
 
 // serve has the runtime answer.
 func (c *call) serve(g *generation, ctx context.Context) {
-	w := &pacedWriter{ResponseWriter: c.w, rc: c.rc, limited: c.begun}
+	w := &pacedWriter{ResponseWriter: c.w, c: c, limited: c.begun}
 	serverOf(g.runtime).ServeHTTP(w, c.r.WithContext(ctx))
 	w.limit() // for the end of the answer
 }
@@ -163,14 +164,14 @@ func (c *call) serve(g *generation, ctx context.Context) {
 // it likes, and its pieces get their time.
 type pacedWriter struct {
 	http.ResponseWriter
-	rc      *http.ResponseController
+	c       *call
 	limited time.Time // when the deadline was set
 }
 
 // limit gives the next write its time, or almost: not every one sets the deadline anew.
 func (w *pacedWriter) limit() {
 	if now := time.Now(); now.Sub(w.limited) > writeTimeout/8 {
-		_ = w.rc.SetWriteDeadline(now.Add(writeTimeout))
+		_ = w.c.rc.SetWriteDeadline(w.c.writeDeadline())
 		w.limited = now
 	}
 }
@@ -184,7 +185,7 @@ func (w *pacedWriter) Write(p []byte) (int, error) {
 // FlushError is for http.ResponseController. What was written may go out only now.
 func (w *pacedWriter) FlushError() error {
 	w.limit()
-	return w.rc.Flush()
+	return w.c.rc.Flush()
 }
 
 // Unwrap is for http.ResponseController.

@@ -38,8 +38,8 @@ const (
 // running is a task that has a slot.
 type running struct {
 	gateway peer.ID
-	end     time.Time    // when its time is up
-	conn    network.Conn // nil where the gateway's going away ends ctx by itself
+	end     time.Time // when its time is up
+	conn    network.Conn
 	ctx     context.Context
 	stop    context.CancelCauseFunc
 	watched chan struct{} // closed when the gateway's side of the stream has ended
@@ -247,7 +247,7 @@ func (a *agent) disconnected(_ network.Network, c network.Conn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, t := range a.tasks {
-		if t.conn != nil && t.conn.ID() == c.ID() {
+		if t.conn.ID() == c.ID() {
 			t.stop(errGatewayGone)
 		}
 	}
