@@ -301,6 +301,7 @@ func TestA28MaliciousGateway(t *testing.T) {
 	}
 	_ = evil.Network().ClosePeer(id)
 	a.worker.await("the goroutines of requests have ended", func() bool { return a.worker.goroutines(t) < goroutines+100 })
+	a.gateway.awaitWorkers(1) // it has said that it is free again
 	slowest := a.honest(t, 20)
 	after := a.worker.liveHeap(t)
 	t.Logf("of %d tasks %d were served, %d refused; then the slowest of 20 honest requests took %v; the heap grew by %d MiB", tasks, served.Load(), refused.Load(), slowest, (after-before)>>20)
