@@ -154,7 +154,7 @@ func TestRunFailures(t *testing.T) {
 			if got := strings.Join(e.calls, " "); got != tc.calls || e.there {
 				t.Errorf("calls are %q, want %q; container left: %v", got, tc.calls, e.there)
 			}
-			if live.has(taskKey{"fake", "t1"}) {
+			if live.has(liveKey{"fake", "t1"}) {
 				t.Error("the task is still live")
 			}
 			if e.startErr != nil {
