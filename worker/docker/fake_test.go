@@ -48,6 +48,8 @@ func (e *fakeEngine) call(name string) {
 	e.calls = append(e.calls, name)
 }
 
+func (e *fakeEngine) DaemonHost() string { return "fake" }
+
 func (e *fakeEngine) ContainerCreate(ctx context.Context, _ *container.Config, _ *container.HostConfig,
 	_ *network.NetworkingConfig, _ *ocispec.Platform, _ string,
 ) (container.CreateResponse, error) {

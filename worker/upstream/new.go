@@ -51,6 +51,9 @@ func (r *Runtime) Look() {
 	}
 }
 
+// Refuse answers a request as one that found no server: another worker may serve it.
+func Refuse(w http.ResponseWriter) { refuse(w, textUnreachable) }
+
 // open makes what requests need. It connects to nothing.
 func (r *Runtime) open(dial func(ctx context.Context, network, address string) (net.Conn, error)) {
 	r.doubt, r.askTimeout = make(chan struct{}, 1), askTimeout
