@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +47,8 @@ func serve(port int) {
 			pieces = []string{string(report)}
 		case "exit":
 			os.Exit(3)
+		case "slow": // 6 seconds
+			pieces = slices.Concat(slices.Repeat([]string{". "}, 60), []string{"slow"})
 		}
 		if !req.Stream {
 			text, _ := json.Marshal(strings.Join(pieces, ""))
@@ -55,8 +58,11 @@ func serve(port int) {
 		}
 		w.Header().Set("Content-Type", "text/event-stream")
 		for i, piece := range pieces {
-			if i > 0 && req.Messages[0].Content == "wait" {
+			switch {
+			case i > 0 && req.Messages[0].Content == "wait":
 				<-released
+			case req.Messages[0].Content == "slow":
+				time.Sleep(100 * time.Millisecond)
 			}
 			text, _ := json.Marshal(piece)
 			fmt.Fprintf(w, `data: {"id":"x","object":"chat.completion.chunk","model":%q,"choices":[{"index":0,"delta":{"content":%s}}]}`+"\n\n", req.Model, text)
