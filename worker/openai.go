@@ -70,34 +70,49 @@ func (o *offered) routeOf(path string) (string, bool) {
 
 // openAI serves a request of OpenAI's API, where the agent's runtime can.
 func (c *call) openAI() {
-	g := c.a.active.Load()
-	if g == nil {
-		c.refuse(notReady)
-		return
-	}
-	o := g.offered()
-	if o == nil {
-		c.refuse(&refusal{wire.RefusalRoute, "The agent of this worker takes a text, and serves nothing of OpenAI's API."})
-		return
-	}
-	route, ok := o.routeOf(c.r.URL.Path)
-	switch {
-	case !ok:
-		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker does not serve %.100s.", c.r.URL.Path)})
-	case !g.available():
-		c.refuse(&refusal{wire.RefusalUnavailable, "The model server of this worker does not answer."})
+	switch g, route := c.target(); {
+	case g == nil:
 	case c.r.Method == http.MethodPost && c.r.URL.Path == route:
-		c.create(g)
+		c.create()
 	default: // what is there already costs no slot
 		c.serve(g, c.r.Context())
 	}
 }
 
+// target returns who serves the request now, and by which route; nil when it was
+// refused.
+func (c *call) target() (*generation, string) {
+	g := c.a.active.Load()
+	if g == nil {
+		c.refuse(notReady)
+		return nil, ""
+	}
+	o := g.offered()
+	if o == nil {
+		c.refuse(&refusal{wire.RefusalRoute, "The agent of this worker takes a text, and serves nothing of OpenAI's API."})
+		return nil, ""
+	}
+	route, ok := o.routeOf(c.r.URL.Path)
+	switch {
+	case !ok:
+		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker does not serve %.100s.", c.r.URL.Path)})
+		return nil, ""
+	case !g.available():
+		c.refuse(&refusal{wire.RefusalUnavailable, "The model server of this worker does not answer."})
+		return nil, ""
+	}
+	return g, route
+}
+
 // create serves a request that is work for the back-end, and takes a slot.
-func (c *call) create(g *generation) {
+func (c *call) create() {
 	body, refused := c.readBody()
 	if refused != nil {
 		c.refuse(refused)
+		return
+	}
+	g, _ := c.target() // as the body came, another configuration may have taken over
+	if g == nil {
 		return
 	}
 	id := wire.NewTaskID()

@@ -85,11 +85,11 @@ func (r *Runtime) prepareServer(ctx context.Context, agent worker.Agent, p *prep
 			r.retire()
 		})
 	}
-	s := r.use(p)
+	s, failures := r.use(p)
 	if s == nil {
 		return errRetired
 	}
-	if err := s.await(ctx); err != nil {
+	if err := s.await(ctx, failures); err != nil {
 		return fmt.Errorf("waiting for the server in the container: %w", err)
 	}
 	_, err := r.upstream.Prepare(ctx, agent)
@@ -97,23 +97,24 @@ func (r *Runtime) prepareServer(ctx context.Context, agent worker.Agent, p *prep
 }
 
 // use returns the service that the runtime has, which is the one for what is
-// prepared; nil when the runtime is no longer used.
-func (r *Runtime) use(p *prepared) *service {
+// prepared, and how often its container had exited before; nil when the runtime is no
+// longer used.
+func (r *Runtime) use(p *prepared) (*service, int) {
 	r.using.Lock()
 	defer r.using.Unlock()
 	if r.retired {
-		return nil
+		return nil, 0
 	}
 	before := r.service.Load()
 	if before != nil && before.key == serviceKeyOf(p, r.Serve) {
-		return before
+		return before, before.exits()
 	}
 	if before != nil { // the image is another one since the last attempt
 		before.leave(r.user)
 	}
-	s := joinService(p, r.Serve, r.user)
+	s, failures := joinService(p, r.Serve, r.user)
 	r.service.Store(s)
-	return s
+	return s, failures
 }
 
 // retire gives the container back when the last request is done.

@@ -401,6 +401,16 @@ func TestServeWithoutItsModel(t *testing.T) {
 	}
 }
 
+// Whoever waits for a model to be loaded can see that in the log.
+func TestServeSlow(t *testing.T) {
+	t.Parallel()
+	c := serving(t, testAgent(t), func(r *Runtime) { r.Env["PROBE_DELAY"] = (progressInterval + time.Second).String() })
+	progress := c.logs.FilterMessage("the model server does not answer yet").FilterLevelExact(zap.InfoLevel).All()
+	if len(progress) != 1 || !strings.Contains(fmt.Sprint(progress[0].ContextMap()["error"]), "refused") {
+		t.Errorf("the log is %v", c.logs.All())
+	}
+}
+
 // The end of the agent while its server starts leaves nothing.
 func TestServeEndsEarly(t *testing.T) {
 	t.Parallel()
@@ -546,12 +556,12 @@ func TestServiceFailures(t *testing.T) {
 			e := newFakeEngine()
 			tc.fail(e)
 			u := &serviceUser{logger: zap.NewNop(), changed: func(bool) { t.Error("it was up") }}
-			s := joinService(e.prepared(), 8080, u)
+			s, failures := joinService(e.prepared(), 8080, u)
 			want := errTest.Error()
 			if tc.name == "gone" {
 				want = "exit status 0"
 			}
-			if err := s.await(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			if err := s.await(t.Context(), failures); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("error is %v, want %v", err, want)
 			}
 			s.leave(u)

@@ -103,13 +103,15 @@ func serviceKeyOf(p *prepared, port int) serviceKey {
 }
 
 // joinService returns the service for what is prepared, and starts it for its first
-// user.
-func joinService(p *prepared, port int, u *serviceUser) *service {
+// user; and how often its container had exited before.
+func joinService(p *prepared, port int, u *serviceUser) (*service, int) {
 	key := serviceKeyOf(p, port)
 	services.Lock()
 	defer services.Unlock()
-	s := services.byKey[key]
-	if s == nil {
+	s, failures := services.byKey[key], 0
+	if s != nil {
+		failures = s.exits()
+	} else {
 		s = &service{key: key, port: port, engine: p.engine, spec: p.spec, done: make(chan struct{}), turned: make(chan struct{})}
 		services.byKey[key] = s
 		var ctx context.Context
@@ -117,7 +119,7 @@ func joinService(p *prepared, port int, u *serviceUser) *service {
 		go s.run(ctx)
 	}
 	s.users, s.logger = append(s.users, u), u.logger
-	return s
+	return s, failures
 }
 
 // leave takes a user out. When it was the last one, leave returns when the container
@@ -198,27 +200,24 @@ func (s *service) serve(ctx context.Context, output *tail) (served time.Duration
 	p.logger.Info("starting the model server", zap.String("container", c))
 	n, err := s.enter(ctx, c)
 	if err != nil {
+		awaitOutput(followed)
 		return 0, err
 	}
-	s.turn(func() { s.net = n })
-	defer func() {
-		s.setUp(false)
-		s.turn(func() { s.net = nil })
-		n.close()
-	}()
+	defer n.close()
+	s.set(n, false)
+	defer s.set(nil, false)
 
 	answered := make(chan time.Time, 1)
 	var asking sync.WaitGroup
 	asking.Go(func() {
 		if s.awaitAnswer(ctx) {
 			answered <- time.Now()
-			s.setUp(true)
+			s.set(n, true)
 		}
 	})
 	err = s.end(ctx, c, followed, output)
-	s.setUp(false)
 	stop()
-	asking.Wait() // and then it is up no more
+	asking.Wait()
 	select {
 	case began := <-answered:
 		served = time.Since(began)
@@ -236,10 +235,17 @@ func (s *service) turn(change func()) {
 	s.turned = make(chan struct{})
 }
 
-// setUp says whether the server answers, and tells the users.
-func (s *service) setUp(up bool) {
+// set says where the server is, and whether it answers, and tells the users. A
+// container that has ended does not begin to answer.
+func (s *service) set(n *netns, up bool) {
 	changed := false
-	s.turn(func() { changed, s.up = s.up != up, up })
+	s.turn(func() {
+		if up && s.net != n {
+			return
+		}
+		changed = s.up != up
+		s.net, s.up = n, up
+	})
 	if !changed {
 		return
 	}
@@ -258,12 +264,18 @@ func (s *service) isUp() bool {
 	return s.up
 }
 
-// await returns when the server answers, or when its container has exited from now
-// on, with how.
-func (s *service) await(ctx context.Context) error {
+// exits returns how often the container has exited.
+func (s *service) exits() int {
 	s.mu.Lock()
-	failures := s.failures
+	defer s.mu.Unlock()
+	return s.failures
+}
+
+// await returns when the server answers, or when its container has exited more often
+// than that, with how.
+func (s *service) await(ctx context.Context, failures int) error {
 	for {
+		s.mu.Lock()
 		up, failed, err, turned := s.up, s.failures != failures, s.failure, s.turned
 		s.mu.Unlock()
 		switch {
@@ -277,7 +289,6 @@ func (s *service) await(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-turned:
 		}
-		s.mu.Lock()
 	}
 }
 
@@ -414,10 +425,8 @@ func (s *service) end(ctx context.Context, id string, followed <-chan struct{}, 
 			if answer.Error != nil {
 				return fmt.Errorf("waiting for container: %s", answer.Error.Message)
 			}
-			select { // what it said last
-			case <-followed:
-			case <-time.After(outputWait):
-			}
+			s.set(nil, false)
+			awaitOutput(followed)
 			return s.howEnded(ctx, id, int(answer.StatusCode))
 		case err = <-failed:
 		}
@@ -435,6 +444,14 @@ func (s *service) end(ctx context.Context, id string, followed <-chan struct{}, 
 			return context.Cause(ctx)
 		case <-time.After(engineRetry):
 		}
+	}
+}
+
+// awaitOutput waits for what a container said last.
+func awaitOutput(followed <-chan struct{}) {
+	select {
+	case <-followed:
+	case <-time.After(outputWait):
 	}
 }
 
