@@ -155,7 +155,9 @@ func TestDockerServe(t *testing.T) {
 		if ids := engine.containerIDs(t, worker); !slices.Equal(ids, before) {
 			t.Errorf("containers are %v, they were %v", ids, before)
 		}
-		p.reload(func(caddyfile string) string { return replaceOnce(t, caddyfile, settings, settings+"\n\t\t\t\tenv A b") })
+		p.reload(func(caddyfile string) string {
+			return replaceOnce(t, caddyfile, settings, settings+"\n\t\t\t\tenv A b")
+		})
 		p.await("both containers", func() bool { return len(engine.containerIDs(t, worker)) == 2 })
 		rest := ""
 		for text := stream.nextText(t); text != ""; text = stream.nextText(t) {

@@ -13,9 +13,13 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// dialTimeout is how long a server may take to accept a connection.
+const dialTimeout = 10 * time.Second
 
 // netns is the network namespace of a container. It stays that one: the process by
 // which it was found may end, and another get its number.
@@ -70,7 +74,7 @@ func (n *netns) dial(ctx context.Context, port int) (net.Conn, error) {
 		if err := setns(n.file); err != nil {
 			return fmt.Errorf("entering the container's network: %w", err)
 		}
-		var d net.Dialer // to one address it dials from here, and from no other goroutine
+		d := net.Dialer{Timeout: dialTimeout} // to one address it dials from here, and from no other goroutine
 		var err error
 		conn, err = d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		return err

@@ -45,8 +45,7 @@ const (
 )
 
 // errNotBeside says that a container cannot be reached.
-var errNotBeside = errors.New("serve needs Linux, and this process as root beside the Docker engine: " +
-	"it reaches the container, which has no network, through the container's own network namespace")
+var errNotBeside = errors.New("serve needs Linux, and Caddy as root beside the Docker engine, to reach a container that has no network")
 
 // errDown says that a server cannot be reached now.
 var errDown = errors.New("the container does not run")
