@@ -75,6 +75,7 @@ var allowed = map[string][]string{
 	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
 	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process", "worker/upstream"},
 	"xcaddy":                       {""},
+	"bench":                        {},
 	"worker/docker/internal/probe": {},
 }
 

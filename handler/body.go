@@ -3,6 +3,7 @@
 package handler
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"mime"
@@ -56,12 +57,17 @@ func (x *exchange) bodyUpTo(limit int64) ([]byte, error) {
 	return x.readBody(limit)
 }
 
+// maxGrow bounds what the announced length of a body is trusted with.
+const maxGrow = 64 << 10
+
 // readBody reads the whole body, which may have limit bytes.
 func (x *exchange) readBody(limit int64) ([]byte, error) {
 	if x.r.ContentLength > limit {
 		return nil, x.tooLarge(limit)
 	}
-	b, err := io.ReadAll(&pacedReader{
+	var b bytes.Buffer
+	b.Grow(int(min(max(x.r.ContentLength, 0), maxGrow)) + bytes.MinRead)
+	_, err := b.ReadFrom(&pacedReader{
 		x:     x,
 		r:     http.MaxBytesReader(x.w, x.r.Body, limit),
 		begun: time.Now(),
@@ -71,7 +77,7 @@ func (x *exchange) readBody(limit int64) ([]byte, error) {
 	}
 	// The server watches the connection for the client's going away, without end.
 	_ = x.rc.SetReadDeadline(time.Time{})
-	return b, nil
+	return b.Bytes(), nil
 }
 
 // checkBodyHeaders refuses bodies that are not plain JSON. Types that clients
@@ -84,7 +90,7 @@ func checkBodyHeaders(h http.Header) error {
 		}
 	}
 	value := h.Get("Content-Type")
-	if value == "" {
+	if value == "" || value == "application/json" {
 		return nil
 	}
 	mediaType, _, err := mime.ParseMediaType(value)
@@ -131,7 +137,9 @@ type pacedReader struct {
 
 // Read implements io.Reader.
 func (p *pacedReader) Read(b []byte) (int, error) {
-	_ = p.x.rc.SetReadDeadline(p.begun.Add(p.x.bodyTime(p.n)))
+	if p.n > 0 { // for the first bytes it is set
+		_ = p.x.rc.SetReadDeadline(p.begun.Add(p.x.bodyTime(p.n)))
+	}
 	n, err := p.r.Read(b)
 	p.n += int64(n)
 	return n, err

@@ -44,6 +44,9 @@ type exchange struct {
 
 	status int         // of the answer, once it begins
 	seen   observation // for the metrics
+
+	writeLimit time.Duration // of each write
+	limited    time.Time     // when the deadline for writing was set; zero when there is none
 }
 
 // newExchange begins an exchange.
@@ -56,7 +59,11 @@ func newExchange(h *Handler, w http.ResponseWriter, r *http.Request) *exchange {
 		repl: replacer(r),
 		id:   hex.EncodeToString(id[:]),
 
-		begun: time.Now(),
+		begun:      time.Now(),
+		writeLimit: writeTimeout,
+	}
+	if srv := server(r); srv != nil && srv.WriteTimeout > 0 {
+		x.writeLimit = min(writeTimeout, srv.WriteTimeout)
 	}
 	w.Header().Set("X-Request-Id", x.id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -84,6 +91,24 @@ func (x *exchange) takeLease() (lease, error) {
 func (x *exchange) release() {
 	if x.lease != nil {
 		x.lease.Release()
+	}
+	x.lift()
+}
+
+// limit gives the next write its time, or almost: not every one sets the deadline anew.
+func (x *exchange) limit() {
+	now := time.Now()
+	if x.limited.IsZero() || now.Sub(x.limited) > x.writeLimit/8 {
+		_ = x.rc.SetWriteDeadline(now.Add(x.writeLimit))
+		x.limited = now
+	}
+}
+
+// lift ends the limit.
+func (x *exchange) lift() {
+	if !x.limited.IsZero() {
+		x.limited = time.Time{}
+		_ = x.rc.SetWriteDeadline(time.Time{})
 	}
 }
 
@@ -125,7 +150,7 @@ func (x *exchange) answer(status int, body []byte) {
 // writeHeader sends the status and the headers, and how long they took: clients
 // of OpenAI's look for that.
 func (x *exchange) writeHeader(status int) {
-	x.w.Header().Set("OpenAI-Processing-Ms", strconv.FormatInt(time.Since(x.begun).Milliseconds(), 10))
+	x.w.Header().Set("Openai-Processing-Ms", strconv.FormatInt(time.Since(x.begun).Milliseconds(), 10))
 	x.status = status
 	x.w.WriteHeader(status)
 }
@@ -143,20 +168,18 @@ func (x *exchange) begin(contentType string) sender {
 // sender writes an answer. What is written is sent at once.
 type sender struct{ x *exchange }
 
-// Write sends p, and gives that its time. The limit does not outlast the write:
-// agents are silent for long, and HTTP/2 would reset the stream. Where there are
-// no limits to set, the server's own hold.
+// Write sends p, and gives that its time. Beyond HTTP/1 the limit does not outlast
+// the write: agents are silent for long, and HTTP/2 would reset the stream. Where
+// there are no limits to set, the server's own hold.
 func (s sender) Write(p []byte) (int, error) {
-	limit := writeTimeout
-	if srv := server(s.x.r); srv != nil && srv.WriteTimeout > 0 {
-		limit = min(limit, srv.WriteTimeout)
-	}
-	_ = s.x.rc.SetWriteDeadline(time.Now().Add(limit))
+	s.x.limit()
 	n, err := s.x.w.Write(p)
 	if err == nil {
 		err = s.x.rc.Flush()
 	}
-	_ = s.x.rc.SetWriteDeadline(time.Time{})
+	if s.x.r.ProtoMajor != 1 {
+		s.x.lift()
+	}
 	if errors.Is(err, http.ErrNotSupported) {
 		err = nil
 	}
@@ -169,12 +192,13 @@ func (x *exchange) served(s mesh.Served) {
 	x.task = s
 	queued := s.Queued.Milliseconds()
 	h := x.w.Header()
-	h.Set("X-AgentFM-Peer", s.Peer)
-	h.Set("X-AgentFM-Agent", headerText(s.Agent))
-	h.Set("X-AgentFM-Task", s.TaskID)
-	h.Set("X-AgentFM-Tier", s.Tier.String())
-	h.Set("X-AgentFM-Attempts", strconv.Itoa(s.Attempts))
-	h.Set("X-AgentFM-Queue-Ms", strconv.FormatInt(queued, 10))
+	// As Go has these names, which it would make of others each time.
+	h.Set("X-Agentfm-Peer", s.Peer)
+	h.Set("X-Agentfm-Agent", headerText(s.Agent))
+	h.Set("X-Agentfm-Task", s.TaskID)
+	h.Set("X-Agentfm-Tier", s.Tier.String())
+	h.Set("X-Agentfm-Attempts", strconv.Itoa(s.Attempts))
+	h.Set("X-Agentfm-Queue-Ms", strconv.FormatInt(queued, 10))
 	if fields, ok := x.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		fields.Set(zap.Dict("agentfm",
 			zap.String("peer", s.Peer), zap.String("agent", s.Agent), zap.String("model", s.Model), zap.String("task", s.TaskID),

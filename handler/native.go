@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"sync"
 
 	"go.opentelemetry.io/otel/propagation"
 
@@ -135,7 +136,7 @@ func (p *passage) run(call mesh.Call) error {
 	if err := refusedWorker(resp.Status); err != nil {
 		return err
 	}
-	mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	mediaType, _ := mediaTypeOf(resp.Header.Get("Content-Type"))
 	if mediaType == "text/event-stream" && resp.Status == http.StatusOK {
 		return p.copyEvents(task)
 	}
@@ -177,7 +178,9 @@ const maxHalf = 64 << 10
 // may be a heartbeat, or an error.
 func (p *passage) copyEvents(task run) error {
 	p.out.head(func() { p.x.passHeaders(task.Response()) })
-	buf := make([]byte, mesh.ReadSize)
+	kept := buffers.Get().(*buffer)
+	defer p.putBack(kept)
+	buf := kept[:mesh.ReadSize]
 	for {
 		n, err := task.Read(buf)
 		whole := buf[:n]
@@ -217,10 +220,24 @@ func eventsEnd(b []byte) int {
 	return end
 }
 
+// buffer is for answers on their way.
+type buffer [maxLateError]byte
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// putBack gives a buffer back. One of which a write failed may still be under way.
+func (p *passage) putBack(b *buffer) {
+	if !p.out.failed {
+		buffers.Put(b)
+	}
+}
+
 // copyBody passes on an answer that is not one of events. What fits in memory is
 // passed on when it is whole.
 func (p *passage) copyBody(task run, resp *mesh.Response) error {
-	first := make([]byte, 0, maxLateError)
+	buf := buffers.Get().(*buffer)
+	defer p.putBack(buf)
+	first := buf[:0]
 	var err error
 	for err == nil && len(first) < cap(first) {
 		var n int
@@ -247,7 +264,7 @@ func (p *passage) copyBody(task run, resp *mesh.Response) error {
 	if _, werr := p.out.Write(first); werr != nil || err == io.EOF {
 		return werr
 	}
-	_, err = io.CopyBuffer(&p.out, readerOnly{task}, make([]byte, 32<<10))
+	_, err = io.CopyBuffer(&p.out, readerOnly{task}, buf[:32<<10])
 	return err
 }
 
@@ -286,10 +303,19 @@ func (x *exchange) passHeaders(resp *mesh.Response) {
 	}
 }
 
+// mediaTypeOf reads a content type. Those of almost every answer are themselves.
+func mediaTypeOf(value string) (string, error) {
+	if value == "application/json" || value == "text/event-stream" {
+		return value, nil
+	}
+	mediaType, _, err := mime.ParseMediaType(value)
+	return mediaType, err
+}
+
 // passedType returns the type of a worker's answer, or one that no browser shows
 // as a page of this site.
 func passedType(value string) string {
-	mediaType, _, err := mime.ParseMediaType(value)
+	mediaType, err := mediaTypeOf(value)
 	kind, _, _ := strings.Cut(mediaType, "/")
 	switch {
 	case err != nil:

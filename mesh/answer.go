@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -38,6 +39,7 @@ func (r *Run) writeTask(d *dispatch, id peer.ID) error {
 	r.answer = a
 	r.task.assign(id)
 
+	_ = stream.SetReadDeadline(d.first)
 	_ = stream.SetWriteDeadline(within(FrameTimeout, d.deadline))
 	_, err = stream.Write(d.frame)
 	if err == nil && !r.slot.Worker.Duplex {
@@ -90,7 +92,6 @@ func (r *Run) exchange(d *dispatch, id peer.ID, req *httpRequest, take func(*exc
 		r.slot.Report(n)
 	}
 	if err := x.refusal(); err != nil {
-		x.end(true)
 		return err
 	}
 	take(x)
@@ -107,6 +108,7 @@ type taskAnswer struct {
 	// newline says that one is to come after the output, as workers of protocol 1
 	// write it before their last line.
 	newline bool
+	whole   bool // nothing is left of the answer
 	err     error
 }
 
@@ -144,7 +146,9 @@ func (a *taskAnswer) Read(p []byte) (int, error) {
 			}
 		}
 		// The end of the body is to be read before the stream serves the next request.
-		_, _ = io.Copy(io.Discard, io.LimitReader(a.exchange, maxRefusal))
+		_ = a.SetReadDeadline(time.Now().Add(restTimeout))
+		n, restErr := io.Copy(io.Discard, io.LimitReader(a.exchange, maxRefusal+1))
+		a.whole = restErr == nil && n <= maxRefusal
 	}
 	a.err = err
 	if err == io.EOF && a.newline && len(p) > 0 {
@@ -153,5 +157,7 @@ func (a *taskAnswer) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+func (a *taskAnswer) end(whole bool) { a.exchange.end(whole && a.whole) }
 
 func (a *taskAnswer) hasFiles() bool { return a.events.Artifact() != nil }

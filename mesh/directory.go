@@ -33,7 +33,7 @@ type directory struct {
 	now    func() time.Time
 	log    func() *zap.Logger
 	events *Events
-	ask    func(peer string) bool // for a worker's profile; nil in tests that have none
+	ask    func(peer, tag string) bool // for a worker's profile; nil in tests that have none
 
 	mu      sync.RWMutex
 	workers map[string]*WorkerInfo

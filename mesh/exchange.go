@@ -13,15 +13,15 @@ import (
 	"strings"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 const (
-	// maxHead is the largest head of a worker's answer, in bytes.
-	maxHead = 256 << 10
+	// maxHead is the largest head of a worker's answer, in bytes. In memory it can be
+	// sixteen times that.
+	maxHead = 64 << 10
 	// inlineBody is how large a body may be to be written before the answer is
 	// read. A larger one may not fit the window of a worker that answers first.
 	inlineBody = 128 << 10
@@ -76,9 +76,7 @@ func (p *streamPool) exchange(ctx context.Context, id peer.ID, req *httpRequest,
 // attempt is exchange on one stream, which is to be ended also when it fails; nil
 // when none could be opened.
 func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, deadline time.Time, fresh bool) (*exchange, error) {
-	dialCtx, cancel := context.WithDeadline(network.WithAllowLimitedConn(ctx, "agentfm"), within(DialTimeout, deadline))
-	s, err := p.get(dialCtx, id, fresh)
-	cancel()
+	s, err := p.get(ctx, id, deadline, fresh)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
@@ -89,7 +87,13 @@ func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, 
 		err = req.write(s, id)
 	} else {
 		x.writing = make(chan error, 1)
-		go func() { x.writing <- req.write(s, id) }()
+		go func() {
+			err := req.write(s, id)
+			if timedOut(err) {
+				_ = s.Reset() // or the answer would be waited for
+			}
+			x.writing <- err
+		}()
 	}
 	if err == nil {
 		err = x.readHead(req.method, deadline)
@@ -97,15 +101,12 @@ func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, 
 	return x, err
 }
 
-// slowestBody is how many bytes of a body must go out in a second.
-const slowestBody = 16 << 10
-
 // writeDeadline returns until when the request must be written.
 func (q *httpRequest) writeDeadline(deadline time.Time) time.Time {
 	if q.stream != nil { // it comes as it may
 		return deadline
 	}
-	return within(FrameTimeout+time.Duration(len(q.body)/slowestBody)*time.Second, deadline)
+	return within(BodyTimeout(int64(len(q.body))), deadline)
 }
 
 // write writes the request.
@@ -177,6 +178,9 @@ func (x *exchange) end(whole bool) {
 	}
 }
 
+// maxLoad bounds what a worker can say of its load.
+const maxLoad = 100_000
+
 // load returns how many tasks the worker runs by its own word; -1 for none.
 func (x *exchange) load() int {
 	running, _, ok := strings.Cut(x.resp.Header.Get(wire.HeaderLoad), "/")
@@ -184,20 +188,33 @@ func (x *exchange) load() int {
 	if !ok || err != nil || n < 0 {
 		return -1
 	}
-	return n
+	return min(n, maxLoad)
 }
 
-// maxRefusal is how much of the body of a refusal is read.
-const maxRefusal = 16 << 10
+const (
+	// maxRefusal is how much of the body of a refusal is read.
+	maxRefusal = 16 << 10
+	// restTimeout is for the rest of an answer whose sense is known.
+	restTimeout = 5 * time.Second
+)
 
-// refusal returns the error of an answer with which the worker began no work; nil
-// for any other answer.
+// rest reads what is left of a body of which little is expected, and ends the
+// exchange. A stream with some of it left would give that to the next request.
+func (x *exchange) rest() []byte {
+	body, err := io.ReadAll(io.LimitReader(x, maxRefusal+1)) // as much of it as there is
+	x.end(err == nil && len(body) <= maxRefusal)
+	return body
+}
+
+// refusal returns the error of an answer with which the worker began no work, and
+// ends the exchange; nil for any other answer.
 func (x *exchange) refusal() error {
 	reason := wire.Refusal(x.resp.Header.Get(wire.HeaderRefusal))
 	if reason == "" {
 		return nil
 	}
-	body, _ := io.ReadAll(io.LimitReader(x, maxRefusal)) // as much of it as there is
+	_ = x.SetReadDeadline(time.Now().Add(restTimeout))
+	body := x.rest()
 	kind := wire.ErrRefused
 	switch reason {
 	case wire.RefusalCapacity:

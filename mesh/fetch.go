@@ -55,8 +55,7 @@ func (n *node) forgetTask(id peer.ID, task string) {
 	if err != nil {
 		return
 	}
-	_, err = io.Copy(io.Discard, io.LimitReader(x, maxRefusal))
-	x.end(err == nil)
+	x.rest()
 }
 
 // fetch is an artifact on its way.

@@ -47,6 +47,14 @@ const (
 	MaxTaskTimeout = 24 * time.Hour
 )
 
+// bodyRate is how many bytes a second a large body has at least.
+const bodyRate = 64 << 10
+
+// BodyTimeout is how long a body of n bytes may take on its way to a worker.
+func BodyTimeout(n int64) time.Duration {
+	return FrameTimeout + time.Duration(n/bodyRate)*time.Second
+}
+
 // Connections of one host: beyond high, the least useful are closed until low
 // are left. Protected ones (bootstrap nodes) are never closed.
 const (

@@ -21,27 +21,29 @@ const (
 	// profileTimeout is how long a worker may take to give its profile. It is not
 	// among those that serve until then, for nobody knows what it serves.
 	profileTimeout = 5 * time.Second
-	// profileAgain is when a worker is asked again that did not give it.
-	profileAgain = 10 * time.Second
-	maxProfiles  = 16 // asked for at one time
+	// profileAgain is when a worker is asked again that did not give it; later each
+	// time, until profileAgainMax: those that never do must not keep others waiting.
+	profileAgain    = 10 * time.Second
+	profileAgainMax = 5 * time.Minute
+	maxProfiles     = 256 // asked for at one time
 )
 
 // profiles asks workers for what their telemetry does not say.
 type profiles struct {
 	ctx     context.Context
 	streams *streamPool
-	took    func(peer string, p wire.Profile, err error)
+	took    func(peer, tag string, p wire.Profile, err error)
 	slots   chan struct{}
 	asking  sync.WaitGroup
 }
 
-func newProfiles(ctx context.Context, s *streamPool, took func(string, wire.Profile, error)) *profiles {
+func newProfiles(ctx context.Context, s *streamPool, took func(peer, tag string, p wire.Profile, err error)) *profiles {
 	return &profiles{ctx: ctx, streams: s, took: took, slots: make(chan struct{}, maxProfiles)}
 }
 
-// ask asks a worker, and reports whether it did: when too many are being asked,
-// the next telemetry will do. It does not block.
-func (p *profiles) ask(worker string) bool {
+// ask asks a worker for the profile of a tag, and reports whether it did: when too
+// many are being asked, the next telemetry will do. It does not block.
+func (p *profiles) ask(worker, tag string) bool {
 	select {
 	case p.slots <- struct{}{}:
 	default:
@@ -50,7 +52,7 @@ func (p *profiles) ask(worker string) bool {
 	p.asking.Go(func() {
 		defer func() { <-p.slots }()
 		profile, err := p.get(worker)
-		p.took(worker, profile, err)
+		p.took(worker, tag, profile, err)
 	})
 	return true
 }
@@ -88,9 +90,10 @@ func (p *profiles) wait() { p.asking.Wait() }
 
 // profileState is what the directory knows of a worker's profile.
 type profileState struct {
-	tag    string    // of the one that it has
-	asking bool      // for another
-	failed time.Time // when the last asking was in vain
+	tag    string        // of the one that it has
+	asking bool          // for another
+	failed time.Time     // when the last asking was in vain
+	again  time.Duration // how long after that the next may be
 }
 
 // learn asks for a worker's profile when it has changed, and reports whether the
@@ -105,14 +108,15 @@ func (d *directory) learn(w *WorkerInfo) bool {
 	if p.tag == w.ProfileTag {
 		return true
 	}
-	if !p.asking && d.now().Sub(p.failed) >= profileAgain && d.ask != nil {
-		p.asking = d.ask(w.PeerID)
+	if !p.asking && d.now().Sub(p.failed) >= p.again && d.ask != nil {
+		p.asking = d.ask(w.PeerID, w.ProfileTag)
 	}
 	return p.tag != "" || !p.failed.IsZero()
 }
 
-// tookProfile takes in a profile, or that there was none to be had.
-func (d *directory) tookProfile(peer string, p wire.Profile, err error) {
+// tookProfile takes in the profile that was asked for with a tag, or that there was
+// none to be had.
+func (d *directory) tookProfile(peer, tag string, p wire.Profile, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w, ok := d.workers[peer]
@@ -121,10 +125,11 @@ func (d *directory) tookProfile(peer string, p wire.Profile, err error) {
 	}
 	if w.profile.asking = false; err != nil {
 		w.profile.failed = d.now()
+		w.profile.again = min(max(2*w.profile.again, profileAgain), profileAgainMax)
 		d.log().Warn("worker does not give its profile", zap.String("peer", peer), zap.Error(err))
 		return // its next telemetry will make it one that takes a text
 	}
-	w.profile = profileState{tag: p.ProfileTag}
+	w.profile = profileState{tag: tag}
 	w.Routes, w.Models = routeSet(p.Routes), p.Models
 	if d.now().Sub(w.LastSeen) <= workerStale {
 		d.serves(w)

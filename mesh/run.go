@@ -27,12 +27,14 @@ type Run struct {
 	task    *task // nil where the worker serves the request itself
 	slot    router.Slot
 	answer  answer
-	first   []byte          // read by Dispatch
+	first   []byte          // read by Dispatch, and not yet given out
+	buf     *firstBuffer    // what first is in; nil once it is given out
 	ctx     context.Context // of the call
 	attempt context.Context // ends with it, and when the worker goes before its first output
 	release context.CancelCauseFunc
 	begun   time.Time
 	timeout time.Duration
+	working bool  // its output has begun
 	err     error // the end, once it is known
 	once    sync.Once
 }
@@ -90,16 +92,23 @@ func within(d time.Duration, deadline time.Time) time.Time {
 	return deadline
 }
 
-// readFirst waits for the first output.
+// firstBuffer is for the first output of a task, from Dispatch to the first reads.
+type firstBuffer [ReadSize]byte
+
+var firstBuffers = sync.Pool{New: func() any { return new(firstBuffer) }}
+
+// readFirst waits for the first output. The time for it is set.
 func (r *Run) readFirst(d *dispatch) error {
-	_ = r.answer.SetReadDeadline(d.first)
-	buf := make([]byte, ReadSize)
-	k, err := r.read(buf)
+	buf := firstBuffers.Get().(*firstBuffer)
+	k, err := r.read(buf[:])
 	if err == nil || errors.Is(err, io.EOF) {
-		r.first, r.err = buf[:k], err
-		_ = r.answer.SetReadDeadline(d.deadline)
+		r.working, r.buf, r.first, r.err = true, buf, buf[:k], err
+		if d.first.Before(d.deadline) {
+			_ = r.answer.SetReadDeadline(d.deadline)
+		}
 		return nil
 	}
+	firstBuffers.Put(buf)
 	return err
 }
 
@@ -109,7 +118,10 @@ func (r *Run) readFirst(d *dispatch) error {
 func (r *Run) Read(p []byte) (int, error) {
 	if len(r.first) > 0 {
 		k := copy(p, r.first)
-		r.first = r.first[k:]
+		if r.first = r.first[k:]; len(r.first) == 0 {
+			firstBuffers.Put(r.buf)
+			r.first, r.buf = nil, nil
+		}
 		return k, nil
 	}
 	if r.err != nil {
@@ -217,7 +229,7 @@ func (r *Run) outcome(err error) router.Outcome {
 		return router.Refused
 	case errors.Is(err, wire.ErrAgentFailed), errors.Is(err, wire.ErrRefused):
 		return router.AgentFailed
-	case errors.Is(err, os.ErrDeadlineExceeded) && r.first != nil: // it worked, if for too long
+	case errors.Is(err, os.ErrDeadlineExceeded) && r.working: // it worked, if for too long
 		return router.AgentFailed
 	default:
 		return router.Failed

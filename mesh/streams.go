@@ -29,7 +29,8 @@ const (
 
 // streamPool holds the idle streams to workers.
 type streamPool struct {
-	host host.Host
+	host    host.Host
+	closing sync.WaitGroup // of streams
 
 	mu     sync.Mutex
 	idle   map[peer.ID][]*httpStream // the one that was used last is the last
@@ -75,8 +76,9 @@ func (s *httpStream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// get returns a stream to a worker: one that is open, or else a new one.
-func (p *streamPool) get(ctx context.Context, id peer.ID, fresh bool) (*httpStream, error) {
+// get returns a stream to a worker: one that is open, or else a new one, which must
+// be open by the deadline. Its deadlines are to be set.
+func (p *streamPool) get(ctx context.Context, id peer.ID, deadline time.Time, fresh bool) (*httpStream, error) {
 	for !fresh {
 		s := p.pop(id)
 		if s == nil {
@@ -88,6 +90,8 @@ func (p *streamPool) get(ctx context.Context, id peer.ID, fresh bool) (*httpStre
 		}
 		_ = s.Reset()
 	}
+	ctx, cancel := context.WithDeadline(network.WithAllowLimitedConn(ctx, "agentfm"), within(DialTimeout, deadline))
+	defer cancel()
 	raw, err := p.host.NewStream(ctx, id, wire.HTTPProtocol)
 	if err != nil {
 		return nil, err
@@ -122,28 +126,37 @@ func (p *streamPool) keep(id peer.ID, list []*httpStream) {
 }
 
 // alive reports whether the worker has kept its side open and has sent nothing
-// that was not asked for. It does not wait.
+// that was not asked for. It does not wait. The deadline for reading has passed then.
 func (s *httpStream) alive() bool {
 	_ = s.SetReadDeadline(time.Unix(1, 0))
 	_, err := s.r.Peek(1)
-	_ = s.SetReadDeadline(time.Time{})
+	return timedOut(err)
+}
+
+func timedOut(err error) bool {
 	timeout, ok := errors.AsType[net.Error](err)
 	return ok && timeout.Timeout()
 }
 
 // put keeps a stream, whose request has been answered to the last byte, for the next.
+// Its deadlines may pass meanwhile: who gets it sets them.
 func (p *streamPool) put(s *httpStream) {
 	s.since = time.Now()
-	_ = s.SetDeadline(time.Time{})
-	id := s.Conn().RemotePeer()
+	if !p.add(s.Conn().RemotePeer(), s) {
+		_ = s.Close()
+	}
+}
+
+// add adds an idle stream; false when there are enough.
+func (p *streamPool) add(id peer.ID, s *httpStream) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.count >= maxIdleStreams || len(p.idle[id]) >= maxIdlePeerStreams {
-		_ = s.Close()
-		return
+		return false
 	}
 	p.idle[id] = append(p.idle[id], s)
 	p.count++
+	return true
 }
 
 // sweepInterval is how often idle streams are looked at. A worker that leaves waits
@@ -166,15 +179,28 @@ func (p *streamPool) sweep(ctx context.Context) {
 	}
 }
 
-// end closes the idle streams that are not wanted any more.
+// end closes the idle streams that are not wanted any more. To close one can take
+// long, when its worker reads nothing: nobody waits for that.
 func (p *streamPool) end(unwanted func(*httpStream) bool) {
+	for _, list := range p.remove(unwanted) {
+		p.closing.Go(func() {
+			for _, s := range list {
+				_ = s.Close()
+			}
+		})
+	}
+}
+
+// remove takes out the idle streams that are not wanted, by their workers.
+func (p *streamPool) remove(unwanted func(*httpStream) bool) map[peer.ID][]*httpStream {
+	removed := make(map[peer.ID][]*httpStream)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for id, list := range p.idle {
 		kept := list[:0]
 		for _, s := range list {
 			if unwanted(s) {
-				_ = s.Close()
+				removed[id] = append(removed[id], s)
 				p.count--
 				continue
 			}
@@ -183,6 +209,7 @@ func (p *streamPool) end(unwanted func(*httpStream) bool) {
 		clear(list[len(kept):])
 		p.keep(id, kept)
 	}
+	return removed
 }
 
 // close has no more streams kept.
@@ -191,4 +218,5 @@ func (p *streamPool) close() {
 	p.closed = true
 	p.mu.Unlock()
 	p.end(func(*httpStream) bool { return true })
+	p.closing.Wait()
 }

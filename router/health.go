@@ -17,7 +17,8 @@ const (
 	// Succeeded ends whatever earlier failures have earned.
 	Succeeded
 	// Refused says that the worker is full, whatever it has announced. It gets no
-	// tasks until its next telemetry, or for refusedRest.
+	// tasks until its next telemetry, or for refusedRest. One that announces room
+	// again and refuses again, with nothing done in between, rests.
 	Refused
 	// Failed says that the worker could not be reached, or broke off. It rests.
 	Failed
@@ -39,6 +40,7 @@ const (
 type health struct {
 	failures int // in a row, of the worker
 	agent    int // in a row, of its agent
+	refusals int // in a row, each after telemetry that said otherwise
 	resting  bool
 	full     bool // it refused a task
 	until    time.Time
@@ -51,8 +53,14 @@ func (r *Router) judge(e *worker, o Outcome) {
 	case Succeeded:
 		*h = health{full: h.full, until: h.until}
 	case Refused:
+		if !h.full {
+			h.refusals++
+		}
 		h.full = true
 		r.rest(e, refusedRest)
+		if h.refusals > 1 {
+			r.tire(e, h.refusals-1)
+		}
 	case Failed:
 		h.failures++
 		r.tire(e, h.failures)

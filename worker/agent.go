@@ -64,7 +64,7 @@ type agent struct {
 	firstReady func()
 
 	active   atomic.Pointer[generation] // whose runtime takes new tasks: the newest that is ready
-	lastHalf atomic.Int64               // when an answer to a gateway that closed its side ended
+	lastHalf atomic.Int64               // when an answer ended of which the gateway does not tell that it has it
 	mu       sync.Mutex
 	leaving  bool                // takes no tasks any more
 	tasks    map[string]*running // by task id

@@ -51,8 +51,14 @@ func (cs *conns) state(c net.Conn, s http.ConnState) {
 		delete(cs.open, c)
 	}
 	cs.mu.Unlock()
+	callAll(read)
+}
+
+// callAll calls functions, for which nobody here waits: with the last task an agent may
+// close, this stream included.
+func callAll(read []func()) {
 	for _, f := range read {
-		f()
+		go f()
 	}
 }
 
@@ -66,7 +72,7 @@ func (cs *conns) whenRead(c net.Conn, f func()) {
 	}
 	cs.mu.Unlock()
 	if !ok {
-		f()
+		go f()
 	}
 }
 
@@ -95,9 +101,7 @@ func (cs *conns) giveUp() {
 		}
 	}
 	cs.mu.Unlock()
-	for _, f := range read {
-		f()
-	}
+	callAll(read)
 }
 
 // closeWrite closes our side of a stream.

@@ -113,5 +113,7 @@ func (c *call) exposed() {
 	}
 	_ = c.rc.SetReadDeadline(time.Now().Add(mesh.TaskTimeout)) // of its body
 	_ = c.rc.SetWriteDeadline(time.Time{})
-	g.exposed.proxy.ServeHTTP(&pacedWriter{c.w, c.rc}, c.r)
+	w := &pacedWriter{ResponseWriter: c.w, rc: c.rc}
+	g.exposed.proxy.ServeHTTP(w, c.r)
+	w.limit() // for the end of the answer
 }

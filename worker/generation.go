@@ -54,10 +54,10 @@ func (g *generation) start() error {
 	}
 	a := v.(*agent)
 	g.agent = a
+	g.life, g.retire = context.WithCancel(a.closing)
 	if err := g.settings.Fits(a.settings); err != nil {
 		return err
 	}
-	g.life, g.retire = context.WithCancel(a.closing)
 	a.Join(g)
 	a.setLeaving(false)
 	var ctx context.Context

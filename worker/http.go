@@ -31,11 +31,14 @@ const (
 	idleTimeout = 5 * time.Minute
 	// maxHeader is the largest head of a request in bytes.
 	maxHeader = 64 << 10
-	// maxBody is the largest body in bytes. A body must arrive within
-	// mesh.FrameTimeout, and a second more for each bodyRate bytes of it.
-	maxBody  = 32 << 20
-	bodyRate = 16 << 10
+	// maxBody is the largest body in bytes.
+	maxBody = 32 << 20
+	// restTimeout is for the rest of a body that nobody wants.
+	restTimeout = 5 * time.Second
 )
+
+// bodyTimeout is how long a body of so many bytes may take. A variable for tests.
+var bodyTimeout = mesh.BodyTimeout
 
 // listen begins to serve mesh protocol 2, until the server that it returns is closed.
 func (a *agent) listen() (*http.Server, error) {
@@ -77,15 +80,16 @@ type call struct {
 	stream  stream
 	gateway peer.ID
 	budget  *budgetReader
+	begun   time.Time
 }
 
 // ServeHTTP serves mesh protocol 2. The peer at the other end of the stream is who
 // calls.
 func (a *agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s := r.Context().Value(streamKey{}).(stream)
-	c := &call{a: a, w: w, r: r, rc: http.NewResponseController(w), stream: s, gateway: s.Conn().RemotePeer()}
+	c := &call{a: a, w: w, r: r, rc: http.NewResponseController(w), stream: s, gateway: s.Conn().RemotePeer(), begun: time.Now()}
 	defer c.release()
-	_ = c.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = c.rc.SetWriteDeadline(c.begun.Add(writeTimeout))
 	c.showLoad()
 	if !a.allows(c.gateway) {
 		c.refuse(&refusal{wire.RefusalForbidden, "This gateway is not on the worker's list."})
@@ -169,6 +173,8 @@ func (c *call) answer(v any) {
 }
 
 func (c *call) write(status int, body []byte) {
+	// The server reads what is left of a body before it answers.
+	_ = c.rc.SetReadDeadline(time.Now().Add(min(bodyTimeout(0), restTimeout)))
 	c.w.Header().Set("Content-Type", "application/json")
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(status)
@@ -187,25 +193,25 @@ func (c *call) profile() {
 
 // readBody reads the whole body. It takes the memory from the budget of the peer,
 // and comes before any slot is taken: who withholds a body holds nothing else.
-func (c *call) readBody() ([]byte, *refusal) {
-	if c.r.ContentLength > maxBody {
-		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, int64(maxBody)))
+func (c *call) readBody(limit int64) ([]byte, *refusal) {
+	if c.r.ContentLength > limit {
+		return nil, unfit(fmt.Sprintf("The body has %d bytes; this worker takes at most %d.", c.r.ContentLength, limit))
 	}
-	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, maxBody), scope: c.stream.Scope()}
-	_ = c.rc.SetReadDeadline(time.Now().Add(mesh.FrameTimeout + time.Duration(max(c.r.ContentLength, 0)/bodyRate)*time.Second))
+	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, limit), scope: c.stream.Scope()}
+	_ = c.rc.SetReadDeadline(time.Now().Add(bodyTimeout(max(c.r.ContentLength, 0))))
 	var b bytes.Buffer
-	if c.r.ContentLength > 0 {
-		b.Grow(int(min(c.r.ContentLength, 1<<20)) + bytes.MinRead)
+	if c.r.ContentLength > 0 { // whoever announces a body has not sent it yet
+		b.Grow(int(min(c.r.ContentLength, budgetStep)) + bytes.MinRead)
 	}
 	_, err := b.ReadFrom(c.budget)
-	_ = c.rc.SetReadDeadline(time.Time{})
 	if err != nil {
 		text := "The body did not arrive."
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			text = fmt.Sprintf("The body is over %d bytes.", int64(maxBody))
+			text = fmt.Sprintf("The body is over %d bytes.", limit)
 		}
 		return nil, unfit(text)
 	}
+	_ = c.rc.SetReadDeadline(time.Time{})
 	return b.Bytes(), nil
 }
 

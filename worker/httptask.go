@@ -29,14 +29,16 @@ const (
 type kept struct {
 	*zipped
 	gateway peer.ID
-	asked   chan struct{} // gets a value when the gateway asks
+	since   time.Time
+	fetched bool          // the gateway has asked; under the agent's mutex
+	asked   chan struct{} // gets a value when it does
 	drop    chan struct{} // closed when it has all, or wants none
 }
 
 // task serves a task: it is read, gets a slot, and answers with events.
 func (c *call) task() {
 	a := c.a
-	body, refused := c.readBody()
+	body, refused := c.readBody(wire.MaxTaskFrame)
 	if refused != nil {
 		c.refuse(refused)
 		return
@@ -60,8 +62,11 @@ func (c *call) task() {
 	// The slot is free before the gateway sees the end: its next task comes at once.
 	a.free(req.TaskID)
 	stop()
-	if err := c.exit(events, e); err != nil && e.err == nil {
-		e.how, e.err = cancelled, err
+	if err := c.exit(events, e); err != nil {
+		if e.err == nil {
+			e.how, e.err = cancelled, err
+		}
+		a.dropKept(req.TaskID, c.gateway)
 	}
 	if !keeping {
 		a.conns.whenRead(c.stream, a.done)
@@ -132,12 +137,13 @@ func (p *pipe) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// keep keeps a zip for the gateway of its task, and its folder; false when too many
-// wait already. An agent that is leaving waits until the gateway has it.
+// keep keeps a zip for the gateway of its task, and its folder. When too many wait,
+// the oldest that its gateway has not asked for makes room; false when there is none.
+// An agent that is leaving waits until the gateway has it.
 func (a *agent) keep(id string, gateway peer.ID, z *zipped, dir string) bool {
-	k := &kept{zipped: z, gateway: gateway, asked: make(chan struct{}, 1), drop: make(chan struct{})}
+	k := &kept{zipped: z, gateway: gateway, since: time.Now(), asked: make(chan struct{}, 1), drop: make(chan struct{})}
 	a.mu.Lock()
-	if _, taken := a.kept[id]; taken || len(a.kept) >= maxKept {
+	if _, taken := a.kept[id]; taken || len(a.kept) >= maxKept && !a.evictKept() {
 		a.mu.Unlock()
 		return false
 	}
@@ -150,8 +156,10 @@ func (a *agent) keep(id string, gateway peer.ID, z *zipped, dir string) bool {
 		defer z.Close()
 		defer func() {
 			a.mu.Lock()
-			delete(a.kept, id)
-			a.mu.Unlock()
+			defer a.mu.Unlock()
+			if a.kept[id] == k { // and not the next of that id
+				delete(a.kept, id)
+			}
 		}()
 		for wait := keepTime; ; wait = mesh.ArtifactTimeout {
 			select {
@@ -165,6 +173,36 @@ func (a *agent) keep(id string, gateway peer.ID, z *zipped, dir string) bool {
 			}
 		}
 	}()
+	return true
+}
+
+// evictKept drops the zip that has waited the longest without being asked for. The
+// caller holds a.mu.
+func (a *agent) evictKept() bool {
+	oldest := ""
+	for id, k := range a.kept {
+		if !k.fetched && (oldest == "" || k.since.Before(a.kept[oldest].since)) {
+			oldest = id
+		}
+	}
+	if oldest == "" {
+		return false
+	}
+	close(a.kept[oldest].drop)
+	delete(a.kept, oldest)
+	return true
+}
+
+// dropKept drops the zip of a task of a gateway; false when there is none.
+func (a *agent) dropKept(id string, gateway peer.ID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	k := a.kept[id]
+	if k == nil || k.gateway != gateway {
+		return false
+	}
+	delete(a.kept, id)
+	close(k.drop)
 	return true
 }
 
@@ -204,6 +242,7 @@ func (a *agent) keptFor(id string, gateway peer.ID) *kept {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if k := a.kept[id]; k != nil && k.gateway == gateway {
+		k.fetched = true
 		return k
 	}
 	return nil
@@ -213,18 +252,14 @@ func (a *agent) keptFor(id string, gateway peer.ID) *kept {
 func (c *call) forget(id string) {
 	a := c.a
 	a.mu.Lock()
-	t, k := a.tasks[id], a.kept[id]
+	t := a.tasks[id]
+	a.mu.Unlock()
 	switch {
 	case t != nil && t.gateway == c.gateway:
 		t.stop(errGatewayGone)
-	case k != nil && k.gateway == c.gateway:
-		delete(a.kept, id)
-		close(k.drop)
-	default:
-		a.mu.Unlock()
+	case !a.dropKept(id, c.gateway):
 		c.fail(http.StatusNotFound, "task_not_found", "There is no such task.")
 		return
 	}
-	a.mu.Unlock()
 	c.w.WriteHeader(http.StatusNoContent)
 }

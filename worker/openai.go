@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -58,63 +59,89 @@ func (g *generation) offered() *offered {
 	return o
 }
 
-// routeOf returns the route that a path is, or lies below.
-func (o *offered) routeOf(path string) (string, bool) {
-	for _, r := range o.Routes {
-		if rest, ok := strings.CutPrefix(path, r); ok && (rest == "" || rest[0] == '/') {
-			return r, true
-		}
-	}
-	return "", false
+// serves reports whether a path is a route, or lies below one. Servers differ in
+// what they make of other spellings of a path.
+func (o *offered) serves(p string) bool {
+	return path.Clean(p) == p && !strings.Contains(p, `\`) && slices.ContainsFunc(o.Routes, func(route string) bool {
+		rest, ok := strings.CutPrefix(p, route)
+		return ok && (rest == "" || rest[0] == '/')
+	})
 }
+
+// maxAside is the largest body of a request that is no work, in bytes.
+const maxAside = 64 << 10
 
 // openAI serves a request of OpenAI's API, where the agent's runtime can.
 func (c *call) openAI() {
-	switch g, route := c.target(); {
-	case g == nil:
-	case c.r.Method == http.MethodPost && c.r.URL.Path == route:
-		c.create()
-	default: // what is there already costs no slot
-		c.serve(g, c.r.Context())
+	if c.target() != nil {
+		c.pass()
 	}
 }
 
-// target returns who serves the request now, and by which route; nil when it was
-// refused.
-func (c *call) target() (*generation, string) {
+// target returns who serves the request now; nil when it was refused.
+func (c *call) target() *generation {
 	g := c.a.active.Load()
 	if g == nil {
 		c.refuse(notReady)
-		return nil, ""
+		return nil
 	}
 	o := g.offered()
 	if o == nil {
 		c.refuse(&refusal{wire.RefusalRoute, "The agent of this worker takes a text, and serves nothing of OpenAI's API."})
-		return nil, ""
+		return nil
 	}
-	route, ok := o.routeOf(c.r.URL.Path)
 	switch {
-	case !ok:
+	case !o.serves(c.r.URL.Path):
 		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker does not serve %.100s.", c.r.URL.Path)})
-		return nil, ""
+		return nil
 	case !g.available():
 		c.refuse(&refusal{wire.RefusalUnavailable, "The model server of this worker does not answer."})
-		return nil, ""
+		return nil
 	}
-	return g, route
+	return g
 }
 
-// create serves a request that is work for the back-end, and takes a slot.
-func (c *call) create() {
-	body, refused := c.readBody()
+// pass has the body, and a slot where the request is work for the back-end.
+func (c *call) pass() {
+	limit := int64(maxAside)
+	if isWork(c.r) {
+		limit = maxBody
+	}
+	body, refused := c.readBody(limit)
 	if refused != nil {
 		c.refuse(refused)
 		return
 	}
-	g, _ := c.target() // as the body came, another configuration may have taken over
+	g := c.target() // as the body came, another configuration may have taken over
 	if g == nil {
 		return
 	}
+	if len(body) > 0 || c.r.Body != http.NoBody {
+		c.r.Body, c.r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		c.r.TransferEncoding = nil
+	}
+	if isWork(c.r) {
+		c.create(g)
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.r.Context(), time.Duration(g.config.Timeout))
+	defer cancel()
+	c.serve(g, ctx)
+}
+
+// isWork reports whether a request may have the back-end work. To look at what is
+// there, to delete it and to cancel is none.
+func isWork(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodDelete:
+		return false
+	default:
+		return !strings.HasSuffix(r.URL.Path, "/cancel")
+	}
+}
+
+// create serves a request in a slot.
+func (c *call) create(g *generation) {
 	id := wire.NewTaskID()
 	t, refused := c.a.take(g, id, c.gateway, nil)
 	if refused != nil {
@@ -132,7 +159,6 @@ func (c *call) create() {
 			zap.Duration("took", time.Since(began)), zap.NamedError("cause", cause))
 	}()
 	c.showLoad()
-	c.r.Body, c.r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	ctx, cancel := context.WithDeadline(t.ctx, t.end)
 	defer cancel()
 	c.serve(g, ctx)
@@ -140,23 +166,37 @@ func (c *call) create() {
 
 // serve has the runtime answer.
 func (c *call) serve(g *generation, ctx context.Context) {
-	// The agent is silent for as long as it likes; its pieces get their time.
-	_ = c.rc.SetWriteDeadline(time.Time{})
-	serverOf(g.runtime).ServeHTTP(&pacedWriter{c.w, c.rc}, c.r.WithContext(ctx))
+	w := &pacedWriter{ResponseWriter: c.w, rc: c.rc, limited: c.begun}
+	serverOf(g.runtime).ServeHTTP(w, c.r.WithContext(ctx))
+	w.limit() // for the end of the answer
 }
 
-// pacedWriter bounds the time of each write.
+// pacedWriter bounds the time of each write: the agent may be silent for as long as
+// it likes, and its pieces get their time.
 type pacedWriter struct {
 	http.ResponseWriter
-	rc *http.ResponseController
+	rc      *http.ResponseController
+	limited time.Time // when the deadline was set
+}
+
+// limit gives the next write its time, or almost: not every one sets the deadline anew.
+func (w *pacedWriter) limit() {
+	if now := time.Now(); now.Sub(w.limited) > writeTimeout/8 {
+		_ = w.rc.SetWriteDeadline(now.Add(writeTimeout))
+		w.limited = now
+	}
 }
 
 // Write implements io.Writer.
 func (w *pacedWriter) Write(p []byte) (int, error) {
-	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
-	n, err := w.ResponseWriter.Write(p)
-	_ = w.rc.SetWriteDeadline(time.Time{})
-	return n, err
+	w.limit()
+	return w.ResponseWriter.Write(p)
+}
+
+// FlushError is for http.ResponseController. What was written may go out only now.
+func (w *pacedWriter) FlushError() error {
+	w.limit()
+	return w.rc.Flush()
 }
 
 // Unwrap is for http.ResponseController.

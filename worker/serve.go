@@ -24,9 +24,11 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
+// writeTimeout is how long a gateway may take to accept a piece of output. A
+// variable for tests.
+var writeTimeout = time.Minute
+
 const (
-	// writeTimeout is how long a gateway may take to accept a piece of output.
-	writeTimeout = time.Minute
 	// finishTimeout is how long it may take to read the last of it when Caddy exits.
 	finishTimeout = 10 * time.Second
 	// finishHalfTime is what it gets when it cannot tell that it has.

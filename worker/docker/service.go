@@ -34,6 +34,8 @@ const (
 	progressInterval = 10 * time.Second
 	// askTimeout is how long a server may take for an answer while it starts.
 	askTimeout = 10 * time.Second
+	// exitNotice is how much later than everybody else the engine may hear of an exit.
+	exitNotice = time.Second
 	// outputWait is how long the last output of a container may take after its exit.
 	outputWait = time.Second
 )
@@ -303,7 +305,8 @@ func (s *service) dial(ctx context.Context) (net.Conn, error) {
 }
 
 // enter opens the way into a container. Its process may have ended by then, and its
-// number be another's: it must be the same afterwards.
+// number be another's: it must be the same afterwards. That it has ended, the engine
+// may hear a moment later.
 func (s *service) enter(ctx context.Context, id string) (*netns, error) {
 	pid, err := s.pid(ctx, id)
 	if err != nil {
@@ -311,6 +314,10 @@ func (s *service) enter(ctx context.Context, id string) (*netns, error) {
 	}
 	n, err := openNetns(pid, id)
 	after, gone := s.pid(ctx, id)
+	for end := time.Now().Add(exitNotice); err != nil && gone == nil && ctx.Err() == nil && time.Now().Before(end); {
+		time.Sleep(minAskPause)
+		after, gone = s.pid(ctx, id)
+	}
 	switch {
 	case gone != nil:
 		err = gone
