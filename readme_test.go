@@ -63,9 +63,9 @@ func TestReadmeCaddyfile(t *testing.T) {
 		"<origin>...", "https://app.example.com",
 		"<kebab-case>", "a-b", "<name or file>", "x", "<text>", "x", "<dir>", "/x", "<folder>", "/x", "<file>", "/x",
 		"<url>", "http://x", "<key>", "x", "<model>...", "a b", "<offered> <model>", "a b", "<route>...", "/v1/x",
-		"<reference>", "x", "<address>", "unix:///x",
+		"<reference>", "x", "<port>", "8080", "<address>", "unix:///x",
 	)
-	keys := []string{"first", "second", "third"}
+	keys := []string{"first", "second", "third", "fourth"}
 	for _, block := range blocks(t, "caddyfile") {
 		for _, key := range keys {
 			block = strings.Replace(block, "agent <key>", "agent "+key, 1)

@@ -12,7 +12,9 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -93,6 +95,116 @@ func TestDocker(t *testing.T) {
 	})
 }
 
+// A model server in a container, from its start with Caddy to its end with it.
+func TestDockerServe(t *testing.T) {
+	engine := newEngine(t)
+	image := t.TempDir()
+	compile := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(image, "probe"), root+"/worker/docker/internal/probe")
+	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := compile.CombinedOutput(); err != nil {
+		t.Fatalf("compiling the model server: %v\n%s", err, out)
+	}
+	writeFile(t, image, "Dockerfile", "FROM scratch\nCOPY probe /\nUSER 65534\nENTRYPOINT [\"/probe\"]\n")
+	const settings = "env PROBE \"serve 8080\""
+	dir := home(t)
+	config := caddyfile(localMesh, withKey, agent("contained", "Contained", "acme/contained", fmt.Sprintf(
+		"docker {\n\t\t\t\thost %s\n\t\t\t\tbuild %s\n\t\t\t\tserve 8080\n\t\t\t\t%s\n\t\t\t}", engine.host, image, settings)))
+	p := start(t, dir, config)
+	p.awaitWorkers(1)
+	worker := p.workerID("Contained")
+
+	t.Run("chat", func(t *testing.T) {
+		p := p.in(t)
+		var answer struct {
+			Choices []struct{ Message struct{ Content string } }
+			Usage   struct {
+				Total int `json:"total_tokens"`
+			}
+		}
+		p.decode(p.post("/v1/chat/completions", chatRequest("acme/contained", "hello", false)), &answer)
+		if len(answer.Choices) != 1 || answer.Choices[0].Message.Content != "you said: hello" || answer.Usage.Total != 9 {
+			t.Errorf("got %+v", answer)
+		}
+		if got := chatChunks(t, p.post("/v1/chat/completions", chatRequest("Contained", "hello", true))); strings.Join(got, "|") != "you said: |hello" {
+			t.Errorf("chunks are %q", got)
+		}
+		resp := p.post("/api/execute", map[string]any{"worker_id": worker, "prompt": "hello"})
+		if body, err := io.ReadAll(resp.Body); err != nil || !strings.HasPrefix(string(body), "you said: hello") {
+			t.Errorf("execute: %q, %v", body, err)
+		}
+	})
+	t.Run("killed", func(t *testing.T) {
+		p := p.in(t)
+		before := engine.containerIDs(t, worker)
+		if err := engine.ContainerKill(t.Context(), before[0], "KILL"); err != nil {
+			t.Fatal(err)
+		}
+		p.await("another container", func() bool {
+			ids := engine.containerIDs(t, worker)
+			return len(ids) == 1 && ids[0] != before[0]
+		})
+		p.awaitChat("acme/contained")
+	})
+	t.Run("reload", func(t *testing.T) {
+		p := p.in(t)
+		before := engine.containerIDs(t, worker)
+		stream := newEvents(p.post("/v1/chat/completions", chatRequest("acme/contained", "slow", true)))
+		stream.nextText(t)
+		p.reload(func(caddyfile string) string { return replaceOnce(t, caddyfile, "max_tasks 4", "max_tasks 5") })
+		p.await("the new configuration", func() bool { return strings.Count(p.log.String(), `"msg":"agent is ready"`) == 2 })
+		if ids := engine.containerIDs(t, worker); !slices.Equal(ids, before) {
+			t.Errorf("containers are %v, they were %v", ids, before)
+		}
+		p.reload(func(caddyfile string) string {
+			return replaceOnce(t, caddyfile, settings, settings+"\n\t\t\t\tenv A b")
+		})
+		p.await("both containers", func() bool { return len(engine.containerIDs(t, worker)) == 2 })
+		rest := ""
+		for text := stream.nextText(t); text != ""; text = stream.nextText(t) {
+			rest += text
+		}
+		if !strings.HasSuffix(rest, "slow") {
+			t.Errorf("the stream ends with %q", rest)
+		}
+		p.await("the new container alone", func() bool {
+			ids := engine.containerIDs(t, worker)
+			return len(ids) == 1 && ids[0] != before[0]
+		})
+		p.awaitChat("acme/contained")
+	})
+	t.Run("crash", func(t *testing.T) {
+		p := p.in(t)
+		p.kill()
+		before := engine.containerIDs(t, worker)
+		if len(before) != 1 {
+			t.Errorf("containers after the crash are %v", before)
+		}
+		p = start(t, dir, config)
+		p.awaitWorkers(1)
+		p.awaitChat("acme/contained")
+		if ids := engine.containerIDs(t, worker); len(ids) != 1 || ids[0] == before[0] {
+			t.Errorf("containers are %v, the leftover %v", ids, before)
+		}
+		p.stop()
+		if n := engine.containers(t, worker); n != 0 {
+			t.Errorf("%d containers after the exit", n)
+		}
+	})
+}
+
+// awaitChat waits until a model chats.
+func (p *process) awaitChat(model string) {
+	p.t.Helper()
+	p.await("an answer of "+model, func() bool {
+		resp, err := p.send(p.t.Context(), http.MethodPost, "/v1/chat/completions", chatRequest(model, "hello", false))
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
 // engine is the Docker engine of the tests.
 type engine struct {
 	host string
@@ -127,6 +239,12 @@ func newEngine(t *testing.T) *engine {
 // containers counts the containers of an agent, those that have ended too.
 func (e *engine) containers(t *testing.T, peerID string) int {
 	t.Helper()
+	return len(e.containerIDs(t, peerID))
+}
+
+// containerIDs returns the ids of those containers.
+func (e *engine) containerIDs(t *testing.T, peerID string) []string {
+	t.Helper()
 	list, err := e.ContainerList(t.Context(), container.ListOptions{
 		All:     true,
 		Filters: filters.NewArgs(filters.Arg("label", "agentfm.agent="+peerID)),
@@ -134,7 +252,11 @@ func (e *engine) containers(t *testing.T, peerID string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(list)
+	var ids []string
+	for _, c := range list {
+		ids = append(ids, c.ID)
+	}
+	return ids
 }
 
 func (e *engine) awaitNoContainers(p *process, peerID string) {

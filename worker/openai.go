@@ -73,28 +73,36 @@ const maxAside = 64 << 10
 
 // openAI serves a request of OpenAI's API, where the agent's runtime can.
 func (c *call) openAI() {
+	if c.target() != nil {
+		c.pass()
+	}
+}
+
+// target returns who serves the request now; nil when it was refused.
+func (c *call) target() *generation {
 	g := c.a.active.Load()
 	if g == nil {
 		c.refuse(notReady)
-		return
+		return nil
 	}
 	o := g.offered()
 	if o == nil {
 		c.refuse(&refusal{wire.RefusalRoute, "The agent of this worker takes a text, and serves nothing of OpenAI's API."})
-		return
+		return nil
 	}
 	switch {
 	case !o.serves(c.r.URL.Path):
 		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker does not serve %.100s.", c.r.URL.Path)})
+		return nil
 	case !g.available():
 		c.refuse(&refusal{wire.RefusalUnavailable, "The model server of this worker does not answer."})
-	default:
-		c.pass(g)
+		return nil
 	}
+	return g
 }
 
 // pass has the body, and a slot where the request is work for the back-end.
-func (c *call) pass(g *generation) {
+func (c *call) pass() {
 	limit := int64(maxAside)
 	if isWork(c.r) {
 		limit = maxBody
@@ -102,6 +110,10 @@ func (c *call) pass(g *generation) {
 	body, refused := c.readBody(limit)
 	if refused != nil {
 		c.refuse(refused)
+		return
+	}
+	g := c.target() // as the body came, another configuration may have taken over
+	if g == nil {
 		return
 	}
 	if len(body) > 0 || c.r.Body != http.NoBody {

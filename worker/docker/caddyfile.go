@@ -21,9 +21,19 @@ func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"pids":     option.PositiveInt(&r.PIDs),
 		"env":      option.Map(&r.Env),
 		"env_file": option.String(&r.EnvFile),
+		"serve":    option.PositiveInt(&r.Serve),
+		"models":   option.Strings(&r.Models),
+		"rename":   option.Map(&r.Rename),
+		"routes":   option.Strings(&r.Routes),
 	}.Unmarshal(d)
-	if err == nil && r.Image == "" && r.Build == "" {
+	if err != nil {
+		return err
+	}
+	if r.Image == "" && r.Build == "" {
 		return d.WrapErr(errNoImage)
 	}
-	return err
+	if err := r.together(); err != nil {
+		return d.WrapErr(err)
+	}
+	return nil
 }

@@ -42,6 +42,26 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 			want: `{"image":"hr:v1","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","memory":"1GiB",` +
 				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","env":{"API_KEY":"{env.HR_API_KEY}","EMPTY":""},"env_file":"hr.env"}`,
 		},
+		{
+			name: "serve",
+			input: `docker {
+				image  ollama:v1
+				serve  11434
+				models llama3.2 embed
+				rename llama3.2 llama3.2:latest
+				rename embed nomic-embed-text:latest
+				routes /v1/chat/completions /v1/embeddings
+			}`,
+			want: `{"image":"ollama:v1","serve":11434,"models":["llama3.2","embed"],` +
+				`"rename":{"embed":"nomic-embed-text:latest","llama3.2":"llama3.2:latest"},"routes":["/v1/chat/completions","/v1/embeddings"]}`,
+		},
+		{name: "serve and prompt", input: "docker {\nimage a\nserve 1\nprompt stdin\n}", err: "prompt: not with serve"},
+		{name: "serve twice", input: "docker {\nimage a\nserve 1\nserve 2\n}", err: "option 'serve' is already specified"},
+		{name: "serve two", input: "docker {\nimage a\nserve 1 2\n}", err: "wrong argument count"},
+		{name: "serve text", input: "docker {\nimage a\nserve http\n}", err: "serve: 'http' is not a whole number above 0"},
+		{name: "models alone", input: "docker {\nimage a\nmodels b\n}", err: "models, rename, routes: only with serve"},
+		{name: "rename alone", input: "docker {\nimage a\nrename b c\n}", err: "models, rename, routes: only with serve"},
+		{name: "routes alone", input: "docker {\nimage a\nroutes /v1/x\n}", err: "models, rename, routes: only with serve"},
 		{name: "argument on the line", input: `docker hr:v1`, err: "wrong argument count"},
 		{name: "unknown", input: "docker {\nnetwork host\n}", err: "unrecognized option 'network'"},
 		{name: "too few", input: "docker {\nimage\n}", err: "wrong argument count"},
@@ -110,6 +130,20 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// A runtime is a server by its settings, before anything is done with them.
+func TestServerBySettings(t *testing.T) {
+	if s := (&Runtime{}).Server(); s != nil {
+		t.Errorf("without serve: %v", s)
+	}
+	s := (&Runtime{Serve: 1}).Server()
+	if s == nil {
+		t.Fatal("no server")
+	}
+	if offer, up := s.Offer(); up {
+		t.Errorf("offers %+v", offer)
+	}
+}
+
 func TestValidate(t *testing.T) {
 	for _, tc := range []struct {
 		config string
@@ -119,6 +153,15 @@ func TestValidate(t *testing.T) {
 		{`{"build":"a"}`, ""},
 		{`{"image":"a","memory":"6MiB","cpus":0.01,"pids":1,"tmpfs":"1"}`, ""},
 		{`{"image":"a","memory":"536870912"}`, ""},
+		{`{"image":"a","serve":65535,"models":["a"],"rename":{"b":"c"},"routes":["/v1/x"]}`, ""},
+		{`{"image":"a","serve":65536}`, "serve is 65536, not a port"},
+		{`{"image":"a","serve":-1}`, "serve is -1, not a port"},
+		{`{"image":"a","serve":80,"prompt":"argument"}`, "prompt: not with serve"},
+		{`{"image":"a","models":["b"]}`, "only with serve"},
+		{`{"image":"a","rename":{"b":"c"}}`, "only with serve"},
+		{`{"image":"a","routes":["/v1/x"]}`, "only with serve"},
+		{`{"image":"a","serve":80,"routes":["/x"]}`, "is not a route"},
+		{`{"image":"a","serve":80,"models":["b","b"]}`, "is there twice"},
 		{`{}`, "image or build is required"},
 		{`{"image":"a","prompt":"file"}`, `prompt is "file", not argument or stdin`},
 		{`{"image":"a","memory":"lots"}`, "reading memory"},

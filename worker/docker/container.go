@@ -5,6 +5,7 @@ package docker
 import (
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
@@ -16,6 +17,7 @@ import (
 const (
 	labelAgent = "agentfm.agent" // peer id
 	labelTask  = "agentfm.task"  // task id
+	labelServe = "agentfm.serve" // in place of a task id, for one that serves
 	labelKey   = "agentfm.key"   // name of the agent in the configuration
 )
 
@@ -46,19 +48,7 @@ type spec struct {
 
 // config returns the configuration of a task's container.
 func (s *spec) config(task worker.Task) *container.Config {
-	c := &container.Config{
-		Image:        s.image,
-		Env:          append([]string{"AGENTFM_MODEL=" + task.Model, "AGENTFM_OUTPUT=" + outputDir}, s.env...),
-		AttachStdout: true,
-		AttachStderr: true,
-		Labels: map[string]string{
-			labelAgent: s.agent.PeerID,
-			labelTask:  task.ID,
-			labelKey:   s.agent.Key,
-		},
-		// A health check is a process that nobody asked for.
-		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
-	}
+	c := s.common(labelTask, task.ID, task.Model, "AGENTFM_OUTPUT="+outputDir)
 	if s.stdin {
 		c.AttachStdin, c.OpenStdin, c.StdinOnce = true, true, true
 	} else {
@@ -67,8 +57,45 @@ func (s *spec) config(task worker.Task) *container.Config {
 	return c
 }
 
+// serveConfig returns the configuration of a container that serves. It is called as
+// its image says.
+func (s *spec) serveConfig(id string) *container.Config {
+	return s.common(labelServe, id, s.agent.Model)
+}
+
+// common returns what all containers of the agent have. Each has a label of its own,
+// from before it is there.
+func (s *spec) common(label, id, model string, env ...string) *container.Config {
+	return &container.Config{
+		Image:        s.image,
+		Env:          slices.Concat([]string{"AGENTFM_MODEL=" + model}, env, s.env),
+		AttachStdout: true,
+		AttachStderr: true,
+		Labels: map[string]string{
+			labelAgent: s.agent.PeerID,
+			label:      id,
+			labelKey:   s.agent.Key,
+		},
+		// A health check is a process that nobody asked for.
+		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
+	}
+}
+
 // hostConfig returns what the agent of a task may do and use.
 func (s *spec) hostConfig(task worker.Task) *container.HostConfig {
+	c := s.commonHost()
+	delete(c.Tmpfs, outputDir)
+	c.Mounts = []mount.Mount{{
+		Type:        mount.TypeBind,
+		Source:      task.OutputDir,
+		Target:      outputDir,
+		BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
+	}}
+	return c
+}
+
+// commonHost returns what all containers of the agent may do and use.
+func (s *spec) commonHost() *container.HostConfig {
 	return &container.HostConfig{
 		NetworkMode:    "none",
 		IpcMode:        container.IPCModePrivate,
@@ -77,13 +104,7 @@ func (s *spec) hostConfig(task worker.Task) *container.HostConfig {
 		SecurityOpt:    []string{"no-new-privileges"},
 		ReadonlyRootfs: true,
 		Tmpfs:          s.tmpfs(),
-		Mounts: []mount.Mount{{
-			Type:        mount.TypeBind,
-			Source:      task.OutputDir,
-			Target:      outputDir,
-			BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
-		}},
-		Init: &s.init,
+		Init:           &s.init,
 		// The output is read as it comes; a log on the engine's disk would
 		// have no limit and no reader.
 		LogConfig: container.LogConfig{Type: "none"},
@@ -106,9 +127,7 @@ func (s *spec) tmpfs() map[string]string {
 	options := fmt.Sprintf("rw,noexec,nosuid,nodev,size=%d,mode=1777", s.limits.tmpfs)
 	folders := map[string]string{"/tmp": options}
 	for dir := range s.volumes {
-		if dir = path.Clean(dir); dir != outputDir {
-			folders[dir] = options
-		}
+		folders[path.Clean(dir)] = options
 	}
 	return folders
 }

@@ -104,7 +104,7 @@ func TestReason(t *testing.T) {
 		{container.State{ExitCode: 1, OOMKilled: true}, worker.Exit{Code: 1, Reason: "killed: out of memory (limit 1.5GiB)"}},
 		{container.State{OOMKilled: true}, worker.Exit{}}, // a child was killed, and the agent coped
 	} {
-		p := &prepared{spec: spec{limits: limits{memory: 3 << 29}}}
+		p := &spec{limits: limits{memory: 3 << 29}}
 		if got := p.exit(&tc.state); got != tc.want {
 			t.Errorf("%+v: %+v, want %+v", tc.state, got, tc.want)
 		}

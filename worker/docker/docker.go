@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package docker runs agents in containers of a Docker engine, a fresh one for
-// each task.
+// Package docker runs agents in containers of a Docker engine: a fresh one for
+// each task, or one that serves them all.
 package docker
 
 import (
@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
+	"github.com/Agent-FM/caddy-agentfm/worker/upstream"
 )
 
 func init() {
@@ -47,6 +49,21 @@ func init() {
 // process under the same paths, since `/tmp/output` is one of them: it runs on
 // the same host.
 //
+// With `serve`, the container is not one for each task but a single one, of a model
+// server that speaks OpenAI's API, such as Ollama, vLLM or llama.cpp. It is called as
+// its image says, listens on 127.0.0.1 or on all addresses, and goes on from request
+// to request; they are passed on to it as the runtime `openai` does. It has no network
+// all the same: requests come to it through its own network namespace, which needs
+// Linux, and Caddy as root beside the engine. So its models are in the image, it
+// writes to `/tmp` and to the image's volumes, and it needs more than the default of
+// `memory`, `cpus` and perhaps `tmpfs`, which is the size of `/dev/shm` too. The agent
+// is ready when the server answers `GET /v1/models`. When the container exits, the
+// agent offers nothing, and it is started again after a pause of 1 second, which
+// doubles up to a minute; the log has the end of its output. A reload that changes
+// nothing of the container leaves it as it is. Another image or other settings start
+// another container, and the old one is stopped when that one answers and the old
+// one's last request is done: both must fit into the machine for that time.
+//
 // Placeholders are replaced in `image`, `build`, `host`, `env_file` and the
 // values of `env`, once, when the configuration is loaded; one that has no
 // value there is an error.
@@ -58,6 +75,10 @@ func init() {
 //		build    <folder>
 //		host     <address>
 //		prompt   argument|stdin
+//		serve    <port>
+//		models   <name>...
+//		rename   <offered> <name at the server>
+//		routes   <route>...
 //		memory   <size>
 //		cpus     <number>
 //		pids     <number>
@@ -84,10 +105,30 @@ type Runtime struct {
 	// which then ends (at most 1 MiB). Default: `argument`.
 	Prompt string `json:"prompt,omitempty"`
 
+	// Serve is the port on which the container serves OpenAI's API. It must not be
+	// set together with `prompt`. Default: it does not, and each task gets a
+	// container of its own.
+	Serve int `json:"serve,omitempty"`
+
+	// Models are those of the server's models that are offered, in this order, each
+	// by its name at the server or by that of `rename`. Only with `serve`. Default:
+	// all that the server lists, at most 64.
+	Models []string `json:"models,omitempty"`
+
+	// Rename has the names that clients ask for, and for each of them the name that
+	// the model has at the server; that name is then not offered. Only with `serve`.
+	// Default: nothing.
+	Rename map[string]string `json:"rename,omitempty"`
+
+	// Routes are the routes that are offered, for example `/v1/chat/completions`.
+	// Only with `serve`. Default: those of OpenAI's API that the server turns out to
+	// have.
+	Routes []string `json:"routes,omitempty"`
+
 	// Memory is the most memory that a container may use, its `/tmp` included,
 	// as a number of bytes or with a unit: `512MiB` (`MB`, `M` and `m` mean MiB
-	// too, as in Docker). There is no swap beyond it. At least 6MiB.
-	// Default: `512MiB`.
+	// too, as in Docker). There is no swap beyond it. At least 6MiB. A model server
+	// wants more than the default. Default: `512MiB`.
 	Memory string `json:"memory,omitempty"`
 
 	// CPUs is how many CPUs' worth of time a container may use; it may be a
@@ -102,8 +143,8 @@ type Runtime struct {
 	// volume of the image, written like `memory`. Default: `64MiB`.
 	Tmpfs string `json:"tmpfs,omitempty"`
 
-	// Env is what the container's environment has beside `AGENTFM_MODEL` and
-	// `AGENTFM_OUTPUT`. Use placeholders for secrets, for example
+	// Env is what the container's environment has beside `AGENTFM_MODEL` and, without
+	// `serve`, `AGENTFM_OUTPUT`. Use placeholders for secrets, for example
 	// `{env.HR_API_KEY}` or `{file./run/secrets/hr}`; the agent can read, and
 	// print, what is here. Default: nothing.
 	Env map[string]string `json:"env,omitempty"`
@@ -118,6 +159,14 @@ type Runtime struct {
 	limits  limits
 	environ []string // NAME=value, from EnvFile and Env: secrets
 	ready   atomic.Pointer[prepared]
+
+	// With Serve.
+	upstream *upstream.Runtime
+	user     *serviceUser // this one, of the service
+	service  atomic.Pointer[service]
+	requests sync.RWMutex // read-locked by requests; locked for good when there are to be no more
+	using    sync.Mutex   // over changes of the service
+	retired  bool         // under using: there is to be no service any more
 }
 
 // Values of Runtime.Prompt.
@@ -171,11 +220,14 @@ func (r *Runtime) Provision(ctx caddy.Context) error {
 	if r.limits.tmpfs, err = units.RAMInBytes(r.Tmpfs); err != nil {
 		return fmt.Errorf("reading tmpfs: %w", err)
 	}
+	if r.Serve != 0 {
+		r.provisionServer()
+	}
 	return nil
 }
 
 func (r *Runtime) setDefaults() {
-	if r.Prompt == "" {
+	if r.Prompt == "" && r.Serve == 0 {
 		r.Prompt = promptArgument
 	}
 	if r.Memory == "" {
@@ -197,10 +249,15 @@ var errNoImage = errors.New("image or build is required")
 
 // Validate checks the settings. It does not ask the engine.
 func (r *Runtime) Validate() error {
+	if err := r.together(); err != nil {
+		return err
+	}
 	switch {
 	case r.Image == "" && r.Build == "":
 		return errNoImage
-	case r.Prompt != promptArgument && r.Prompt != promptStdin:
+	case r.Serve < 0 || r.Serve > math.MaxUint16:
+		return fmt.Errorf("serve is %d, not a port", r.Serve)
+	case r.Serve == 0 && r.Prompt != promptArgument && r.Prompt != promptStdin:
 		return fmt.Errorf("prompt is %q, not %s or %s", r.Prompt, promptArgument, promptStdin)
 	case r.limits.memory < minMemory:
 		return fmt.Errorf("memory is %s, less than 6MiB", r.Memory)
@@ -210,29 +267,34 @@ func (r *Runtime) Validate() error {
 		return fmt.Errorf("cpus is %v, not a number from %v", r.CPUs, minCPUs)
 	case r.PIDs < 0:
 		return fmt.Errorf("pids is %d, not a number above 0", r.PIDs)
+	case r.Serve != 0:
+		return r.upstream.Validate()
 	}
 	return nil
 }
 
-// Run runs one task in a container of its own.
+// Run runs one task in a container of its own, or has the server answer.
 func (r *Runtime) Run(ctx context.Context, task worker.Task) (worker.Exit, error) {
 	p := r.ready.Load()
 	if p == nil {
 		return worker.Exit{}, errors.New("docker runtime is not prepared")
+	}
+	if r.Serve != 0 {
+		return r.serveTask(ctx, task)
 	}
 	return p.run(ctx, task)
 }
 
 // PromptLimit is the largest prompt in bytes.
 func (r *Runtime) PromptLimit() int {
-	if r.Prompt == promptStdin {
+	if r.Prompt == promptStdin || r.Serve != 0 {
 		return wire.MaxTaskFrame
 	}
 	return wire.MaxArgumentPrompt
 }
 
 // PromptNUL reports whether a prompt may contain NUL bytes; an argument ends at one.
-func (r *Runtime) PromptNUL() bool { return r.Prompt == promptStdin }
+func (r *Runtime) PromptNUL() bool { return r.Prompt == promptStdin || r.Serve != 0 }
 
 // Interface guards
 var (

@@ -48,6 +48,8 @@ func (e *fakeEngine) call(name string) {
 	e.calls = append(e.calls, name)
 }
 
+func (e *fakeEngine) DaemonHost() string { return "fake" }
+
 func (e *fakeEngine) ContainerCreate(ctx context.Context, _ *container.Config, _ *container.HostConfig,
 	_ *network.NetworkingConfig, _ *ocispec.Platform, _ string,
 ) (container.CreateResponse, error) {
@@ -154,7 +156,7 @@ func TestRunFailures(t *testing.T) {
 			if got := strings.Join(e.calls, " "); got != tc.calls || e.there {
 				t.Errorf("calls are %q, want %q; container left: %v", got, tc.calls, e.there)
 			}
-			if live.has(taskKey{"fake", "t1"}) {
+			if live.has(liveKey{"fake", "t1"}) {
 				t.Error("the task is still live")
 			}
 			if e.startErr != nil {

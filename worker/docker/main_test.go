@@ -43,7 +43,7 @@ var buildProbe = sync.OnceValue(func() error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	compile := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, "probe"), "./internal/probe")
+	compile := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "probe"), "./internal/probe")
 	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := compile.CombinedOutput(); err != nil {
 		return fmt.Errorf("compiling probe: %w\n%s", err, out)

@@ -27,11 +27,17 @@ type prepared struct {
 }
 
 // Prepare connects to the engine, removes the containers that an earlier
-// process left behind, and builds or finds the image.
+// process left behind, and builds or finds the image. With serve, it has a
+// container of that image run until agent.Context has ended.
 func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image, error) {
 	e, err := newEngine(r.Host)
 	if err != nil {
 		return worker.Image{}, err
+	}
+	if r.Serve != 0 {
+		if err := mayServe(e); err != nil {
+			return worker.Image{}, err
+		}
 	}
 	info, err := r.connect(ctx, e)
 	if err != nil {
@@ -57,7 +63,13 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		limits:  r.limits,
 		env:     r.environ,
 	}
-	r.ready.Store(&prepared{engine: e, spec: s, logger: r.logger})
+	p := &prepared{engine: e, spec: s, logger: r.logger}
+	if r.Serve != 0 {
+		if err := r.prepareServer(ctx, agent, p); err != nil {
+			return worker.Image{}, err
+		}
+	}
+	r.ready.Store(p)
 	r.logger.Debug("docker runtime is ready", zap.String("image", ref), zap.String("digest", img.ID),
 		zap.String("engine_version", info.ServerVersion), zap.Bool("init", s.init))
 	return worker.Image{Ref: ref, Digest: img.ID}, nil

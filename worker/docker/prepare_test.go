@@ -172,7 +172,8 @@ func TestPrepareSweeps(t *testing.T) {
 	create := func(taskID string) string {
 		task, _ := f.task("")
 		task.ID = taskID
-		id, err := f.ready.Load().create(t.Context(), task)
+		p := f.ready.Load()
+		id, err := p.create(t.Context(), p.spec.config(task), p.spec.hostConfig(task))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -37,7 +37,7 @@ func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, erro
 	if err := os.Chmod(task.OutputDir, 0o777); err != nil {
 		return worker.Exit{}, fmt.Errorf("opening the output folder to the agent: %w", err)
 	}
-	key := taskKey{p.spec.agent.PeerID, task.ID}
+	key := liveKey{p.spec.agent.PeerID, task.ID}
 	live.add(key)
 	defer live.remove(key)
 
@@ -46,7 +46,7 @@ func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, erro
 	var streams sync.WaitGroup
 	defer streams.Wait()
 
-	id, err := p.create(ctx, task)
+	id, err := p.create(ctx, p.spec.config(task), p.spec.hostConfig(task))
 	if ctx.Err() != nil && err != nil {
 		return worker.Exit{}, context.Cause(ctx)
 	}
@@ -57,26 +57,30 @@ func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, erro
 	return p.attend(ctx, id, task, &streams)
 }
 
-// create creates the container of a task. The end of ctx does not interrupt it:
-// a container whose id got lost would stay.
-func (p *prepared) create(ctx context.Context, task worker.Task) (string, error) {
+// create creates a container. The end of ctx does not interrupt it: a container
+// whose id got lost would stay.
+func (p *prepared) create(ctx context.Context, config *container.Config, host *container.HostConfig) (string, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
 	defer cancel()
-	created, err := p.engine.ContainerCreate(ctx, p.spec.config(task), p.spec.hostConfig(task), nil, nil, "")
+	created, err := p.engine.ContainerCreate(ctx, config, host, nil, nil, "")
 	if err != nil {
-		p.removeLost(task)
+		p.removeLost(config.Labels)
 		return "", err
 	}
 	return created.ID, nil
 }
 
 // removeLost removes what the engine may have created without our hearing of it.
-func (p *prepared) removeLost(task worker.Task) {
+func (p *prepared) removeLost(labels map[string]string) {
 	ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
 	defer cancel()
-	found, err := containers(ctx, p.engine, labelAgent+"="+p.spec.agent.PeerID, labelTask+"="+task.ID)
+	var all []string
+	for name, value := range labels {
+		all = append(all, name+"="+value)
+	}
+	found, err := containers(ctx, p.engine, all...)
 	if err != nil {
-		p.logger.Error("looking for a lost container", zap.String("task", task.ID), zap.Error(err))
+		p.logger.Error("looking for a lost container", zap.Any("labels", labels), zap.Error(err))
 	}
 	for _, c := range found {
 		p.remove(c.ID)
@@ -129,7 +133,7 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 	if ctx.Err() != nil {
 		return worker.Exit{}, context.Cause(ctx)
 	}
-	return p.exit(state), nil
+	return p.spec.exit(state), nil
 }
 
 // pump passes on the output of a container. The channel closes when all of it
@@ -185,9 +189,9 @@ func finishedAt(state *container.State) time.Time {
 }
 
 // exit returns how an agent ended.
-func (p *prepared) exit(state *container.State) worker.Exit {
+func (s *spec) exit(state *container.State) worker.Exit {
 	exit := worker.Exit{Code: state.ExitCode}
-	limit := units.BytesSize(float64(p.spec.limits.memory))
+	limit := units.BytesSize(float64(s.limits.memory))
 	switch {
 	case state.OOMKilled && exit.Code != 0: // with 0, a child was killed, and the agent coped
 		exit.Reason = fmt.Sprintf("killed: out of memory (limit %s)", limit)

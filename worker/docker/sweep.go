@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -21,39 +22,39 @@ const (
 	removeRetry = time.Second
 )
 
-// live holds the tasks of this process that run or have yet to be cleaned up.
+// live holds the containers of this process that run or have yet to be cleaned up.
 // It is global because a reload prepares the same agent with a new Runtime,
 // which must not take the old one's containers for leftovers.
-var live = liveTasks{tasks: make(map[taskKey]struct{})}
+var live = liveContainers{keys: make(map[liveKey]struct{})}
 
-// taskKey identifies a task, and so a container.
-type taskKey struct{ peerID, taskID string }
+// liveKey identifies a container: id is that of its task, or its own when it serves.
+type liveKey struct{ peerID, id string }
 
-type liveTasks struct {
-	mu    sync.Mutex
-	tasks map[taskKey]struct{}
+type liveContainers struct {
+	mu   sync.Mutex
+	keys map[liveKey]struct{}
 }
 
-func (l *liveTasks) add(k taskKey) {
+func (l *liveContainers) add(k liveKey) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.tasks[k] = struct{}{}
+	l.keys[k] = struct{}{}
 }
 
-func (l *liveTasks) remove(k taskKey) {
+func (l *liveContainers) remove(k liveKey) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.tasks, k)
+	delete(l.keys, k)
 }
 
-func (l *liveTasks) has(k taskKey) bool {
+func (l *liveContainers) has(k liveKey) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, ok := l.tasks[k]
+	_, ok := l.keys[k]
 	return ok
 }
 
-// sweep removes the containers of an agent that no task of this process uses.
+// sweep removes the containers of an agent that nothing in this process uses.
 // One that cannot be removed is logged: it should not keep the agent from working.
 func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) error {
 	found, err := containers(ctx, e, labelAgent+"="+peerID)
@@ -61,9 +62,10 @@ func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) err
 		return fmt.Errorf("listing containers of agent %s: %w", peerID, err)
 	}
 	for _, c := range found {
-		// A task is live before its container is there, so what is
+		// Its key is live before a container is there, so what is
 		// listed here and not live belongs to nobody.
-		if live.has(taskKey{peerID, c.Labels[labelTask]}) {
+		id := cmp.Or(c.Labels[labelTask], c.Labels[labelServe])
+		if live.has(liveKey{peerID, id}) {
 			continue
 		}
 		field := zap.String("container", c.ID)
@@ -71,7 +73,7 @@ func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) err
 			logger.Warn("removing leftover container", field, zap.Error(err))
 			continue
 		}
-		logger.Info("removed leftover container", field, zap.String("task", c.Labels[labelTask]))
+		logger.Info("removed leftover container", field, zap.String("task", id))
 	}
 	return nil
 }

@@ -110,7 +110,7 @@ func (r *Runtime) reason(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ECONNREFUSED) && r.BaseURL != "":
 		return fmt.Errorf("%w (is it running? see base_url)", err)
 	}
 	return err
@@ -121,17 +121,24 @@ func (r *Runtime) statusError(status int) error {
 	switch {
 	case status == http.StatusOK:
 		return nil
+	case (status == http.StatusUnauthorized || status == http.StatusForbidden) && r.APIKey == "" && r.APIKeyFile == "":
+		return fmt.Errorf("status %d: the server wants a key%s", status, r.advice("; set api_key or api_key_file"))
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		if r.APIKey == "" && r.APIKeyFile == "" {
-			return fmt.Errorf("status %d: the server wants a key; set api_key or api_key_file", status)
-		}
 		return fmt.Errorf("status %d: the server does not take the key of api_key or api_key_file", status)
 	case redirects(status):
-		return fmt.Errorf("status %d: a redirect, which is not followed; set base_url to where it leads", status)
+		return fmt.Errorf("status %d: a redirect, which is not followed%s", status, r.advice("; set base_url to where it leads"))
 	case status == http.StatusNotFound:
-		return fmt.Errorf("status %d: OpenAI's API is not there; base_url ends in /v1 for most servers", status)
+		return fmt.Errorf("status %d: OpenAI's API is not there%s", status, r.advice("; base_url ends in /v1 for most servers"))
 	}
 	return fmt.Errorf("status %d", status)
+}
+
+// advice returns what to do about an error, if the settings are this module's own.
+func (r *Runtime) advice(text string) string {
+	if r.BaseURL == "" {
+		return ""
+	}
+	return text
 }
 
 // redirects reports whether a status sends the client elsewhere.

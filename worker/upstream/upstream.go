@@ -146,15 +146,7 @@ func (r *Runtime) Provision(ctx caddy.Context) error {
 	if r.key, err = r.provisionKey(repl); err != nil {
 		return err
 	}
-	r.doubt, r.askTimeout = make(chan struct{}, 1), askTimeout
-	r.transport = &http.Transport{
-		DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		TLSHandshakeTimeout:    dialTimeout,
-		MaxIdleConnsPerHost:    maxIdleConns,
-		IdleConnTimeout:        idleTimeout,
-		MaxResponseHeaderBytes: maxHeader,
-		DisableCompression:     true, // what the client did not ask for, it may not read
-	}
+	r.open((&net.Dialer{Timeout: dialTimeout}).DialContext)
 	return nil
 }
 

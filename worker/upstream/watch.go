@@ -68,8 +68,5 @@ func (r *Runtime) doubtful() {
 	if v := r.view.Load(); v == nil || !v.up {
 		return // nothing is offered already
 	}
-	select {
-	case r.doubt <- struct{}{}:
-	default:
-	}
+	r.Look()
 }

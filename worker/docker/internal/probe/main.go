@@ -60,7 +60,9 @@ func main() {
 	case "files":
 		files()
 	case "inspect":
-		inspect()
+		_ = json.NewEncoder(os.Stdout).Encode(inspect())
+	case "serve":
+		serve(n)
 	default:
 		fmt.Println("unknown PROBE", mode)
 		os.Exit(2)
@@ -130,8 +132,8 @@ func check(err error) {
 	}
 }
 
-// inspect prints what this process may do, as JSON; see Report.
-func inspect() {
+// inspect returns what this process may do.
+func inspect() map[string]any {
 	report := map[string]any{
 		"env":        os.Environ(),
 		"status":     status(),
@@ -148,7 +150,7 @@ func inspect() {
 	report["nofile"], report["core"] = files.Max, core.Max
 	report["executes_tmp"] = executesTmp()
 	report["tmp_bytes"] = fill("/tmp/fill")
-	_ = json.NewEncoder(os.Stdout).Encode(report)
+	return report
 }
 
 func status() map[string]string {
