@@ -249,40 +249,6 @@ func (e *worker) load() int {
 	return max(e.inflight, e.Tasks+e.inflight-e.baseline)
 }
 
-// Slot is a place for one task on one worker. It is held until Release.
-type Slot struct {
-	// Worker is the chosen worker, as it was known when the slot was taken.
-	Worker Worker
-	// Tier says by which name it was found.
-	Tier Tier
-	// Here ends when the worker goes offline.
-	Here context.Context
-
-	router *Router
-	held   *worker
-}
-
-// Release gives the slot back and says how the task went. It may be called more
-// than once, but not by two at a time; the first call counts.
-func (s *Slot) Release(o Outcome) {
-	e := s.held
-	if e == nil {
-		return
-	}
-	s.held = nil
-	r := s.router
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	e.inflight--
-	r.judge(e, o)
-	if e.online {
-		e.moved()
-	}
-	r.drop(e)
-	r.serveQueue(e)
-	r.setAlarm()
-}
-
 // Serves returns the routes that workers serve to whom the request may go by its
 // names, and whether there are any that serve none.
 func (r *Router) Serves(req *Request) (routes Routes, text bool) {
@@ -302,21 +268,6 @@ func (r *Router) Serves(req *Request) (routes Routes, text bool) {
 		}
 	}
 	return routes, text
-}
-
-// Report takes in how many tasks the worker says that it runs, that of the slot
-// included. It is newer than the worker's telemetry.
-func (s *Slot) Report(tasks int) {
-	if s.held == nil {
-		return
-	}
-	s.router.mu.Lock()
-	defer s.router.mu.Unlock()
-	e := s.held
-	e.Tasks, e.baseline = tasks, e.inflight
-	if e.online {
-		e.moved()
-	}
 }
 
 // Acquire matches the request, lets sel choose among the workers of the tier

@@ -37,6 +37,23 @@ func ArtifactPath(taskID string) string { return PathTasks + "/" + taskID + "/ar
 // ArtifactTag is the entity tag of a zip with that SHA-256.
 func ArtifactTag(sum string) string { return `"sha256:` + sum + `"` }
 
+// Routes are the routes of OpenAI's API that a worker may serve itself. The order is
+// part of nothing that goes over the wire.
+var Routes = [...]string{
+	"/v1/chat/completions",
+	"/v1/completions",
+	"/v1/embeddings",
+	"/v1/responses",
+	"/v1/audio/speech",
+	"/v1/audio/transcriptions",
+	"/v1/audio/translations",
+	"/v1/images/generations",
+	"/v1/images/edits",
+	"/v1/images/variations",
+	"/v1/moderations",
+	"/v1/rerank",
+}
+
 // Headers of a worker's answers.
 const (
 	// HeaderRefusal says that the worker did not begin to work, and why. Such a
@@ -88,22 +105,7 @@ type Profile struct {
 }
 
 // ParseProfile reads a profile and checks it as [ParseTelemetry] does telemetry.
-func ParseProfile(b []byte) (Profile, error) {
-	var p Profile
-	if len(b) > MaxProfile {
-		return p, fmt.Errorf("%w: profile of %d bytes, at most %d", ErrFrameTooLarge, len(b), MaxProfile)
-	}
-	if !utf8.Valid(b) {
-		return p, fmt.Errorf("%w: profile is not UTF-8", ErrBadFrame)
-	}
-	if err := json.Unmarshal(b, &p); err != nil {
-		return p, fmt.Errorf("%w: profile: %w", ErrBadFrame, err)
-	}
-	if err := p.Validate(); err != nil {
-		return p, fmt.Errorf("%w: profile: %w", ErrBadFrame, err)
-	}
-	return p, nil
-}
+func ParseProfile(b []byte) (Profile, error) { return parse[Profile]("profile", b, MaxProfile) }
 
 // Validate returns an error that names the first field whose value no honest
 // worker has.

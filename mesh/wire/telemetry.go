@@ -70,20 +70,25 @@ type Telemetry struct {
 // ParseTelemetry reads one telemetry object and checks its size, types and
 // ranges. Every error wraps [ErrBadFrame] or [ErrFrameTooLarge].
 func ParseTelemetry(b []byte) (Telemetry, error) {
-	var t Telemetry
-	if len(b) > MaxTelemetry {
-		return t, fmt.Errorf("%w: telemetry of %d bytes, at most %d", ErrFrameTooLarge, len(b), MaxTelemetry)
+	return parse[Telemetry]("telemetry", b, MaxTelemetry)
+}
+
+// parse reads an object of at most limit bytes and checks it. what names it in errors.
+func parse[T interface{ Validate() error }](what string, b []byte, limit int) (T, error) {
+	var v T
+	if len(b) > limit {
+		return v, fmt.Errorf("%w: %s of %d bytes, at most %d", ErrFrameTooLarge, what, len(b), limit)
 	}
 	if !utf8.Valid(b) {
-		return t, fmt.Errorf("%w: telemetry is not UTF-8", ErrBadFrame)
+		return v, fmt.Errorf("%w: %s is not UTF-8", ErrBadFrame, what)
 	}
-	if err := json.Unmarshal(b, &t); err != nil {
-		return t, fmt.Errorf("%w: telemetry: %w", ErrBadFrame, err)
+	if err := json.Unmarshal(b, &v); err != nil {
+		return v, fmt.Errorf("%w: %s: %w", ErrBadFrame, what, err)
 	}
-	if err := t.Validate(); err != nil {
-		return t, fmt.Errorf("%w: telemetry: %w", ErrBadFrame, err)
+	if err := v.Validate(); err != nil {
+		return v, fmt.Errorf("%w: %s: %w", ErrBadFrame, what, err)
 	}
-	return t, nil
+	return v, nil
 }
 
 // Validate returns an error that names the first field whose value no honest

@@ -13,27 +13,12 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 // apiPrefix is what the paths of OpenAI's API begin with.
 const apiPrefix = "/v1"
-
-// known are the routes that a server is asked for. All are such that a request
-// without content is an error, and starts no work.
-var known = []string{
-	"/v1/chat/completions",
-	"/v1/completions",
-	"/v1/embeddings",
-	"/v1/responses",
-	"/v1/audio/speech",
-	"/v1/audio/transcriptions",
-	"/v1/audio/translations",
-	"/v1/images/generations",
-	"/v1/images/edits",
-	"/v1/images/variations",
-	"/v1/moderations",
-	"/v1/rerank",
-}
 
 // Limits of the questions for routes.
 const (
@@ -51,13 +36,14 @@ const (
 	unsure // it is busy, or still loading
 )
 
-// probeAll asks the server for the known routes, one after the other. Of a server
+// probeAll asks the server for each of [wire.Routes], one after the other: a request
+// without content is an error there, and starts no work. Of a server
 // that was there before, it asks only for those of which it did not tell.
 func (r *Runtime) probeAll(ctx context.Context, v, before *view) error {
 	ctx, cancel := context.WithTimeout(ctx, probeAllTimeout)
 	defer cancel()
 	again := before != nil && before.up
-	for _, route := range known {
+	for _, route := range wire.Routes {
 		what := absent
 		switch {
 		case again && slices.Contains(before.offer.Routes, route):
