@@ -24,7 +24,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -209,8 +208,9 @@ func TestF10PartitionOfFiles(t *testing.T) {
 	}
 	size, sum := int64(packed.Len()), fmt.Sprintf("%x", sha256.Sum256(packed.Bytes()))
 	l := &link{rate: scaled(6<<20, 32<<20)}
-	w := newStrangerOn(t, libp2p.NoListenAddrs)
-	w.serveTasks(m.behind(l), "files", func(rw http.ResponseWriter, r *http.Request) {
+	address := m.behind(l)
+	w := newStrangerBehind(t, address)
+	w.serveTasks(address, "files", func(rw http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			rw.Header().Set("ETag", wire.ArtifactTag(sum))
 			http.ServeContent(rw, r, "", time.Time{}, bytes.NewReader(packed.Bytes()))
@@ -324,7 +324,7 @@ func TestF11Resets(t *testing.T) {
 	m := newMesh(t, withKey)
 	l := &link{slice: 4 << 10, rate: 256 << 10}
 	address := m.behind(l)
-	newStrangerOn(t, libp2p.NoListenAddrs).serveTasks(address, "text", func(w http.ResponseWriter, r *http.Request) {
+	newStrangerBehind(t, address).serveTasks(address, "text", func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		task, err := wire.DecodeTask(b)
 		if err != nil {
@@ -335,7 +335,7 @@ func TestF11Resets(t *testing.T) {
 			_ = e.Exit(wire.Exit{Status: wire.ExitOK})
 		})
 	})
-	newStrangerOn(t, libp2p.NoListenAddrs).serveChats(address, "mock", (&modelServer{}).ServeHTTP)
+	newStrangerBehind(t, address).serveChats(address, "mock", (&modelServer{}).ServeHTTP)
 	m.gateway.awaitModel("text")
 	m.gateway.awaitModel("mock")
 	ctx, cancel := context.WithCancel(t.Context())

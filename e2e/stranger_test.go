@@ -20,11 +20,13 @@ import (
 
 	"github.com/libp2p/go-libp2p"
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
+	"github.com/libp2p/go-libp2p/core/control"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/net/gostream"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -41,8 +43,28 @@ func newStranger(t *testing.T) *stranger {
 	return newStrangerOn(t, libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"))
 }
 
-// newStrangerOn returns a stranger that listens, or does not: then a link is the only
-// way to it.
+// newStrangerBehind returns a stranger to which a link is the only way: it does not
+// listen, and dials no other address of a node.
+func newStrangerBehind(t *testing.T, address string) *stranger {
+	t.Helper()
+	info, err := peer.AddrInfoFromString(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newStrangerOn(t, libp2p.ChainOptions(libp2p.NoListenAddrs, libp2p.ConnectionGater(oneWay{info.Addrs[0]})))
+}
+
+// oneWay lets a host dial one address.
+type oneWay struct{ addr ma.Multiaddr }
+
+func (w oneWay) InterceptAddrDial(_ peer.ID, a ma.Multiaddr) bool { return a.Equal(w.addr) }
+
+func (oneWay) InterceptPeerDial(peer.ID) bool                                           { return true }
+func (oneWay) InterceptAccept(network.ConnMultiaddrs) bool                              { return true }
+func (oneWay) InterceptSecured(network.Direction, peer.ID, network.ConnMultiaddrs) bool { return true }
+func (oneWay) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason)          { return true, 0 }
+
+// newStrangerOn returns a stranger that listens as an option says.
 func newStrangerOn(t *testing.T, listen libp2p.Option) *stranger {
 	t.Helper()
 	h, err := libp2p.New(listen, libp2p.ResourceManager(&network.NullResourceManager{}),
