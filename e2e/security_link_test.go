@@ -24,7 +24,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
