@@ -223,11 +223,7 @@ func (c *call) readBody(limit int64) ([]byte, *refusal) {
 	}
 	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, limit), scope: c.stream.Scope()}
 	_ = c.rc.SetReadDeadline(time.Now().Add(bodyTimeout(max(c.r.ContentLength, 0))))
-	var b bytes.Buffer
-	if c.r.ContentLength > 0 { // whoever announces a body has not sent it yet
-		b.Grow(int(min(c.r.ContentLength, budgetStep)) + bytes.MinRead)
-	}
-	_, err := b.ReadFrom(c.budget)
+	body, err := readWhole(c.budget, c.r.ContentLength)
 	if err != nil {
 		text := "The body did not arrive."
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -236,7 +232,18 @@ func (c *call) readBody(limit int64) ([]byte, *refusal) {
 		return nil, unfit(text)
 	}
 	_ = c.rc.SetReadDeadline(time.Time{})
-	return b.Bytes(), nil
+	return body, nil
+}
+
+// readWhole reads to the end. A small body whose length was announced goes where it
+// stays; another grows as it comes, whatever was announced.
+func readWhole(r io.Reader, length int64) ([]byte, error) {
+	if length <= 0 || length > budgetStep {
+		return io.ReadAll(r)
+	}
+	b := bytes.NewBuffer(make([]byte, 0, length+bytes.MinRead))
+	_, err := b.ReadFrom(r)
+	return b.Bytes(), err
 }
 
 // release gives the memory of the body back.
