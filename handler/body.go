@@ -10,6 +10,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 // A body must arrive within bodyGrace, and a second more for each bodyRate bytes
@@ -65,27 +67,13 @@ func (x *exchange) readBody(limit int64) ([]byte, error) {
 		return nil, x.tooLarge(limit)
 	}
 	r := &pacedReader{x: x, r: http.MaxBytesReader(x.w, x.r.Body, limit), begun: time.Now()}
-	b, err := readAll(r, x.r.ContentLength)
+	b, err := wire.ReadBody(r, x.r.ContentLength, maxGrow)
 	if err != nil {
 		return nil, x.bodyError(err)
 	}
 	// The server watches the connection for the client's going away, without end.
 	_ = x.rc.SetReadDeadline(time.Time{})
 	return b, nil
-}
-
-// readAll reads to the end. A small body whose length was announced goes where it
-// stays; another grows as it comes, whatever was announced.
-func readAll(r io.Reader, length int64) ([]byte, error) {
-	if length <= 0 || length > maxGrow {
-		return io.ReadAll(r)
-	}
-	b := make([]byte, length)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return nil, err
-	}
-	rest, err := io.ReadAll(r) // nothing; but the server is to see the end
-	return append(b, rest...), err
 }
 
 // checkBodyHeaders refuses bodies that are not plain JSON. Types that clients

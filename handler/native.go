@@ -24,8 +24,8 @@ import (
 const codeUnknownURL = "unknown_url"
 
 // serveModel serves a POST of OpenAI's API, whose body is JSON where the content
-// type is empty. Workers that serve the route get the request as it is. Where those that match take a text, asText answers, when it is
-// there.
+// type is empty. Workers that serve the route get the request as it is. Where those
+// that match take a text, asText answers, when it is there.
 func (x *exchange) serveModel(body []byte, contentType string, affinity func() string, asText func() error) error {
 	head, err := openai.ReadHead(contentType, body)
 	x.seen.asks(x.r.URL.Path, head.Stream)
@@ -110,7 +110,6 @@ type passage struct {
 	out   eventWriter
 	stop  func() // ends the heartbeat
 	raw   bool   // what the client gets is not events
-	half  []byte // of an event, that is held until it is whole
 	noted bool   // of which response it is
 }
 
@@ -180,25 +179,22 @@ func (p *passage) copyEvents(task run) error {
 	kept := buffers.Get().(*buffer)
 	defer p.putBack(kept)
 	buf := kept[:mesh.ReadSize]
+	var held []byte // with half an event at its end
 	for {
 		n, err := task.Read(buf)
-		whole := buf[:n]
-		if len(p.half) > 0 {
-			whole = append(p.half, whole...)
-			p.half = nil
-		}
-		end := eventsEnd(whole)
-		if err == io.EOF || len(whole)-end > maxHalf {
-			end = len(whole)
+		held = append(held, buf[:n]...)
+		end := eventsEnd(held)
+		if err == io.EOF || len(held)-end > maxHalf {
+			end = len(held)
 		}
 		if end > 0 {
-			p.noteResponse(whole[:end])
-			p.x.seen.noteUsage(whole[:end])
-			if _, err := p.out.Write(whole[:end]); err != nil {
+			p.noteResponse(held[:end])
+			p.x.seen.noteUsage(held[:end])
+			if _, err := p.out.Write(held[:end]); err != nil {
 				return err
 			}
+			held = append(held[:0], held[end:]...)
 		}
-		p.half = bytes.Clone(whole[end:])
 		switch {
 		case err == io.EOF:
 			return nil

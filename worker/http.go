@@ -3,7 +3,6 @@
 package worker
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -223,7 +222,7 @@ func (c *call) readBody(limit int64) ([]byte, *refusal) {
 	}
 	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, limit), scope: c.stream.Scope()}
 	_ = c.rc.SetReadDeadline(time.Now().Add(bodyTimeout(max(c.r.ContentLength, 0))))
-	body, err := readWhole(c.budget, c.r.ContentLength)
+	body, err := wire.ReadBody(c.budget, c.r.ContentLength, budgetStep)
 	if err != nil {
 		text := "The body did not arrive."
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -233,17 +232,6 @@ func (c *call) readBody(limit int64) ([]byte, *refusal) {
 	}
 	_ = c.rc.SetReadDeadline(time.Time{})
 	return body, nil
-}
-
-// readWhole reads to the end. A small body whose length was announced goes where it
-// stays; another grows as it comes, whatever was announced.
-func readWhole(r io.Reader, length int64) ([]byte, error) {
-	if length <= 0 || length > budgetStep {
-		return io.ReadAll(r)
-	}
-	b := bytes.NewBuffer(make([]byte, 0, length+bytes.MinRead))
-	_, err := b.ReadFrom(r)
-	return b.Bytes(), err
 }
 
 // release gives the memory of the body back.

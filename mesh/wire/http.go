@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"unicode"
@@ -146,6 +147,21 @@ func CheckModel(name string) error {
 		return errors.New("model reads like a peer id; want another name")
 	}
 	return nil
+}
+
+// ReadBody reads a body to its end. One whose length was announced, and is not over
+// trusted bytes, goes where it stays; any other grows as it comes, whatever was
+// announced, and takes little more memory than its own.
+func ReadBody(r io.Reader, length, trusted int64) ([]byte, error) {
+	if length <= 0 || length > trusted {
+		return io.ReadAll(r)
+	}
+	b := make([]byte, length)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, err
+	}
+	rest, err := io.ReadAll(r) // nothing; but a server is to see the end
+	return append(b, rest...), err
 }
 
 // maxErrorMessage bounds a worker's words in an error, in bytes.

@@ -14,9 +14,6 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
-// maxName bounds the name of a model, in characters.
-const maxName = 128
-
 // view is what is known of the server. It does not change; there is a new one.
 type view struct {
 	up      bool
@@ -50,8 +47,7 @@ func fold(name string) string { return strings.ToLower(name) }
 
 // fit reports whether a name can be offered.
 func fit(name string) bool {
-	return name != "" && utf8.ValidString(name) && utf8.RuneCountInString(name) <= maxName &&
-		strings.TrimSpace(name) == name && !wire.PosesAsPeer(name) &&
+	return wire.CheckModel(name) == nil && utf8.ValidString(name) && strings.TrimSpace(name) == name &&
 		!strings.ContainsFunc(name, func(c rune) bool { return !unicode.IsPrint(c) })
 }
 
