@@ -144,6 +144,19 @@ type Exit struct {
 	Reason string
 }
 
+// Failure is an error of a [Runtime] with what machines should know of it.
+type Failure struct {
+	// Cause tells why there is no agent, such as [wire.CauseImageUnavailable].
+	Cause wire.Cause
+	Err   error
+}
+
+// Error implements error.
+func (f *Failure) Error() string { return f.Err.Error() }
+
+// Unwrap returns the error without its cause.
+func (f *Failure) Unwrap() error { return f.Err }
+
 // String says how the agent ended, in words.
 func (e Exit) String() string {
 	if e.Reason != "" {

@@ -53,9 +53,29 @@ const (
 	ExitStopped = "stopped" // by the worker
 )
 
+// Cause says why a task ended as it did, as one word for machines. A worker that does
+// not tell leaves it empty; receivers take what they do not know for [CauseRuntimeError].
+type Cause string
+
+// Causes. All but the first are failures.
+const (
+	CauseOK               Cause = "ok"                // with exit status 0
+	CauseExitCode         Cause = "exit_code"         // the agent's exit status is another
+	CauseSignal           Cause = "signal"            // a signal ended the agent
+	CauseOOMKilled        Cause = "oom_killed"        // it needed more memory than it may have
+	CauseDeadline         Cause = "deadline"          // the time of the task was over
+	CauseOutputLimit      Cause = "output_limit"      // it said more than it may
+	CauseCancelled        Cause = "cancelled"         // somebody wanted it stopped: the gateway, or the worker when it ends
+	CauseImageUnavailable Cause = "image_unavailable" // there is no image to start it from
+	CauseDigestMismatch   Cause = "digest_mismatch"   // the image is another than the one that is meant
+	CauseRuntimeError     Cause = "runtime_error"     // the agent could not be started, or was lost
+)
+
 // Exit says how a task ended.
 type Exit struct {
 	Status string `json:"status"`
+	// Cause tells more than Status, where the worker says.
+	Cause Cause `json:"cause,omitempty"`
 	// Code is the agent's exit status, where it has one.
 	Code int `json:"code,omitempty"`
 	// Reason says more, for people.

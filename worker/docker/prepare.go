@@ -5,11 +5,10 @@ package docker
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
-	cerrdefs "github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/system"
 	"go.uber.org/zap"
 
@@ -46,6 +45,10 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err := sweep(ctx, e, agent.PeerID, r.logger); err != nil {
 		return worker.Image{}, err
 	}
+	mounts, err := resolveMounts(r.Mounts, e.DaemonHost())
+	if err != nil {
+		return worker.Image{}, err
+	}
 	ref := r.Image
 	if ref == "" {
 		ref = "agentfm/" + strings.ToLower(agent.Key) + ":latest"
@@ -57,11 +60,25 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	s := spec{
 		agent:   agent,
 		image:   img.ID,
+		user:    r.userOf(img.Config.User),
+		mapped:  mapped(info),
 		volumes: img.Config.Volumes,
 		stdin:   r.Prompt == promptStdin,
 		init:    hasInit(info),
+		runtime: r.OCIRuntime,
 		limits:  r.limits,
+		ulimits: r.ulimits,
+		gpus:    r.devices,
+		mounts:  mounts,
+		secrets: r.secrets,
 		env:     r.environ,
+	}
+	if err := r.check(&s); err != nil {
+		return worker.Image{}, err
+	}
+	r.warn(ctx, e, info)
+	if s.user != img.Config.User {
+		r.logger.Info("the agent does not run as its image says", zap.String("image", ref), zap.String("user", s.user), zap.String("image_user", img.Config.User))
 	}
 	p := &prepared{engine: e, spec: s, logger: r.logger}
 	if r.Serve != 0 {
@@ -86,6 +103,9 @@ func (r *Runtime) connect(ctx context.Context, e engine) (system.Info, error) {
 		}
 		return info, fmt.Errorf("asking the Docker engine at %s: %w (is it running? set host, or DOCKER_HOST)", e.DaemonHost(), err)
 	}
+	if err := r.checkRuntime(info, e.DaemonHost()); err != nil {
+		return info, err
+	}
 	if info.NCPU > 0 && r.limits.cpus > float64(info.NCPU) {
 		return info, fmt.Errorf("cpus is %v, but the Docker engine at %s has %d", r.limits.cpus, e.DaemonHost(), info.NCPU)
 	}
@@ -99,29 +119,22 @@ func hasInit(info system.Info) bool {
 	return info.InitBinary != "" && info.InitCommit.ID != "N/A"
 }
 
-// findImage builds the image if it is to be built, and returns it.
-func (r *Runtime) findImage(ctx context.Context, e engine, ref string) (image.InspectResponse, error) {
-	wanted := ref
-	if r.Build != "" {
-		id, err := r.build(ctx, e, ref)
-		if err != nil {
-			return image.InspectResponse{}, fmt.Errorf("building image %q from %s: %w", ref, r.Build, err)
-		}
-		if id != "" {
-			wanted = id // the tag may belong to somebody else by now
+// mapped reports whether the users of containers are others on the host.
+func mapped(info system.Info) bool {
+	return slices.ContainsFunc(info.SecurityOptions, func(o string) bool {
+		return strings.HasPrefix(o, "name=userns") || strings.HasPrefix(o, "name=rootless")
+	})
+}
+
+// check checks what the containers of an agent are given.
+func (r *Runtime) check(s *spec) error {
+	if len(s.user) > 0 && isRoot(s.user) && !r.AllowRoot {
+		return errRoot
+	}
+	for _, secret := range s.secrets {
+		if _, err := secret.read(); err != nil {
+			return fmt.Errorf("secret %s: %w", secret.name, err)
 		}
 	}
-	img, err := e.ImageInspect(ctx, wanted)
-	switch {
-	case cerrdefs.IsNotFound(err):
-		return img, fmt.Errorf("image %q is not on the Docker engine at %s: docker pull or build it there, or set build", ref, e.DaemonHost())
-	case err != nil:
-		return img, fmt.Errorf("inspecting image %q: %w", ref, err)
-	case img.Config == nil:
-		return img, fmt.Errorf("image %q has no configuration", ref)
-	case r.Prompt == promptArgument && len(img.Config.Entrypoint) == 0:
-		// The engine would run the prompt as a command.
-		return img, fmt.Errorf("image %q has no ENTRYPOINT to give the prompt to: add one, or set prompt stdin", ref)
-	}
-	return img, nil
+	return nil
 }

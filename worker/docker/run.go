@@ -46,7 +46,13 @@ func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, erro
 	var streams sync.WaitGroup
 	defer streams.Wait()
 
-	id, err := p.create(ctx, p.spec.config(task), p.spec.hostConfig(task))
+	host := p.spec.hostConfig(task)
+	drop, err := p.placeSecrets(host, task.ID)
+	if err != nil {
+		return worker.Exit{}, err
+	}
+	defer drop()
+	id, err := p.create(ctx, p.spec.config(task), host)
 	if ctx.Err() != nil && err != nil {
 		return worker.Exit{}, context.Cause(ctx)
 	}
@@ -67,7 +73,41 @@ func (p *prepared) create(ctx context.Context, config *container.Config, host *c
 		p.removeLost(config.Labels)
 		return "", err
 	}
+	if err := p.verify(ctx, created.ID); err != nil {
+		p.remove(created.ID)
+		return "", err
+	}
 	return created.ID, nil
+}
+
+// verify checks that a container will run as it was told to, where that is another
+// runtime than the engine's default.
+func (p *prepared) verify(ctx context.Context, id string) error {
+	if p.spec.runtime == "" {
+		return nil
+	}
+	c, err := p.engine.ContainerInspect(ctx, id)
+	switch {
+	case err != nil:
+		return fmt.Errorf("inspecting container: %w", err)
+	case c.ContainerJSONBase == nil || c.HostConfig == nil || c.HostConfig.Runtime != p.spec.runtime:
+		return fmt.Errorf("the engine does not use runtime %q", p.spec.runtime)
+	}
+	return nil
+}
+
+// placeSecrets gives a container its secrets; drop is for when it is gone.
+func (p *prepared) placeSecrets(host *container.HostConfig, id string) (drop func(), err error) {
+	mounts, remove, err := p.spec.placeSecrets(id)
+	if err != nil {
+		return nil, err
+	}
+	host.Mounts = append(host.Mounts, mounts...)
+	return func() {
+		if err := remove(); err != nil {
+			p.logger.Error("removing secrets of a container", zap.Error(err))
+		}
+	}, nil
 }
 
 // removeLost removes what the engine may have created without our hearing of it.

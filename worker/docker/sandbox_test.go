@@ -16,6 +16,8 @@ type report struct {
 	Interfaces  []string          `json:"interfaces"`
 	Writable    []string          `json:"writable"`
 	Mounts      map[string]string `json:"mounts"`
+	UID         int               `json:"uid"`
+	Secrets     map[string]string `json:"secrets"`
 	First       bool              `json:"first"`
 	ExecutesTmp bool              `json:"executes_tmp"`
 	TmpBytes    int               `json:"tmp_bytes"`
@@ -55,6 +57,12 @@ func checkSandbox(t *testing.T, got report) {
 		if got.Status[name] != want {
 			t.Errorf("%s is %s, want %s", name, got.Status[name], want)
 		}
+	}
+	if got.UID != 65534 { // the image of the probe names no user
+		t.Errorf("the agent's user is %d, want 65534", got.UID)
+	}
+	if !slices.Contains(strings.Split(got.Mounts["/"], ","), "ro") {
+		t.Errorf("the root is mounted %s, not read-only", got.Mounts["/"])
 	}
 	if !slices.Equal(got.Interfaces, []string{"lo"}) {
 		t.Errorf("network interfaces are %v, want lo alone", got.Interfaces)

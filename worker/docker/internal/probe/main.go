@@ -142,6 +142,7 @@ func inspect() map[string]any {
 		"uid":        os.Getuid(),
 		"first":      os.Getpid() == 1,
 		"data":       read("/data/kept"),
+		"secrets":    secrets(),
 		"mounts":     mounts(),
 	}
 	var files, core syscall.Rlimit
@@ -151,6 +152,19 @@ func inspect() map[string]any {
 	report["executes_tmp"] = executesTmp()
 	report["tmp_bytes"] = fill("/tmp/fill")
 	return report
+}
+
+// secrets returns the files in /run/secrets, with whose they are and their mode.
+func secrets() map[string]string {
+	found := make(map[string]string)
+	entries, _ := os.ReadDir("/run/secrets")
+	for _, e := range entries {
+		name := filepath.Join("/run/secrets", e.Name())
+		var s syscall.Stat_t
+		_ = syscall.Stat(name, &s)
+		found[e.Name()] = fmt.Sprintf("%d:%d %o %s", s.Uid, s.Gid, s.Mode&0o777, read(name))
+	}
+	return found
 }
 
 func status() map[string]string {
