@@ -45,20 +45,21 @@ type limits struct {
 
 // spec is what all containers of an agent have in common.
 type spec struct {
-	agent   worker.Agent
-	image   string              // id of the image: its tag may move while the agent runs
-	user    string              // as in a Dockerfile
-	mapped  bool                // users of containers are others on the host
-	volumes map[string]struct{} // folders that the image declares as volumes
-	stdin   bool                // the prompt goes to standard input
-	init    bool                // the engine has an init to put in front of the agent
-	runtime string              // of the engine's; empty for its default
-	limits  limits
-	ulimits []units.Ulimit
-	gpus    []container.DeviceRequest
-	mounts  []mount.Mount
-	secrets []secret
-	env     []string
+	agent    worker.Agent
+	image    string              // id of the image: its tag may move while the agent runs
+	user     string              // as in a Dockerfile
+	mapped   bool                // users of containers are others on the host
+	volumes  map[string]struct{} // folders that the image declares as volumes
+	stdin    bool                // the prompt goes to standard input
+	init     bool                // the engine has an init to put in front of the agent
+	runtime  string              // of the engine's; empty for its default
+	security []string            // of the engine's options, beside those that are always there
+	limits   limits
+	ulimits  []units.Ulimit
+	gpus     []container.DeviceRequest
+	mounts   []mount.Mount
+	secrets  []secret
+	env      []string
 }
 
 // config returns the configuration of a task's container.
@@ -117,7 +118,7 @@ func (s *spec) commonHost() *container.HostConfig {
 		IpcMode:        container.IPCModePrivate,
 		ShmSize:        s.limits.tmpfs,
 		CapDrop:        []string{"ALL"},
-		SecurityOpt:    []string{"no-new-privileges"},
+		SecurityOpt:    append([]string{"no-new-privileges"}, s.security...),
 		ReadonlyRootfs: true,
 		Tmpfs:          s.tmpfs(),
 		Mounts:         slices.Clone(s.mounts),

@@ -36,7 +36,9 @@ func init() {
 // to `/tmp/output` (also in `AGENTFM_OUTPUT`) becomes the task's artifact.
 //
 // A container has no network, no capabilities, no new privileges, a read-only
-// file system with a small `/tmp`, and limits on memory, CPU and processes.
+// file system with a small `/tmp`, and limits on memory, CPU and processes. Its
+// seccomp profile is Docker's without `io_uring` and `ptrace`, or that which the
+// engine's operator has set.
 // It runs as the user that its image names, unless that is root. A volume that the image declares is an empty folder in memory, like `/tmp`. The size of
 // `/tmp/output` is not limited here. A container shares the kernel of its host:
 // it contains mistakes and prompts that go wrong, but it is not a virtual machine.

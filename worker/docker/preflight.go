@@ -3,7 +3,6 @@
 package docker
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -32,13 +31,9 @@ func (r *Runtime) checkRuntime(info system.Info, host string) error {
 }
 
 // warn says in the log what makes the sandbox weaker than it looks.
-func (r *Runtime) warn(ctx context.Context, e engine, info system.Info) {
-	for _, w := range weaknesses(info, r.ociRuntime(info), func() (types.Version, error) {
-		ctx, cancel := context.WithTimeout(ctx, connectLimit)
-		defer cancel()
-		return e.ServerVersion(ctx)
-	}) {
-		r.logger.Warn(w, zap.String("engine", e.DaemonHost()))
+func (r *Runtime) warn(host string, info system.Info, version types.Version) {
+	for _, w := range weaknesses(info, r.ociRuntime(info), version) {
+		r.logger.Warn(w, zap.String("engine", host))
 	}
 }
 
@@ -51,20 +46,13 @@ func (r *Runtime) ociRuntime(info system.Info) string {
 }
 
 // weaknesses returns what is known to be weak of an engine.
-func weaknesses(info system.Info, runtime string, version func() (types.Version, error)) []string {
+func weaknesses(info system.Info, runtime string, version types.Version) []string {
 	var found []string
-	if !seccomp(info.SecurityOptions) {
-		found = append(found, "the Docker engine has no seccomp profile: agents may make every system call")
+	if _, ok := seccompOf(info.SecurityOptions); !ok {
+		found = append(found, "the Docker engine has no seccomp: agents may make every system call")
 	}
-	if runtime != defaultOCIRuntime {
-		return found
-	}
-	v, err := version()
-	if err != nil {
-		return append(found, "the Docker engine does not tell the version of its runc: "+err.Error())
-	}
-	for _, c := range v.Components {
-		if c.Name != defaultOCIRuntime {
+	for _, c := range version.Components {
+		if c.Name != defaultOCIRuntime || c.Name != runtime {
 			continue
 		}
 		if cves := runcCVEs(c.Version); len(cves) > 0 {
@@ -75,11 +63,31 @@ func weaknesses(info system.Info, runtime string, version func() (types.Version,
 	return found
 }
 
-// seccomp reports whether containers get a seccomp profile.
-func seccomp(options []string) bool {
-	return slices.ContainsFunc(options, func(o string) bool {
-		return strings.HasPrefix(o, "name=seccomp") && !strings.Contains(o, "profile=unconfined")
-	})
+// seccompOf returns the seccomp profile of an engine; false where it has no seccomp.
+func seccompOf(options []string) (profile string, ok bool) {
+	for _, o := range options {
+		if o, found := strings.CutPrefix(o, "name=seccomp"); found {
+			_, profile, _ = strings.Cut(o, "profile=")
+			return profile, true
+		}
+	}
+	return "", false
+}
+
+// securityOptions returns what an engine is told beside what is the same everywhere: our
+// seccomp profile, but for an engine whose operator has chosen one. Podman takes none
+// from us: it looks for a file of that name.
+func securityOptions(info system.Info, version types.Version) ([]string, error) {
+	podman := slices.ContainsFunc(version.Components, func(c types.ComponentVersion) bool { return strings.HasPrefix(c.Name, "Podman") })
+	profile, ok := seccompOf(info.SecurityOptions)
+	if !ok || podman || !slices.Contains([]string{"", "builtin", "default", "unconfined"}, profile) {
+		return nil, nil
+	}
+	ours, err := seccompProfile()
+	if err != nil || ours == "" {
+		return nil, err
+	}
+	return []string{"seccomp=" + ours}, nil
 }
 
 // runcCVEs returns what a version of runc is open to, of what lets an agent out.

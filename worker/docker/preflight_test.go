@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 
@@ -53,16 +54,38 @@ func TestWeaknesses(t *testing.T) {
 		{"old runc", []string{"name=seccomp,profile=default"}, "runc", runc("1.1.5+ds1"), "runc 1.1.5+ds1 of the Docker engine is, by its version, open to CVE-2024-21626, CVE-2025-31133"},
 		{"old runc that is not used", []string{"name=seccomp,profile=default"}, "runsc", runc("1.1.5"), ""},
 		{"no runc", []string{"name=seccomp,profile=default"}, "runc", types.Version{}, ""},
-		{"no seccomp", []string{"name=apparmor"}, "runc", runc("1.3.3"), "no seccomp profile"},
-		{"seccomp unconfined", []string{"name=seccomp,profile=unconfined"}, "runc", runc("1.3.3"), "no seccomp profile"},
+		{"no seccomp", []string{"name=apparmor"}, "runc", runc("1.3.3"), "has no seccomp"},
 	} {
-		got := weaknesses(system.Info{SecurityOptions: tc.options}, tc.runtime, func() (types.Version, error) { return tc.version, nil })
+		got := weaknesses(system.Info{SecurityOptions: tc.options}, tc.runtime, tc.version)
 		if (tc.want == "") != (len(got) == 0) || len(got) > 1 || tc.want != "" && !strings.Contains(got[0], tc.want) {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
 		}
 	}
-	if got := weaknesses(system.Info{SecurityOptions: []string{"name=seccomp"}}, "runc", func() (types.Version, error) { return types.Version{}, errTest }); len(got) != 1 {
-		t.Errorf("without a version: %q", got)
+}
+
+func TestSecurityOptions(t *testing.T) {
+	for _, tc := range []struct {
+		option, component string
+		want              bool
+	}{
+		{"name=seccomp,profile=builtin", "Engine", true},
+		{"name=seccomp,profile=default", "Engine", true},
+		{"name=seccomp,profile=unconfined", "Engine", true},
+		{"name=seccomp", "Engine", true},
+		{"name=seccomp,profile=/etc/docker/ours.json", "Engine", false},
+		{"name=seccomp,profile=default", "Podman Engine", false},
+		{"name=apparmor", "Engine", false},
+	} {
+		got, err := securityOptions(system.Info{SecurityOptions: []string{"name=cgroupns", tc.option}},
+			types.Version{Components: []types.ComponentVersion{{Name: tc.component}}})
+		if err != nil || (len(got) == 1) != (tc.want && runtime.GOOS == "linux") {
+			t.Errorf("%s of %s: %d options, %v", tc.option, tc.component, len(got), err)
+		}
+		for _, o := range got {
+			if strings.Contains(o, "io_uring") || strings.Contains(o, "ptrace") || !strings.Contains(o, "futex") {
+				t.Errorf("profile is %s", o)
+			}
+		}
 	}
 }
 
@@ -92,7 +115,7 @@ func TestWarnings(t *testing.T) {
 	if got := logs.FilterMessageSnippet("CVE-2025-31133").Len(); got != want {
 		t.Errorf("%d warnings of runc, want %d: %v", got, want, logs.All())
 	}
-	if !seccomp(info.SecurityOptions) {
+	if _, ok := seccompOf(info.SecurityOptions); !ok {
 		t.Errorf("no seccomp in %v", info.SecurityOptions)
 	}
 }

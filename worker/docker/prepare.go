@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/system"
 	"go.uber.org/zap"
 
@@ -38,9 +39,13 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 			return worker.Image{}, err
 		}
 	}
-	info, err := r.connect(ctx, e)
+	info, version, err := r.connect(ctx, e)
 	if err != nil {
 		return worker.Image{}, err
+	}
+	security, err := securityOptions(info, version)
+	if err != nil {
+		return worker.Image{}, fmt.Errorf("making the seccomp profile: %w", err)
 	}
 	if err := sweep(ctx, e, agent.PeerID, r.logger); err != nil {
 		return worker.Image{}, err
@@ -58,25 +63,26 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		return worker.Image{}, err
 	}
 	s := spec{
-		agent:   agent,
-		image:   img.ID,
-		user:    r.userOf(img.Config.User),
-		mapped:  mapped(info),
-		volumes: img.Config.Volumes,
-		stdin:   r.Prompt == promptStdin,
-		init:    hasInit(info),
-		runtime: r.OCIRuntime,
-		limits:  r.limits,
-		ulimits: r.ulimits,
-		gpus:    r.devices,
-		mounts:  mounts,
-		secrets: r.secrets,
-		env:     r.environ,
+		agent:    agent,
+		image:    img.ID,
+		user:     r.userOf(img.Config.User),
+		mapped:   mapped(info),
+		volumes:  img.Config.Volumes,
+		stdin:    r.Prompt == promptStdin,
+		init:     hasInit(info),
+		runtime:  r.OCIRuntime,
+		security: security,
+		limits:   r.limits,
+		ulimits:  r.ulimits,
+		gpus:     r.devices,
+		mounts:   mounts,
+		secrets:  r.secrets,
+		env:      r.environ,
 	}
 	if err := r.check(&s); err != nil {
 		return worker.Image{}, err
 	}
-	r.warn(ctx, e, info)
+	r.warn(e.DaemonHost(), info, version)
 	if s.user != img.Config.User {
 		r.logger.Info("the agent does not run as its image says", zap.String("image", ref), zap.String("user", s.user), zap.String("image_user", img.Config.User))
 	}
@@ -93,23 +99,26 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 }
 
 // connect asks the engine about itself, and checks what every task would fail on.
-func (r *Runtime) connect(ctx context.Context, e engine) (system.Info, error) {
+func (r *Runtime) connect(ctx context.Context, e engine) (system.Info, types.Version, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, connectLimit, fmt.Errorf("no answer in %v", connectLimit))
 	defer cancel()
 	info, err := e.Info(limited)
-	if err != nil {
-		if limited.Err() != nil {
-			err = context.Cause(limited)
-		}
-		return info, fmt.Errorf("asking the Docker engine at %s: %w (is it running? set host, or DOCKER_HOST)", e.DaemonHost(), err)
+	var version types.Version
+	if err == nil {
+		version, err = e.ServerVersion(limited)
 	}
-	if err := r.checkRuntime(info, e.DaemonHost()); err != nil {
-		return info, err
+	switch {
+	case limited.Err() != nil:
+		err = context.Cause(limited)
+		fallthrough
+	case err != nil:
+		err = fmt.Errorf("asking the Docker engine at %s: %w (is it running? set host, or DOCKER_HOST)", e.DaemonHost(), err)
+	case info.NCPU > 0 && r.limits.cpus > float64(info.NCPU):
+		err = fmt.Errorf("cpus is %v, but the Docker engine at %s has %d", r.limits.cpus, e.DaemonHost(), info.NCPU)
+	default:
+		err = r.checkRuntime(info, e.DaemonHost())
 	}
-	if info.NCPU > 0 && r.limits.cpus > float64(info.NCPU) {
-		return info, fmt.Errorf("cpus is %v, but the Docker engine at %s has %d", r.limits.cpus, e.DaemonHost(), info.NCPU)
-	}
-	return info, nil
+	return info, version, err
 }
 
 // hasInit reports whether the engine can put an init in front of an agent, so

@@ -86,6 +86,22 @@ func checkSandbox(t *testing.T, got report) {
 	}
 }
 
+// The probe tries its ways out of a container, and none leads anywhere.
+func TestEscapes(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "escape", nil)
+	exit, out := f.answer("")
+	var steps map[string]string
+	if err := json.Unmarshal([]byte(out), &steps); err != nil || exit.Code != 0 || len(steps) < 60 {
+		t.Fatalf("%+v %v, %d steps: %s", exit, err, len(steps), out)
+	}
+	for step, refusal := range steps {
+		if refusal == "" {
+			t.Errorf("%s: the agent may", step)
+		}
+	}
+}
+
 // Without an init on the engine, the agent is the first process, and works too.
 func TestNoInit(t *testing.T) {
 	t.Parallel()
