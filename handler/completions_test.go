@@ -154,6 +154,19 @@ func TestStreamFailure(t *testing.T) {
 	}
 }
 
+// TestCause wants clients to learn why an agent failed, where its worker says.
+func TestCause(t *testing.T) {
+	failure := fmt.Errorf("attempt 1: %w", &wire.AgentError{Cause: wire.CauseOOMKilled, Reason: "killed: out of memory"})
+	const want = `{"error":{"message":"agent failed: killed: out of memory","type":"server_error","code":"worker_stream_failed","param":null,"cause":"oom_killed"}}`
+	g := serve(t, &fakeMesh{dispatch: answers(script{output: []string{"half an ans"}, end: failure})})
+	if a := g.do(t, "POST", "/v1/chat/completions", chatBody); a.status != 502 || a.body != want {
+		t.Errorf("got %d %s", a.status, a.body)
+	}
+	if a := g.do(t, "POST", "/v1/chat/completions", streaming(chatBody, true)); !strings.HasSuffix(a.body, "\n\ndata: "+want+"\n\n") {
+		t.Errorf("got %d %s", a.status, a.body)
+	}
+}
+
 // TestHeldCost wants what an answer costs to be counted as it is: its text, and the
 // JSON that it becomes. An agent can make that sixfold.
 func TestHeldCost(t *testing.T) {

@@ -329,24 +329,31 @@ func TestTaskByEvents(t *testing.T) {
 		write func(*wire.EventWriter)
 		out   string
 		err   error
+		cause wire.Cause
 	}{
 		"ok": {func(e *wire.EventWriter) {
 			_, _ = io.WriteString(e, "a\nb\xff\r\n[AGENTFM: NO_FILES]\n")
 			_ = e.Exit(wire.Exit{Status: wire.ExitOK})
-		}, "a\nb\xff\r\n[AGENTFM: NO_FILES]\n", nil},
-		"no output": {func(e *wire.EventWriter) { _ = e.Exit(wire.Exit{Status: wire.ExitOK}) }, "", nil},
+		}, "a\nb\xff\r\n[AGENTFM: NO_FILES]\n", nil, ""},
+		"no output": {func(e *wire.EventWriter) { _ = e.Exit(wire.Exit{Status: wire.ExitOK}) }, "", nil, ""},
 		"fails": {func(e *wire.EventWriter) {
 			_ = e.Exit(wire.Exit{Status: wire.ExitFailed, Code: 3, Reason: "exit status 3"})
-		}, "", wire.ErrAgentFailed},
+		}, "", wire.ErrAgentFailed, ""},
 		"fails later": {func(e *wire.EventWriter) {
 			_, _ = io.WriteString(e, "half")
-			_ = e.Exit(wire.Exit{Status: wire.ExitStopped, Reason: "timed out"})
-		}, "half", wire.ErrAgentFailed},
-		"no exit": {func(e *wire.EventWriter) { _, _ = io.WriteString(e, "half") }, "half", wire.ErrTruncated},
+			_ = e.Exit(wire.Exit{Status: wire.ExitStopped, Cause: wire.CauseDeadline, Reason: "timed out"})
+		}, "half", wire.ErrAgentFailed, wire.CauseDeadline},
+		"of a later version": {func(e *wire.EventWriter) {
+			_ = e.Exit(wire.Exit{Status: wire.ExitFailed, Cause: "bored", Reason: "no more"})
+		}, "", wire.ErrAgentFailed, wire.CauseRuntimeError},
+		"that lies": {func(e *wire.EventWriter) {
+			_ = e.Exit(wire.Exit{Status: wire.ExitFailed, Cause: wire.CauseOK})
+		}, "", wire.ErrAgentFailed, wire.CauseRuntimeError},
+		"no exit": {func(e *wire.EventWriter) { _, _ = io.WriteString(e, "half") }, "half", wire.ErrTruncated, ""},
 		"files that are not there": {func(e *wire.EventWriter) {
 			_ = e.Artifact(wire.Artifact{Size: 5, SHA256: strings.Repeat("0", 64)})
 			_ = e.Exit(wire.Exit{Status: wire.ExitOK})
-		}, "", ErrArtifact},
+		}, "", ErrArtifact, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newTestApp(t, nil)
@@ -356,6 +363,9 @@ func TestTaskByEvents(t *testing.T) {
 			out, _, err := ask(t, a, call)
 			if out != c.out || !errors.Is(err, c.err) {
 				t.Errorf("got %q, %v; want %q, %v", out, err, c.out, c.err)
+			}
+			if e, ok := errors.AsType[*wire.AgentError](err); ok && e.Cause != c.cause || !ok && c.cause != "" {
+				t.Errorf("the cause is %v, want %q", e, c.cause)
 			}
 			_ = w
 		})

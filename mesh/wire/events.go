@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -70,6 +71,26 @@ const (
 	CauseDigestMismatch   Cause = "digest_mismatch"   // the image is another than the one that is meant
 	CauseRuntimeError     Cause = "runtime_error"     // the agent could not be started, or was lost
 )
+
+// causes are all of them.
+var causes = []Cause{
+	CauseOK, CauseExitCode, CauseSignal, CauseOOMKilled, CauseDeadline, CauseOutputLimit, CauseCancelled,
+	CauseImageUnavailable, CauseDigestMismatch, CauseRuntimeError,
+}
+
+// AgentError is an [ErrAgentFailed] of a worker that tells why.
+type AgentError struct {
+	// Cause is empty where the worker does not tell.
+	Cause Cause
+	// Reason says more, for people.
+	Reason string
+}
+
+// Error implements error.
+func (e *AgentError) Error() string { return ErrAgentFailed.Error() + ": " + e.Reason }
+
+// Unwrap returns ErrAgentFailed.
+func (e *AgentError) Unwrap() error { return ErrAgentFailed }
 
 // Exit says how a task ended.
 type Exit struct {
@@ -230,7 +251,10 @@ func (r *EventReader) event(data []byte) error {
 		if e.Status == ExitOK {
 			return io.EOF
 		}
-		return fmt.Errorf("%w: %s", ErrAgentFailed, oneLine(e.Reason))
+		if e.Cause != "" && !slices.Contains(causes, e.Cause) || e.Cause == CauseOK {
+			e.Cause = CauseRuntimeError
+		}
+		return &AgentError{Cause: e.Cause, Reason: oneLine(e.Reason)}
 	}
 	return nil
 }

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/docker/docker/pkg/stdcopy"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
 const (
@@ -23,6 +26,9 @@ const (
 	// that has exited, before it drops what is left.
 	engineDrain = 2 * time.Second
 )
+
+// errOutputLimit says that an agent is too talkative.
+var errOutputLimit = &worker.Failure{Cause: wire.CauseOutputLimit, Err: errors.New("the output is over the limit")}
 
 var errOutputLost = errors.New("the end of the output is lost: the output was taken too slowly")
 
@@ -47,21 +53,26 @@ func newBacklog() *backlog {
 	return &backlog{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 }
 
-// fill reads both output streams of a container until they close.
-func (b *backlog) fill(ctx context.Context, r io.Reader) error {
-	w := filler{ctx, b}
+// fill reads both output streams of a container until they close, or until there is
+// more than limit.
+func (b *backlog) fill(ctx context.Context, r io.Reader, limit int64) error {
+	w := &filler{ctx, b, limit}
 	_, err := stdcopy.StdCopy(w, w, r)
 	return err
 }
 
 // filler is the writing side of a backlog.
 type filler struct {
-	ctx context.Context
-	b   *backlog
+	ctx  context.Context
+	b    *backlog
+	left int64 // of the limit
 }
 
 // Write implements io.Writer.
-func (f filler) Write(p []byte) (int, error) {
+func (f *filler) Write(p []byte) (int, error) {
+	if f.left -= int64(len(p)); f.left < 0 {
+		return 0, errOutputLimit
+	}
 	for !f.b.add(p) {
 		select {
 		case <-f.b.room:

@@ -16,6 +16,7 @@ func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"host":       option.String(&r.Host),
 		"prompt":     option.String(&r.Prompt),
 		"memory":     option.String(&r.Memory),
+		"output":     option.String(&r.Output),
 		"tmpfs":      option.String(&r.Tmpfs),
 		"cpus":       option.PositiveFloat(&r.CPUs),
 		"pids":       option.PositiveInt(&r.PIDs),

@@ -35,6 +35,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				cpus     0.5
 				pids     64
 				tmpfs    16MiB
+				output   2MiB
 				env      API_KEY {env.HR_API_KEY}
 				env      EMPTY ""
 				env_file hr.env
@@ -52,7 +53,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				pull     missing
 			}`,
 			want: `{"image":"hr:v1","pull":"missing","platform":"linux/amd64","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","memory":"1GiB",` +
-				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","user":"1000:1000","allow_root":true,"ulimits":{"fsize":"1024","nofile":"64:128"},` +
+				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","output":"2MiB","user":"1000:1000","allow_root":true,"ulimits":{"fsize":"1024","nofile":"64:128"},` +
 				`"oci_runtime":"runsc","gpus":"device=0,1","mounts":[{"source":"/srv/data","target":"/data"},{"source":"/srv/more","target":"/more"}],` +
 				`"secrets":{"db":"/etc/db.key","key":"{env.HR_KEY}"},"env":{"API_KEY":"{env.HR_API_KEY}","EMPTY":""},"env_file":"hr.env"}`,
 		},
@@ -139,7 +140,7 @@ func TestDefaults(t *testing.T) {
 	if err := provision(t, r); err != nil {
 		t.Fatal(err)
 	}
-	if want := (limits{memory: 512 << 20, tmpfs: 64 << 20, pids: 256, cpus: 1}); r.limits != want {
+	if want := (limits{memory: 512 << 20, tmpfs: 64 << 20, output: 1 << 30, pids: 256, cpus: 1}); r.limits != want {
 		t.Errorf("limits are %+v, want %+v", r.limits, want)
 	}
 	if r.PromptLimit() != wire.MaxArgumentPrompt || r.PromptNUL() {
@@ -193,6 +194,9 @@ func TestValidate(t *testing.T) {
 		{`{"image":"a","memory":"-1GiB"}`, "memory"},
 		{`{"image":"a","tmpfs":"none"}`, "reading tmpfs"},
 		{`{"image":"a","tmpfs":"0"}`, "tmpfs is 0, not a size above 0"},
+		{`{"image":"a","output":"some"}`, "reading output"},
+		{`{"image":"a","output":"0"}`, "output is 0, not a size above 0"},
+		{`{"image":"a","serve":80,"output":"1"}`, "output: not with serve"},
 		{`{"image":"a","cpus":-1}`, "cpus is -1"},
 		{`{"image":"a","cpus":0.001}`, "cpus is 0.001"},
 		{`{"image":"a","pids":-1}`, "pids is -1"},

@@ -39,6 +39,7 @@ const (
 type limits struct {
 	memory int64
 	tmpfs  int64
+	output int64
 	pids   int64
 	cpus   float64
 }

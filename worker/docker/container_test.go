@@ -12,6 +12,7 @@ import (
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/go-units"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
@@ -119,8 +120,8 @@ func TestReason(t *testing.T) {
 		{container.State{ExitCode: 1}, worker.Exit{Code: 1}},
 		{container.State{ExitCode: 143}, worker.Exit{Code: 143}},
 		{container.State{ExitCode: 137}, worker.Exit{Code: 137, Reason: "killed by signal 9, perhaps out of memory (limit 1.5GiB)"}},
-		{container.State{ExitCode: 137, OOMKilled: true}, worker.Exit{Code: 137, Reason: "killed: out of memory (limit 1.5GiB)"}},
-		{container.State{ExitCode: 1, OOMKilled: true}, worker.Exit{Code: 1, Reason: "killed: out of memory (limit 1.5GiB)"}},
+		{container.State{ExitCode: 137, OOMKilled: true}, worker.Exit{Code: 137, Reason: "killed: out of memory (limit 1.5GiB)", Cause: wire.CauseOOMKilled}},
+		{container.State{ExitCode: 1, OOMKilled: true}, worker.Exit{Code: 1, Reason: "killed: out of memory (limit 1.5GiB)", Cause: wire.CauseOOMKilled}},
 		{container.State{OOMKilled: true}, worker.Exit{}}, // a child was killed, and the agent coped
 	} {
 		p := &spec{limits: limits{memory: 3 << 29}}

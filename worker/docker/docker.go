@@ -84,6 +84,7 @@ func init() {
 //		cpus     <number>
 //		pids     <number>
 //		tmpfs    <size>
+//		output   <size>
 //		env      <name> <value>
 //		env_file <file>
 //		secret   <name> <file>|<placeholder>
@@ -163,6 +164,10 @@ type Runtime struct {
 	// Tmpfs is the size of a container's `/tmp`, of its `/dev/shm`, and of each
 	// volume of the image, written like `memory`. Default: `64MiB`.
 	Tmpfs string `json:"tmpfs,omitempty"`
+
+	// Output is the most that the agent may say in one task, written like `memory`. When
+	// it says more, the task ends, as a failure. Not with `serve`. Default: `1GiB`.
+	Output string `json:"output,omitempty"`
 
 	// User is whom the agent runs as: a name that the image has, or a number, and perhaps
 	// a group after a colon. Root is refused. Default: the user of the image; where that

@@ -27,6 +27,7 @@ const (
 const (
 	defaultMemory = "512MiB"
 	defaultTmpfs  = "64MiB"
+	defaultOutput = "1GiB"
 	defaultCPUs   = 1
 	defaultPIDs   = 256
 
@@ -62,6 +63,11 @@ func (r *Runtime) Provision(ctx caddy.Context) error {
 	}
 	if r.limits.tmpfs, err = units.RAMInBytes(r.Tmpfs); err != nil {
 		return fmt.Errorf("reading tmpfs: %w", err)
+	}
+	if r.Serve == 0 {
+		if r.limits.output, err = units.RAMInBytes(r.Output); err != nil {
+			return fmt.Errorf("reading output: %w", err)
+		}
 	}
 	if r.ulimits, err = readUlimits(r.Ulimits); err != nil {
 		return err
@@ -126,6 +132,9 @@ func (r *Runtime) setDefaults() {
 	if r.Tmpfs == "" {
 		r.Tmpfs = defaultTmpfs
 	}
+	if r.Output == "" && r.Serve == 0 {
+		r.Output = defaultOutput
+	}
 	if r.CPUs == 0 {
 		r.CPUs = defaultCPUs
 	}
@@ -153,6 +162,8 @@ func (r *Runtime) Validate() error {
 		return fmt.Errorf("memory is %s, less than 6MiB", r.Memory)
 	case r.limits.tmpfs <= 0:
 		return fmt.Errorf("tmpfs is %s, not a size above 0", r.Tmpfs)
+	case r.Serve == 0 && r.limits.output <= 0:
+		return fmt.Errorf("output is %s, not a size above 0", r.Output)
 	case math.IsNaN(r.CPUs) || math.IsInf(r.CPUs, 0) || r.CPUs < minCPUs:
 		return fmt.Errorf("cpus is %v, not a number from %v", r.CPUs, minCPUs)
 	case r.PIDs < 0:

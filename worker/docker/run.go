@@ -12,11 +12,13 @@ import (
 	"sync"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/go-units"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
@@ -57,7 +59,11 @@ func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, erro
 		return worker.Exit{}, context.Cause(ctx)
 	}
 	if err != nil {
-		return worker.Exit{}, fmt.Errorf("creating container: %w", err)
+		err = fmt.Errorf("creating container: %w", err)
+		if cerrdefs.IsNotFound(err) {
+			err = unavailable(err) // somebody has removed it
+		}
+		return worker.Exit{}, err
 	}
 	defer p.remove(id)
 	return p.attend(ctx, id, task, &streams)
@@ -151,7 +157,7 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 		return worker.Exit{}, context.Cause(ctx)
 	}
 	defer conn.Close()
-	output, delivered := pump(ctx, fail, conn.Reader, task.Output, streams)
+	output, delivered := pump(ctx, fail, conn.Reader, task.Output, p.spec.limits.output, streams)
 	exited, lost := p.engine.ContainerWait(ctx, id, container.WaitConditionNextExit)
 	if err := p.engine.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
 		fail(fmt.Errorf("starting container: %w", err))
@@ -178,11 +184,11 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 
 // pump passes on the output of a container. The channel closes when all of it
 // is delivered, or cannot be: then fail was called, or ctx has ended.
-func pump(ctx context.Context, fail context.CancelCauseFunc, r io.Reader, w io.Writer, streams *sync.WaitGroup) (*backlog, <-chan struct{}) {
+func pump(ctx context.Context, fail context.CancelCauseFunc, r io.Reader, w io.Writer, limit int64, streams *sync.WaitGroup) (*backlog, <-chan struct{}) {
 	output := newBacklog()
 	streams.Go(func() {
 		defer output.end() // after fail: an output cut short is not a whole one
-		if err := output.fill(ctx, r); err != nil {
+		if err := output.fill(ctx, r, limit); err != nil {
 			fail(fmt.Errorf("reading output: %w", err))
 		}
 	})
@@ -234,7 +240,7 @@ func (s *spec) exit(state *container.State) worker.Exit {
 	limit := units.BytesSize(float64(s.limits.memory))
 	switch {
 	case state.OOMKilled && exit.Code != 0: // with 0, a child was killed, and the agent coped
-		exit.Reason = fmt.Sprintf("killed: out of memory (limit %s)", limit)
+		exit.Reason, exit.Cause = fmt.Sprintf("killed: out of memory (limit %s)", limit), wire.CauseOOMKilled
 	case exit.Code == codeKilled:
 		// The engine hears of the lack of memory apart from the exit, and
 		// does not set OOMKilled when it does so a moment later.

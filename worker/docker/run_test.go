@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/image"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
@@ -85,25 +86,69 @@ func TestExit(t *testing.T) {
 		mode   string
 		code   int
 		reason string // a part of it
+		cause  wire.Cause
 	}{
-		{"exit 0", 0, ""},
-		{"exit 1", 1, ""},
-		{"exit 255", 255, ""},
-		{"signal 15", 143, ""},
-		{"signal 9", 137, "killed by signal 9"},
-		{"memory", 137, "out of memory (limit 32MiB)"},
+		{"exit 0", 0, "", ""},
+		{"exit 1", 1, "", ""},
+		{"exit 255", 255, "", ""},
+		{"signal 15", 143, "", ""},
+		{"signal 9", 137, "killed by signal 9", ""},
+		{"segfault", 139, "", ""},
+		{"memory", 137, "out of memory (limit 32MiB)", wire.CauseOOMKilled},
 	} {
 		t.Run(tc.mode, func(t *testing.T) {
 			t.Parallel()
 			f := startProbe(t, tc.mode, func(r *Runtime) { r.Memory = "32MiB" })
-			if strings.HasPrefix(tc.mode, "signal") && !f.ready.Load().spec.init {
+			if (strings.HasPrefix(tc.mode, "signal") || tc.mode == "segfault") && !f.ready.Load().spec.init {
 				t.Skip("the engine has no init, and a first process cannot send itself a signal")
 			}
 			exit, out := f.answer("")
-			if exit.Code != tc.code || !strings.Contains(exit.Reason, tc.reason) || (tc.reason == "") != (exit.Reason == "") {
-				t.Errorf("exit is %d %q, want %d %q; output %q", exit.Code, exit.Reason, tc.code, tc.reason, out)
+			if exit.Code != tc.code || exit.Cause != tc.cause || !strings.Contains(exit.Reason, tc.reason) || (tc.reason == "") != (exit.Reason == "") {
+				t.Errorf("exit is %+v, want %d %q %q; output %q", exit, tc.code, tc.reason, tc.cause, out)
 			}
 		})
+	}
+}
+
+// An agent that floods is stopped at its limit, and one that says just as much is not.
+func TestOutputLimit(t *testing.T) {
+	t.Parallel()
+	set := func(r *Runtime) { r.Output = "1MiB" }
+	if exit, got := startProbe(t, "flood 1024", set).answer(""); exit.Code != 0 || len(got) != 1<<20 {
+		t.Errorf("%+v, %d bytes", exit, len(got))
+	}
+	f := startProbe(t, "flood 1000000", set)
+	task, out := f.task("")
+	began := time.Now()
+	if _, err := f.Run(t.Context(), task); cause(err) != wire.CauseOutputLimit || len(out.String()) > 1<<20 {
+		t.Errorf("%v, %d bytes", err, len(out.String()))
+	}
+	if took := time.Since(began); took > patience/2 {
+		t.Errorf("it took %v", took)
+	}
+	f.wantContainers(0)
+}
+
+// An agent whose image goes away fails with that, and another one does not mind.
+func TestImageRemoved(t *testing.T) {
+	t.Parallel()
+	other := startProbe(t, "exit 0", nil)
+	r := &Runtime{Build: folder(t, map[string]string{"Dockerfile": "FROM " + probeImage + "\nENV PROBE=exit\nLABEL gone=" + other.agent.PeerID + "\n"})}
+	agent := testAgent(t)
+	agent.Key = "gone"
+	img, err := tryPrepare(t, r, agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.client().ImageRemove(t.Context(), img.Ref, image.RemoveOptions{Force: true, PruneChildren: true}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Run(t.Context(), worker.Task{ID: "t", Output: newRecorder(), OutputDir: t.TempDir()})
+	if cause(err) != wire.CauseImageUnavailable {
+		t.Errorf("Run returned %v (%q)", err, cause(err))
+	}
+	if exit, _ := other.answer(""); exit.Code != 0 {
+		t.Errorf("the other agent: %+v", exit)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 func main() {
@@ -42,6 +43,8 @@ func main() {
 	case "signal":
 		_ = syscall.Kill(os.Getpid(), syscall.Signal(n))
 		block()
+	case "segfault":
+		segfault()
 	case "block": // half a line, then nothing for ever
 		fmt.Print("waiting")
 		block()
@@ -124,6 +127,14 @@ func dump() {
 		}
 		return nil
 	})
+}
+
+// segfault ends this process as a program that is not Go's ends.
+func segfault() {
+	var byDefault [4]uintptr
+	_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGSEGV), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
+	_ = syscall.Kill(os.Getpid(), syscall.SIGSEGV)
+	block()
 }
 
 // block waits for ever, without being a deadlock to the Go runtime.
