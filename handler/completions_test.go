@@ -58,7 +58,7 @@ func TestCompletionWhole(t *testing.T) {
 		t.Errorf("got %d\n%s\nwant\n%s", a.status, got, want)
 	}
 	checkServed(t, g, a, "application/json")
-	if call := f.seen()[0]; call.Prompt != "say hi" || call.Retries != 0 {
+	if call := f.seen()[0]; call.Prompt != "say hi" || call.Retries != 0 || string(call.Original) != `{"model":"m","prompt":["say hi"]}` {
 		t.Errorf("got %+v", call)
 	}
 }

@@ -372,6 +372,39 @@ func TestTaskByEvents(t *testing.T) {
 	}
 }
 
+// TestOriginal wants a worker of protocol 2 to get the client's request where it fits
+// beside the prompt, and the task in any case.
+func TestOriginal(t *testing.T) {
+	const fits = `{"messages":[{"role":"user","content":"hi"}]}`
+	for _, original := range []string{fits, `"` + strings.Repeat("x", wire.MaxTaskFrame) + `"`, ""} {
+		a := newTestApp(t, nil)
+		got := make(chan wire.TaskRequest, 1)
+		newHTTPWorker(t, a, func(w http.ResponseWriter, r *http.Request) {
+			frame, _ := io.ReadAll(r.Body)
+			req, err := wire.DecodeTask(frame)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- req
+			_ = wire.NewEventWriter(w).Exit(wire.Exit{Status: wire.ExitOK})
+		})
+		call := call("m")
+		if original != "" {
+			call.Original = []byte(original)
+		}
+		if _, _, err := ask(t, a, call); err != nil {
+			t.Fatal(err)
+		}
+		want := wire.RawJSON(original)
+		if len(original) > wire.MaxTaskFrame {
+			want = ""
+		}
+		if req := <-got; req.Request != want || req.Data != "hi" {
+			t.Errorf("the worker got %.100q of %.100q", req.Request, original)
+		}
+	}
+}
+
 // TestFetch wants the files of a task to arrive whole, over connections that
 // break, or not at all.
 func TestFetch(t *testing.T) {

@@ -211,6 +211,27 @@ func TestEvents(t *testing.T) {
 	await.Until(t, "the folders are gone", func() bool { return len(leftovers(t)) == 0 })
 }
 
+// TestRequestOfATask wants an agent to get the request that its prompt was made of.
+func TestRequestOfATask(t *testing.T) {
+	const request = `{"messages":[]}`
+	got := make(chan string, 1)
+	a := ready(t, start(t, behaviour{run: func(_ context.Context, task Task) (Exit, error) {
+		got <- task.Request
+		return Exit{}, nil
+	}}, nil))
+	g := newGateway(t, a)
+	body, err := wire.EncodeTaskOf("t1", "hi", []byte(request))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := g.do(t, "POST", wire.PathTasks, string(body)); r.StatusCode != 200 || <-got != request {
+		t.Errorf("got %d %s", r.StatusCode, r.body)
+	}
+	if r := g.do(t, "POST", wire.PathTasks, frame(t, "t1", "hi")); r.StatusCode != 200 || <-got != "" {
+		t.Errorf("got %d %s", r.StatusCode, r.body)
+	}
+}
+
 // TestHTTPRefusals wants what is no task to be refused on the same stream, and the
 // stream to serve on.
 func TestHTTPRefusals(t *testing.T) {

@@ -124,6 +124,9 @@ type Task struct {
 	// Prompt is handed to the agent unchanged; it is within PromptLimit and
 	// has a NUL byte only where PromptNUL allows it.
 	Prompt string
+	// Request is the request of OpenAI's API that the prompt was made of, as JSON; empty
+	// where there is none, or the gateway did not send it.
+	Request string
 	// Model is the advertised model engine, for AGENTFM_MODEL.
 	Model string
 	// Output takes the agent's standard output and standard error as they

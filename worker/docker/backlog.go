@@ -54,11 +54,30 @@ func newBacklog() *backlog {
 }
 
 // fill reads both output streams of a container until they close, or until there is
-// more than limit.
-func (b *backlog) fill(ctx context.Context, r io.Reader, limit int64) error {
+// more than limit. Standard error goes to stderr instead where that is not nil.
+func (b *backlog) fill(ctx context.Context, r io.Reader, stderr io.WriteCloser, limit int64) error {
 	w := &filler{ctx, b, limit}
-	_, err := stdcopy.StdCopy(w, w, r)
+	var errors io.Writer = w
+	if stderr != nil {
+		defer stderr.Close()
+		errors = &aside{w, stderr}
+	}
+	_, err := stdcopy.StdCopy(w, errors, r)
 	return err
+}
+
+// aside is output that counts, and goes elsewhere.
+type aside struct {
+	f *filler
+	w io.Writer
+}
+
+// Write implements io.Writer.
+func (a *aside) Write(p []byte) (int, error) {
+	if a.f.left -= int64(len(p)); a.f.left < 0 {
+		return 0, errOutputLimit
+	}
+	return a.w.Write(p)
 }
 
 // filler is the writing side of a backlog.

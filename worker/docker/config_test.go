@@ -31,6 +31,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				build    ./agents/hr
 				host     unix:///run/docker.sock
 				prompt   stdin
+				stderr   log
 				memory   1GiB
 				cpus     0.5
 				pids     64
@@ -52,7 +53,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				platform linux/amd64
 				pull     missing
 			}`,
-			want: `{"image":"hr:v1","pull":"missing","platform":"linux/amd64","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","memory":"1GiB",` +
+			want: `{"image":"hr:v1","pull":"missing","platform":"linux/amd64","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","stderr":"log","memory":"1GiB",` +
 				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","output":"2MiB","user":"1000:1000","allow_root":true,"ulimits":{"fsize":"1024","nofile":"64:128"},` +
 				`"oci_runtime":"runsc","gpus":"device=0,1","mounts":[{"source":"/srv/data","target":"/data"},{"source":"/srv/more","target":"/more"}],` +
 				`"secrets":{"db":"/etc/db.key","key":"{env.HR_KEY}"},"env":{"API_KEY":"{env.HR_API_KEY}","EMPTY":""},"env_file":"hr.env"}`,
@@ -188,7 +189,10 @@ func TestValidate(t *testing.T) {
 		{`{"image":"a","serve":80,"routes":["/x"]}`, "is not a route"},
 		{`{"image":"a","serve":80,"models":["b","b"]}`, "is there twice"},
 		{`{}`, "image or build is required"},
-		{`{"image":"a","prompt":"file"}`, `prompt is "file", not argument or stdin`},
+		{`{"image":"a","prompt":"file","stderr":"log"}`, ""},
+		{`{"image":"a","prompt":"socket"}`, `prompt is "socket", not argument, stdin, file`},
+		{`{"image":"a","stderr":"file"}`, `stderr is "file", not answer or log`},
+		{`{"image":"a","serve":80,"stderr":"log"}`, "output, stderr: not with serve"},
 		{`{"image":"a","memory":"lots"}`, "reading memory"},
 		{`{"image":"a","memory":"5MiB"}`, "memory is 5MiB, less than 6MiB"},
 		{`{"image":"a","memory":"-1GiB"}`, "memory"},
@@ -196,7 +200,7 @@ func TestValidate(t *testing.T) {
 		{`{"image":"a","tmpfs":"0"}`, "tmpfs is 0, not a size above 0"},
 		{`{"image":"a","output":"some"}`, "reading output"},
 		{`{"image":"a","output":"0"}`, "output is 0, not a size above 0"},
-		{`{"image":"a","serve":80,"output":"1"}`, "output: not with serve"},
+		{`{"image":"a","serve":80,"output":"1"}`, "stderr: not with serve"},
 		{`{"image":"a","cpus":-1}`, "cpus is -1"},
 		{`{"image":"a","cpus":0.001}`, "cpus is 0.001"},
 		{`{"image":"a","pids":-1}`, "pids is -1"},

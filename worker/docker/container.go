@@ -46,29 +46,38 @@ type limits struct {
 
 // spec is what all containers of an agent have in common.
 type spec struct {
-	agent    worker.Agent
-	image    string              // id of the image: its tag may move while the agent runs
-	user     string              // as in a Dockerfile
-	mapped   bool                // users of containers are others on the host
-	volumes  map[string]struct{} // folders that the image declares as volumes
-	stdin    bool                // the prompt goes to standard input
-	init     bool                // the engine has an init to put in front of the agent
-	runtime  string              // of the engine's; empty for its default
-	security []string            // of the engine's options, beside those that are always there
-	limits   limits
-	ulimits  []units.Ulimit
-	gpus     []container.DeviceRequest
-	mounts   []mount.Mount
-	secrets  []secret
-	env      []string
+	agent        worker.Agent
+	image        string              // id of the image: its tag may move while the agent runs
+	user         string              // as in a Dockerfile
+	mapped       bool                // users of containers are others on the host
+	volumes      map[string]struct{} // folders that the image declares as volumes
+	prompt       string              // how the agent gets it; empty with serve
+	stderrLogged bool                // standard error is for the log, not for the answer
+	init         bool                // the engine has an init to put in front of the agent
+	runtime      string              // of the engine's; empty for its default
+	security     []string            // of the engine's options, beside those that are always there
+	limits       limits
+	ulimits      []units.Ulimit
+	gpus         []container.DeviceRequest
+	mounts       []mount.Mount
+	secrets      []secret
+	env          []string
 }
 
 // config returns the configuration of a task's container.
 func (s *spec) config(task worker.Task) *container.Config {
-	c := s.common(labelTask, task.ID, task.Model, "AGENTFM_OUTPUT="+outputDir)
-	if s.stdin {
+	env := []string{"AGENTFM_OUTPUT=" + outputDir}
+	if task.Request != "" {
+		env = append(env, "AGENTFM_REQUEST="+path.Join(inputDir, requestFile))
+	}
+	if s.prompt == promptInFile {
+		env = append(env, "AGENTFM_PROMPT="+path.Join(inputDir, promptFile))
+	}
+	c := s.common(labelTask, task.ID, task.Model, env...)
+	switch s.prompt {
+	case promptStdin:
 		c.AttachStdin, c.OpenStdin, c.StdinOnce = true, true, true
-	} else {
+	case promptArgument:
 		c.Cmd = []string{task.Prompt}
 	}
 	return c

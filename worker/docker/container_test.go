@@ -20,6 +20,7 @@ func TestContainerOfATask(t *testing.T) {
 	task := worker.Task{ID: "task_1", Prompt: "--do it", Model: "llama3.2", OutputDir: "/var/out/task_1"}
 	base := spec{
 		agent: worker.Agent{Key: "hr", PeerID: "12D3KooW"}, image: "sha256:abc",
+		prompt: promptArgument,
 		limits: limits{memory: 512 << 20, tmpfs: 64 << 20, pids: 256, cpus: 1.5},
 	}
 	common := `"Labels":{"agentfm.agent":"12D3KooW","agentfm.key":"hr","agentfm.task":"task_1"}`
@@ -49,7 +50,7 @@ func TestContainerOfATask(t *testing.T) {
 		},
 		{
 			"stdin, env and init",
-			func(s *spec) { s.stdin, s.init, s.env = true, true, []string{"A=1", "B="} },
+			func(s *spec) { s.prompt, s.init, s.env = promptStdin, true, []string{"A=1", "B="} },
 			[]string{
 				common, `"Cmd":null`, `"OpenStdin":true`, `"StdinOnce":true`, `"AttachStdin":true`,
 				`"Env":["AGENTFM_MODEL=llama3.2","AGENTFM_OUTPUT=/tmp/output","A=1","B="]`,

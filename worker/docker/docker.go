@@ -31,9 +31,12 @@ func init() {
 // container when the task ends.
 //
 // The container is called as AgentFM calls it: the prompt is its one argument
-// (or its standard input, see `prompt`), `AGENTFM_MODEL` is the advertised model,
-// standard output and standard error are the answer, and what the agent writes
-// to `/tmp/output` (also in `AGENTFM_OUTPUT`) becomes the task's artifact.
+// (or comes otherwise, see `prompt`), `AGENTFM_MODEL` is the advertised model,
+// standard output and standard error are the answer (see `stderr`), and what the agent
+// writes to `/tmp/output` (also in `AGENTFM_OUTPUT`) becomes the task's artifact. Where
+// the prompt was made of a request of OpenAI's API, with messages and parameters, that
+// request is the file that `AGENTFM_REQUEST` names; it is missing when the gateway did
+// not send it, or it is too large.
 //
 // A container has no network, no capabilities, no new privileges, a read-only
 // file system with a small `/tmp`, and limits on memory, CPU and processes. Its
@@ -75,7 +78,8 @@ func init() {
 //		image    <reference>
 //		build    <folder>
 //		host     <address>
-//		prompt   argument|stdin
+//		prompt   argument|stdin|file
+//		stderr   answer|log
 //		serve    <port>
 //		models   <name>...
 //		rename   <offered> <name at the server>
@@ -123,9 +127,16 @@ type Runtime struct {
 	Host string `json:"host,omitempty"`
 
 	// Prompt says how an agent gets the prompt: `argument`, as the container's
-	// one argument (at most 131071 bytes), or `stdin`, on its standard input,
-	// which then ends (at most 1 MiB). Default: `argument`.
+	// one argument (at most 131071 bytes), `stdin`, on its standard input,
+	// which then ends, or `file`, in `/run/agentfm/prompt` (also in `AGENTFM_PROMPT`);
+	// the last two at most 1 MiB. Default: what the image's label `agentfm.prompt`
+	// says, else `argument`.
 	Prompt string `json:"prompt,omitempty"`
+
+	// Stderr says where the agent's standard error goes: to the `answer`, as with
+	// AgentFM 1.3, or to the `log`, at the level debug, at most 64 KiB of a task. Not with
+	// `serve`. Default: `answer`.
+	Stderr string `json:"stderr,omitempty"`
 
 	// Serve is the port on which the container serves OpenAI's API. It must not be
 	// set together with `prompt`. Default: it does not, and each task gets a
@@ -258,14 +269,24 @@ func (r *Runtime) Run(ctx context.Context, task worker.Task) (worker.Exit, error
 
 // PromptLimit is the largest prompt in bytes.
 func (r *Runtime) PromptLimit() int {
-	if r.Prompt == promptStdin || r.Serve != 0 {
-		return wire.MaxTaskFrame
+	if r.asArgument() {
+		return wire.MaxArgumentPrompt
 	}
-	return wire.MaxArgumentPrompt
+	return wire.MaxTaskFrame
 }
 
 // PromptNUL reports whether a prompt may contain NUL bytes; an argument ends at one.
-func (r *Runtime) PromptNUL() bool { return r.Prompt == promptStdin || r.Serve != 0 }
+func (r *Runtime) PromptNUL() bool { return !r.asArgument() }
+
+// asArgument reports whether the prompt is an argument, which the image decides where
+// the configuration does not.
+func (r *Runtime) asArgument() bool {
+	prompt := r.Prompt
+	if p := r.ready.Load(); p != nil {
+		prompt = p.spec.prompt
+	}
+	return r.Serve == 0 && (prompt == "" || prompt == promptArgument)
+}
 
 // Interface guards
 var (

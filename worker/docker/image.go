@@ -87,11 +87,33 @@ func (r *Runtime) checkImage(img image.InspectResponse, ref string) error {
 		return fmt.Errorf("image %q has no configuration", ref)
 	case r.platform != nil && !fits(got, *r.platform):
 		return unavailable(fmt.Errorf("image %q is for %s/%s, not for platform %s", ref, got.OS, got.Architecture, r.Platform))
-	case r.Serve == 0 && r.Prompt == promptArgument && len(img.Config.Entrypoint) == 0:
+	}
+	switch prompt, err := r.promptOf(img.Config.Labels); {
+	case err != nil:
+		return fmt.Errorf("image %q: %w", ref, err)
+	case prompt == promptArgument && len(img.Config.Entrypoint) == 0:
 		// The engine would run the prompt as a command.
 		return fmt.Errorf("image %q has no ENTRYPOINT to give the prompt to: add one, or set prompt stdin", ref)
 	}
 	return nil
+}
+
+// labelPrompt is the label by which an image says how its agent gets the prompt.
+const labelPrompt = "agentfm.prompt"
+
+// promptOf returns how an agent gets its prompt, whose image has the labels; nothing
+// for a server.
+func (r *Runtime) promptOf(labels map[string]string) (string, error) {
+	label, labelled := labels[labelPrompt]
+	switch {
+	case r.Serve != 0, r.Prompt != "":
+		return r.Prompt, nil
+	case !labelled:
+		return promptArgument, nil
+	case !slices.Contains(prompts, label):
+		return "", fmt.Errorf("its label %s is %q, not %s", labelPrompt, label, strings.Join(prompts, ", "))
+	}
+	return label, nil
 }
 
 // parsePlatform reads a platform such as linux/arm64/v8.

@@ -71,7 +71,7 @@ func checkMounts(mounts []Mount) error {
 			return fmt.Errorf("mount %q: %s is there twice", m.Source, target)
 		}
 		taken[target] = true
-		for _, own := range []string{"/dev", "/proc", "/sys", outputDir, secretsDir} {
+		for _, own := range []string{"/dev", "/proc", "/sys", inputDir, outputDir, secretsDir} {
 			if within(target, own) || within(own, target) {
 				return fmt.Errorf("mount %q: %s is not for it, since %s is there", m.Source, target, own)
 			}

@@ -62,22 +62,27 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
+	prompt, err := r.promptOf(img.Config.Labels)
+	if err != nil {
+		return worker.Image{}, err
+	}
 	s := spec{
-		agent:    agent,
-		image:    img.ID,
-		user:     r.userOf(img.Config.User),
-		mapped:   mapped(info),
-		volumes:  img.Config.Volumes,
-		stdin:    r.Prompt == promptStdin,
-		init:     hasInit(info),
-		runtime:  r.OCIRuntime,
-		security: security,
-		limits:   r.limits,
-		ulimits:  r.ulimits,
-		gpus:     r.devices,
-		mounts:   mounts,
-		secrets:  r.secrets,
-		env:      r.environ,
+		agent:        agent,
+		image:        img.ID,
+		user:         r.userOf(img.Config.User),
+		mapped:       mapped(info),
+		volumes:      img.Config.Volumes,
+		prompt:       prompt,
+		stderrLogged: r.Stderr == stderrLog,
+		init:         hasInit(info),
+		runtime:      r.OCIRuntime,
+		security:     security,
+		limits:       r.limits,
+		ulimits:      r.ulimits,
+		gpus:         r.devices,
+		mounts:       mounts,
+		secrets:      r.secrets,
+		env:          r.environ,
 	}
 	if err := r.check(&s); err != nil {
 		return worker.Image{}, err

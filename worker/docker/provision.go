@@ -21,6 +21,15 @@ import (
 const (
 	promptArgument = "argument"
 	promptStdin    = "stdin"
+	promptInFile   = "file"
+)
+
+var prompts = []string{promptArgument, promptStdin, promptInFile}
+
+// Values of Runtime.Stderr.
+const (
+	stderrAnswer = "answer"
+	stderrLog    = "log"
 )
 
 // Defaults, and the least that the Docker engine takes.
@@ -120,8 +129,8 @@ func readGPUs(s string) ([]container.DeviceRequest, error) {
 }
 
 func (r *Runtime) setDefaults() {
-	if r.Prompt == "" && r.Serve == 0 {
-		r.Prompt = promptArgument
+	if r.Stderr == "" && r.Serve == 0 {
+		r.Stderr = stderrAnswer
 	}
 	if r.Pull == "" {
 		r.Pull = pullNever
@@ -156,8 +165,10 @@ func (r *Runtime) Validate() error {
 		return errNoImage
 	case r.Serve < 0 || r.Serve > math.MaxUint16:
 		return fmt.Errorf("serve is %d, not a port", r.Serve)
-	case r.Serve == 0 && r.Prompt != promptArgument && r.Prompt != promptStdin:
-		return fmt.Errorf("prompt is %q, not %s or %s", r.Prompt, promptArgument, promptStdin)
+	case r.Prompt != "" && !slices.Contains(prompts, r.Prompt):
+		return fmt.Errorf("prompt is %q, not %s", r.Prompt, strings.Join(prompts, ", "))
+	case r.Serve == 0 && r.Stderr != stderrAnswer && r.Stderr != stderrLog:
+		return fmt.Errorf("stderr is %q, not %s or %s", r.Stderr, stderrAnswer, stderrLog)
 	case r.limits.memory < minMemory:
 		return fmt.Errorf("memory is %s, less than 6MiB", r.Memory)
 	case r.limits.tmpfs <= 0:

@@ -49,7 +49,7 @@ func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, erro
 	defer streams.Wait()
 
 	host := p.spec.hostConfig(task)
-	drop, err := p.placeSecrets(host, task.ID)
+	drop, err := p.place(host, task.ID, &task)
 	if err != nil {
 		return worker.Exit{}, err
 	}
@@ -102,20 +102,6 @@ func (p *prepared) verify(ctx context.Context, id string) error {
 	return nil
 }
 
-// placeSecrets gives a container its secrets; drop is for when it is gone.
-func (p *prepared) placeSecrets(host *container.HostConfig, id string) (drop func(), err error) {
-	mounts, remove, err := p.spec.placeSecrets(id)
-	if err != nil {
-		return nil, err
-	}
-	host.Mounts = append(host.Mounts, mounts...)
-	return func() {
-		if err := remove(); err != nil {
-			p.logger.Error("removing secrets of a container", zap.Error(err))
-		}
-	}, nil
-}
-
 // removeLost removes what the engine may have created without our hearing of it.
 func (p *prepared) removeLost(labels map[string]string) {
 	ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
@@ -150,19 +136,19 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 
 	// Attached, and waiting, before the start: so nothing is missed.
 	conn, err := p.engine.ContainerAttach(ctx, id, container.AttachOptions{
-		Stream: true, Stdin: p.spec.stdin, Stdout: true, Stderr: true,
+		Stream: true, Stdin: p.spec.prompt == promptStdin, Stdout: true, Stderr: true,
 	})
 	if err != nil {
 		fail(fmt.Errorf("attaching to container: %w", err))
 		return worker.Exit{}, context.Cause(ctx)
 	}
 	defer conn.Close()
-	output, delivered := pump(ctx, fail, conn.Reader, task.Output, p.spec.limits.output, streams)
+	output, delivered := pump(ctx, fail, conn.Reader, task.Output, p.stderr(task.ID), p.spec.limits.output, streams)
 	exited, lost := p.engine.ContainerWait(ctx, id, container.WaitConditionNextExit)
 	if err := p.engine.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
 		fail(fmt.Errorf("starting container: %w", err))
 	}
-	if p.spec.stdin {
+	if p.spec.prompt == promptStdin {
 		streams.Go(func() { feed(conn, task.Prompt) })
 	}
 
@@ -182,13 +168,14 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 	return p.spec.exit(state), nil
 }
 
-// pump passes on the output of a container. The channel closes when all of it
+// pump passes on the output of a container; stderr is for a part of it that is not passed
+// on, or nil. The channel closes when all of it
 // is delivered, or cannot be: then fail was called, or ctx has ended.
-func pump(ctx context.Context, fail context.CancelCauseFunc, r io.Reader, w io.Writer, limit int64, streams *sync.WaitGroup) (*backlog, <-chan struct{}) {
+func pump(ctx context.Context, fail context.CancelCauseFunc, r io.Reader, w io.Writer, stderr io.WriteCloser, limit int64, streams *sync.WaitGroup) (*backlog, <-chan struct{}) {
 	output := newBacklog()
 	streams.Go(func() {
 		defer output.end() // after fail: an output cut short is not a whole one
-		if err := output.fill(ctx, r, limit); err != nil {
+		if err := output.fill(ctx, r, stderr, limit); err != nil {
 			fail(fmt.Errorf("reading output: %w", err))
 		}
 	})

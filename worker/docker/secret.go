@@ -3,7 +3,6 @@
 package docker
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/docker/docker/api/types/mount"
 )
 
 const (
@@ -81,78 +79,18 @@ func (s secret) read() ([]byte, error) {
 	return b, err
 }
 
-// secretsHome returns the folder of the host that the secrets of an agent's containers
-// are in while these run: in memory where this process may, and nowhere for others to
-// read.
-func secretsHome(peerID string) string {
-	base := caddy.AppDataDir()
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-		base = dir
-	} else if info, err := os.Stat("/run"); os.Geteuid() == 0 && err == nil && info.IsDir() {
-		base = "/run"
-	}
-	return filepath.Join(base, "agentfm", "secrets", peerID)
-}
-
-// placeSecrets lays out the secrets for a container, and returns how the container gets
-// them; drop is for when it is gone.
-func (s *spec) placeSecrets(id string) (mounts []mount.Mount, drop func() error, err error) {
-	if len(s.secrets) == 0 {
-		return nil, func() error { return nil }, nil
-	}
-	home := secretsHome(s.agent.PeerID)
-	if err := os.MkdirAll(home, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("making a folder for secrets: %w", err)
-	}
-	dir := filepath.Join(home, id)
-	remove := func() error { return os.RemoveAll(dir) }
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, remove())
-		}
-	}()
-	// the container's user has to get in; others do not get as far as here
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, nil, fmt.Errorf("making a folder for secrets: %w", err)
-	}
+// placeSecrets writes the secrets into a folder for a container.
+func (s *spec) placeSecrets(dir string) error {
 	for _, secret := range s.secrets {
 		b, err := secret.read()
 		if err == nil {
-			err = s.placeSecret(filepath.Join(dir, secret.name), b)
+			err = s.placeFile(filepath.Join(dir, secret.name), b)
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("secret %s: %w", secret.name, err)
+			return fmt.Errorf("secret %s: %w", secret.name, err)
 		}
 	}
-	return []mount.Mount{bind(dir, secretsDir)}, remove, nil
-}
-
-// placeSecret writes one secret: for the user of the container alone where we may give
-// it to that one, and else readable in the container.
-func (s *spec) placeSecret(name string, b []byte) error {
-	if err := os.WriteFile(name, b, 0o400); err != nil {
-		return err
-	}
-	uid, gid, known := ids(s.user)
-	if known && !s.mapped && os.Chown(name, uid, gid) == nil {
-		return nil
-	}
-	return os.Chmod(name, 0o444)
-}
-
-// sweepSecrets removes what is left of the secrets of an agent's containers that are gone.
-func sweepSecrets(peerID string) error {
-	home := secretsHome(peerID)
-	entries, err := os.ReadDir(home)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	for _, e := range entries {
-		if !live.has(liveKey{peerID, e.Name()}) {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(home, e.Name())))
-		}
-	}
-	return err
+	return nil
 }
 
 // secretKey tells what the secrets are, for a container that is kept while that is the

@@ -45,7 +45,7 @@ func TestSecrets(t *testing.T) {
 			t.Errorf("secrets are %q, want %q", got, want)
 		}
 	}
-	home := secretsHome(f.agent.PeerID)
+	home := filesHome(f.agent.PeerID)
 	if left, err := os.ReadDir(home); err != nil || len(left) > 0 {
 		t.Errorf("left are %v (%v)", left, err)
 	}
@@ -61,7 +61,7 @@ func TestSecrets(t *testing.T) {
 	}
 	live.add(liveKey{f.agent.PeerID, "running"})
 	defer live.remove(liveKey{f.agent.PeerID, "running"})
-	if err := sweepSecrets(f.agent.PeerID); err != nil {
+	if err := sweepFiles(f.agent.PeerID); err != nil {
 		t.Error(err)
 	}
 	if left, err := os.ReadDir(home); err != nil || len(left) != 1 || left[0].Name() != "running" {
@@ -83,7 +83,7 @@ func TestSecrets(t *testing.T) {
 func TestSecretForAUserOfTheImage(t *testing.T) {
 	dir := t.TempDir()
 	s := &spec{user: "app"}
-	if err := s.placeSecret(filepath.Join(dir, "a"), []byte("x")); err != nil {
+	if err := s.placeFile(filepath.Join(dir, "a"), []byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(filepath.Join(dir, "a")); err != nil || info.Mode().Perm() != 0o444 {

@@ -153,7 +153,7 @@ func (s *service) log() *zap.Logger {
 func (s *service) run(ctx context.Context) {
 	defer close(s.done)
 	for pause := minServicePause; ; pause = min(2*pause, maxServicePause) {
-		output := &tail{log: s.log}
+		output := &tail{log: s.log, what: "output of the model server"}
 		served, err := s.serve(ctx, output)
 		if ctx.Err() != nil {
 			return
@@ -184,7 +184,7 @@ func (s *service) serve(ctx context.Context, output *tail) (served time.Duration
 	live.add(liveKey{s.key.peerID, id})
 	defer live.remove(liveKey{s.key.peerID, id})
 	host := p.spec.commonHost()
-	drop, err := p.placeSecrets(host, id)
+	drop, err := p.place(host, id, nil)
 	if err != nil {
 		return 0, err
 	}

@@ -75,8 +75,8 @@ func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) err
 		}
 		logger.Info("removed leftover container", field, zap.String("task", id))
 	}
-	if err := sweepSecrets(peerID); err != nil {
-		logger.Warn("removing leftover secrets", zap.Error(err))
+	if err := sweepFiles(peerID); err != nil {
+		logger.Warn("removing leftover files of containers", zap.Error(err))
 	}
 	return nil
 }

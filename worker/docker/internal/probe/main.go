@@ -33,6 +33,10 @@ func main() {
 		}
 	case "stdin":
 		_, _ = io.Copy(os.Stdout, os.Stdin)
+	case "file":
+		fmt.Print(read(os.Getenv("AGENTFM_PROMPT")), len(os.Args))
+	case "request":
+		fmt.Print(read(os.Getenv("AGENTFM_REQUEST")))
 	case "streams":
 		fmt.Print("out1 ")
 		fmt.Fprint(os.Stderr, "err1 ")
