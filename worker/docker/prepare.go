@@ -24,6 +24,7 @@ type prepared struct {
 	engine engine
 	spec   spec
 	logger *zap.Logger
+	warm   *warmPool // nil for none
 }
 
 // Prepare connects to the engine, removes the containers that an earlier
@@ -83,6 +84,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		mounts:       mounts,
 		secrets:      r.secrets,
 		env:          r.environ,
+		warm:         r.Warm > 0,
 	}
 	if err := r.check(&s); err != nil {
 		return worker.Image{}, err
@@ -94,6 +96,11 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	p := &prepared{engine: e, spec: s, logger: r.logger}
 	if r.Serve != 0 {
 		if err := r.prepareServer(ctx, agent, p); err != nil {
+			return worker.Image{}, err
+		}
+	}
+	if r.Warm > 0 {
+		if err := r.joinWarm(agent, p); err != nil {
 			return worker.Image{}, err
 		}
 	}
