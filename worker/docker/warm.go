@@ -23,6 +23,9 @@ const (
 	// warmRate is how many containers are started ahead in a second, of all agents: what
 	// an engine keeps up beside the tasks that it has.
 	warmRate = 5
+	// warmDelay is how long the next start waits when a task has taken a container: it
+	// should not be in the way of the beginning of that task.
+	warmDelay = 200 * time.Millisecond
 	// warmAge is how long a container waits for a task before another takes its place.
 	warmAge = time.Hour
 	// warmRemovals is how many are removed at once when all are.
@@ -174,10 +177,7 @@ func (q *warmPool) fill() {
 func (q *warmPool) start() (*warmed, error) {
 	p := q.prepared()
 	if pause := q.nextPause(); pause > 0 {
-		select {
-		case <-time.After(pause):
-		case <-q.ctx.Done():
-		}
+		sleep(q.ctx, pause)
 		// What could not be removed. Without an engine, the next step says so.
 		_ = sweep(q.ctx, p.engine, p.spec.agent.PeerID, p.logger)
 	}
@@ -195,6 +195,7 @@ func (q *warmPool) keep(c *warmed) {
 	defer old.Stop()
 	select {
 	case <-c.taken:
+		sleep(q.ctx, warmDelay)
 		return
 	case <-c.over:
 	case <-old.C:
@@ -241,6 +242,16 @@ func (q *warmPool) nextPause() time.Duration {
 func (q *warmPool) release() {
 	<-warmRoom
 	<-q.room
+}
+
+// sleep returns after a time, or when ctx has ended.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // acquire takes a place; false when ctx ended before there was one.

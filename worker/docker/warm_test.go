@@ -31,7 +31,7 @@ type warmFixture struct {
 
 // startWarm prepares an agent with n containers that are started ahead, and returns when
 // these are there. None of them may be left when the test ends.
-func startWarm(t *testing.T, mode string, n int, set func(*Runtime)) *warmFixture {
+func startWarm(t testing.TB, mode string, n int, set func(*Runtime)) *warmFixture {
 	t.Helper()
 	f := &warmFixture{fixture: startProbe(t, mode, func(r *Runtime) { r.Prompt = promptStdin })}
 	f.agent.TasksDir = t.TempDir()
