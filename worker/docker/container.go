@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
@@ -56,6 +57,7 @@ type spec struct {
 	init         bool                // the engine has an init to put in front of the agent
 	runtime      string              // of the engine's; empty for its default
 	security     []string            // of the engine's options, beside those that are always there
+	grace        time.Duration       // between being asked to end and being killed; not above 0 for none
 	limits       limits
 	ulimits      []units.Ulimit
 	gpus         []container.DeviceRequest
