@@ -73,6 +73,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		image:        img.ID,
 		user:         r.userOf(img.Config.User),
 		mapped:       mapped(info),
+		podman:       isPodman(version),
 		volumes:      img.Config.Volumes,
 		prompt:       prompt,
 		stderrLogged: r.Stderr == stderrLog,

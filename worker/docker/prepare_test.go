@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -69,6 +70,7 @@ func TestPrepareBuilds(t *testing.T) {
 			if got := r.ready.Load().spec.image; got != img.Digest {
 				t.Errorf("tasks run with %s, want %s", got, img.Digest)
 			}
+			r.Platform = "linux/" + runtime.GOARCH // builds the same again
 			again, err := r.Prepare(t.Context(), agent)
 			if err != nil || again != img {
 				t.Errorf("prepared again: %+v %v, want %+v", again, err, img)
