@@ -115,8 +115,10 @@ type Runtime struct {
 	Image string `json:"image,omitempty"`
 
 	// Pull says when the image is pulled: `never`, `missing` when the engine does not
-	// have it, or `always` before the agent starts. It is pulled without credentials: for
-	// a registry that wants some, pull it yourself. Not with `build`. Default: `never`.
+	// have it, or `always` before the agent starts. The registry gets the credentials that
+	// `docker login` has left in `config.json` in `DOCKER_CONFIG`, or in `.docker` in the
+	// home of Caddy's user; credential helpers are not asked. Not with `build`. Default:
+	// `never`.
 	Pull string `json:"pull,omitempty"`
 
 	// Platform is what the image must be for, such as `linux/amd64` or `linux/arm64/v8`.

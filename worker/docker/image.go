@@ -146,7 +146,11 @@ func (r *Runtime) pull(ctx context.Context, e engine, ref string) error {
 	defer cancel(nil)
 	silence := time.AfterFunc(pullSilence, func() { cancel(fmt.Errorf("the engine has said nothing for %v", pullSilence)) })
 	defer silence.Stop()
-	answer, err := e.ImagePull(ctx, ref, image.PullOptions{Platform: r.Platform})
+	auth, err := registryAuth(ref)
+	if err != nil {
+		return fmt.Errorf("looking for credentials: %w", err)
+	}
+	answer, err := e.ImagePull(ctx, ref, image.PullOptions{Platform: r.Platform, RegistryAuth: auth})
 	if err != nil {
 		return err
 	}
