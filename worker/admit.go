@@ -46,6 +46,8 @@ func (a *agent) admit(gateway peer.ID, conn network.Conn, req wire.TaskRequest) 
 		return nil, nil, &refusal{wire.RefusalRequest, wire.RefuseVersion()}
 	case g == nil:
 		return nil, nil, a.notReady()
+	case g.away() != "":
+		return nil, nil, &refusal{wire.RefusalUnavailable, wire.Refuse("Worker cannot start its agent now: busy (" + string(g.away()) + "). Try another worker.")}
 	}
 	if refused := g.unfitPrompt(req.Data); refused != nil {
 		return nil, nil, refused

@@ -47,7 +47,8 @@ var warmPools = caddy.NewUsagePool()
 
 // warmPool keeps a number of containers that wait for tasks.
 type warmPool struct {
-	p        prepared // but for the logger
+	engine   engine
+	spec     spec
 	age      time.Duration
 	room     chan struct{}
 	removing chan struct{}
@@ -69,7 +70,7 @@ func (r *Runtime) joinWarm(agent worker.Agent, p *prepared) error {
 		return errors.New("warm: the agent has no folder for its tasks")
 	}
 	key := settingsKey(p, r.Warm, p.spec.config(worker.Task{Model: agent.Model}))
-	v, _, err := warmPools.LoadOrNew(key, func() (caddy.Destructor, error) { return openWarm(*p, r.Warm, warmAge), nil })
+	v, _, err := warmPools.LoadOrNew(key, func() (caddy.Destructor, error) { return openWarm(p, r.Warm, warmAge), nil })
 	if err != nil {
 		return err
 	}
@@ -84,8 +85,11 @@ func (r *Runtime) joinWarm(agent worker.Agent, p *prepared) error {
 }
 
 // openWarm begins to start containers, each of which waits for so long at most.
-func openWarm(p prepared, size int, age time.Duration) *warmPool {
-	q := &warmPool{p: p, age: age, room: make(chan struct{}, size), removing: make(chan struct{}, warmRemovals), loggers: []*zap.Logger{p.logger}}
+func openWarm(p *prepared, size int, age time.Duration) *warmPool {
+	q := &warmPool{
+		engine: p.engine, spec: p.spec, age: age, loggers: []*zap.Logger{p.logger},
+		room: make(chan struct{}, size), removing: make(chan struct{}, warmRemovals),
+	}
 	q.ctx, q.cancel = context.WithCancel(context.Background())
 	q.working.Go(q.fill)
 	return q
@@ -120,7 +124,7 @@ func (q *warmPool) leave(l *zap.Logger) {
 func (q *warmPool) prepared() *prepared {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return &prepared{engine: q.p.engine, spec: q.p.spec, logger: q.loggers[len(q.loggers)-1]}
+	return &prepared{engine: q.engine, spec: q.spec, logger: q.loggers[len(q.loggers)-1]}
 }
 
 // take returns the container that has waited the longest, which is the task's then; nil
@@ -175,16 +179,13 @@ func (q *warmPool) fill() {
 
 // start starts a container in its time.
 func (q *warmPool) start() (*warmed, error) {
-	p := q.prepared()
 	if pause := q.nextPause(); pause > 0 {
 		sleep(q.ctx, pause)
-		// What could not be removed. Without an engine, the next step says so.
-		_ = sweep(q.ctx, p.engine, p.spec.agent.PeerID, p.logger)
 	}
 	if err := warmPace.Wait(q.ctx); err != nil {
 		return nil, err
 	}
-	return p.startWarm(q.ctx)
+	return q.prepared().startWarm(q.ctx)
 }
 
 // keep has a container that waits removed when it ends by itself, or has waited too
@@ -216,7 +217,7 @@ func (q *warmPool) keep(c *warmed) {
 		}
 		q.fail()
 	}
-	c.discard(p)
+	c.discard(context.Background(), p)
 }
 
 // fail has the next start wait.

@@ -18,8 +18,7 @@ import (
 // turns. An iteration is one of each.
 func BenchmarkTaskStart(b *testing.B) {
 	f := startWarm(b, "once", 2, nil)
-	fresh := *f.ready.Load()
-	fresh.warm = nil
+	fresh := f.withWarm(nil)
 	cli, err := exec.LookPath("docker")
 	if err != nil {
 		b.Skip("no command docker")

@@ -70,6 +70,12 @@ func (f *warmFixture) task(prompt string) (worker.Task, *recorder) {
 	return task, out
 }
 
+// withWarm returns what is prepared, with other containers that are started ahead.
+func (f *warmFixture) withWarm(q *warmPool) *prepared {
+	p := f.ready.Load()
+	return &prepared{engine: p.engine, spec: p.spec, logger: p.logger, warm: q}
+}
+
 // waiting returns the containers that wait, when they are so many.
 func (f *warmFixture) waiting(n int) []string {
 	f.t.Helper()
@@ -159,7 +165,9 @@ func TestWarmCancelled(t *testing.T) {
 	f.wantContainers(1)
 
 	task, _ = f.task("more than it may say")
-	f.ready.Load().spec.limits.output = 3
+	p := f.withWarm(f.ready.Load().warm)
+	p.spec.limits.output = 3
+	f.ready.Store(p)
 	if _, err := f.Run(t.Context(), task); cause(err) != wire.CauseOutputLimit {
 		t.Errorf("Run returned %v", err)
 	}
@@ -176,9 +184,9 @@ func TestWarmReplaced(t *testing.T) {
 	eventually(t, "another one waits", func() bool { return !slices.Equal(f.waiting(1), first) })
 	f.wantContainers(1)
 
-	p := *f.ready.Load()
+	p := f.withWarm(nil)
 	p.warm = openWarm(p, 1, 100*time.Millisecond)
-	f.ready.Store(&p)
+	f.ready.Store(p)
 	first = f.waiting(1)
 	eventually(t, "a younger one waits", func() bool { return !slices.Equal(f.waiting(1), first) })
 	_ = p.warm.Destruct()
@@ -201,8 +209,7 @@ func TestWarmThatDoesNotWait(t *testing.T) {
 		return q.pause > minServicePause
 	})
 	task, out := f.task("hello") // a container that ends in the moment that it is taken
-	p := *f.ready.Load()
-	p.warm = nil
+	p := f.withWarm(nil)
 	c, err := p.startWarm(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +312,7 @@ func TestWarmFailures(t *testing.T) {
 	p := e.prepared()
 	p.spec.agent.TasksDir = t.TempDir()
 	p.logger = zap.NewNop()
-	q := openWarm(*p, 2, time.Hour)
+	q := openWarm(p, 2, time.Hour)
 	eventually(t, "it has failed", func() bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()

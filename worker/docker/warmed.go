@@ -49,7 +49,7 @@ func (p *prepared) startWarm(ctx context.Context) (*warmed, error) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	live.add(c.key)
 	if err := p.warmUp(ctx, c); err != nil {
-		c.discard(p)
+		c.discard(context.Background(), p)
 		return nil, err
 	}
 	return c, nil
@@ -101,9 +101,9 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 	return nil
 }
 
-// discard removes the container, and what was made for it. Whatever of it is not there
-// is passed over.
-func (c *warmed) discard(p *prepared) {
+// discard removes the container, and what was made for it; whatever of it is not there
+// is passed over. It may end by itself first where ctx, that of its task, has ended.
+func (c *warmed) discard(ctx context.Context, p *prepared) {
 	defer live.remove(c.key)
 	c.cancel()
 	if c.conn != nil {
@@ -111,7 +111,7 @@ func (c *warmed) discard(p *prepared) {
 		<-c.over
 	}
 	if c.id != "" {
-		p.remove(c.id)
+		p.end(ctx, c.id)
 	}
 	c.drop()
 	if c.output == "" {
@@ -148,7 +148,7 @@ func (c *warmed) howEnded(p *prepared) string {
 func (p *prepared) runWarm(ctx context.Context, c *warmed, task worker.Task) (worker.Exit, error) {
 	var streams sync.WaitGroup
 	defer streams.Wait() // as in run
-	defer c.discard(p)
+	defer c.discard(ctx, p)
 	if err := p.handOver(c, task); err != nil {
 		return worker.Exit{}, fmt.Errorf("%w: %w", errNotWarm, err)
 	}
