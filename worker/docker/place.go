@@ -23,6 +23,9 @@ const (
 	requestFile = "request.json"
 )
 
+// seccompFile is where Podman finds the seccomp profile, beside the other files.
+const seccompFile = "seccomp.json"
+
 // filesHome returns the folder of the host that has the files for an agent's containers
 // while these run: in memory where this process may, and nowhere for others to read.
 func filesHome(peerID string) string {
@@ -64,7 +67,8 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	if task != nil && (s.prompt == promptInFile || s.warm || task.Request != "") {
 		folders = append(folders, folder{inputName, inputDir, func(dir string) error { return s.placeInput(dir, task) }})
 	}
-	if len(folders) == 0 {
+	seccomp := s.podman && s.seccomp != ""
+	if len(folders) == 0 && !seccomp {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -72,6 +76,13 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	}
 	if err := os.Chmod(dir, 0o755); err != nil { // the container's user has to get in; others do not get as far as here
 		return err
+	}
+	if seccomp {
+		profile := filepath.Join(dir, seccompFile)
+		if err := os.WriteFile(profile, []byte(s.seccomp), 0o600); err != nil {
+			return fmt.Errorf("writing the seccomp profile: %w", err)
+		}
+		host.SecurityOpt = append(host.SecurityOpt, "seccomp="+profile)
 	}
 	for _, f := range folders {
 		source := filepath.Join(dir, f.name)

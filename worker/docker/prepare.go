@@ -46,7 +46,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
-	security, err := securityOptions(info, version)
+	seccomp, err := seccompFor(info)
 	if err != nil {
 		return worker.Image{}, fmt.Errorf("making the seccomp profile: %w", err)
 	}
@@ -81,7 +81,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		grace:        time.Duration(r.Grace),
 		init:         hasInit(info),
 		runtime:      r.OCIRuntime,
-		security:     security,
+		seccomp:      seccomp,
 		limits:       r.limits,
 		ulimits:      r.ulimits,
 		gpus:         r.devices,
@@ -135,7 +135,7 @@ func (r *Runtime) connect(ctx context.Context, e engine) (system.Info, types.Ver
 	case info.NCPU > 0 && r.limits.cpus > float64(info.NCPU):
 		err = fmt.Errorf("cpus is %v, but the Docker engine at %s has %d", r.limits.cpus, e.DaemonHost(), info.NCPU)
 	default:
-		err = r.checkRuntime(info, e.DaemonHost())
+		err = r.checkRuntime(info, version, e.DaemonHost())
 	}
 	return info, version, err
 }
