@@ -110,7 +110,12 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	}
 	r.ready.Store(p)
 	if agent.Go != nil {
-		r.watched.Do(func() { agent.Go(func() { r.watch(agent) }) })
+		r.watched.Do(func() {
+			agent.Go(func() {
+				r.watch(agent)
+				leaveHome(agent.PeerID)
+			})
+		})
 	}
 	r.logger.Debug("docker runtime is ready", zap.String("image", ref), zap.String("digest", img.ID),
 		zap.String("engine_version", info.ServerVersion), zap.Bool("init", s.init))
