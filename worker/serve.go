@@ -115,16 +115,21 @@ type budgetReader struct {
 	reserved int
 }
 
-// budgetStep is how much memory is reserved at a time.
-const budgetStep = 32 << 10
+// Memory is reserved in steps that double: thousands of small requests at one time
+// take little, and a large one takes few steps.
+const (
+	minBudgetStep = 2 << 10
+	maxBudgetStep = 32 << 10
+)
 
 // Read implements io.Reader.
 func (b *budgetReader) Read(p []byte) (int, error) {
 	if b.read >= b.reserved {
-		if err := b.scope.ReserveMemory(budgetStep, network.ReservationPriorityMedium); err != nil {
+		step := min(max(b.reserved, minBudgetStep), maxBudgetStep)
+		if err := b.scope.ReserveMemory(step, network.ReservationPriorityMedium); err != nil {
 			return 0, err
 		}
-		b.reserved += budgetStep
+		b.reserved += step
 	}
 	n, err := b.r.Read(p[:min(len(p), b.reserved-b.read)])
 	b.read += n
