@@ -254,7 +254,7 @@ func resourceManager() (network.ResourceManager, error) {
 	base := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&base)
 	task := rcmgr.ResourceLimits{Streams: 32768, StreamsInbound: 16384, StreamsOutbound: 16384, Memory: 1 << 30}
-	taskPeer := rcmgr.ResourceLimits{Streams: peerStreams, StreamsInbound: peerStreams, StreamsOutbound: peerStreams, Memory: 128 << 20}
+	taskPeer := rcmgr.ResourceLimits{Streams: peerStreams, StreamsInbound: peerStreams, StreamsOutbound: peerStreams, Memory: 256 << 20}
 	limits := rcmgr.PartialLimitConfig{
 		System: rcmgr.ResourceLimits{
 			Streams: 65536, StreamsInbound: 32768, StreamsOutbound: 65536,
@@ -276,6 +276,8 @@ func resourceManager() (network.ResourceManager, error) {
 			wire.ArtifactProtocol: {Streams: 512, StreamsInbound: 256, StreamsOutbound: 256},
 		},
 		Conn: rcmgr.ResourceLimits{Memory: 64 << 20},
+		// A body may have 32 MiB, and what is reserved for one may take three fifths.
+		Stream: rcmgr.ResourceLimits{Memory: 96 << 20},
 	}.Build(base.AutoScale())
 	return rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits),
 		rcmgr.WithMetricsDisabled(),
