@@ -139,6 +139,6 @@ type pacedBody struct {
 
 // Read implements io.Reader.
 func (b *pacedBody) Read(p []byte) (int, error) {
-	_ = b.x.SetReadDeadline(within(FrameTimeout, b.deadline))
+	b.x.limit(within(FrameTimeout, b.deadline))
 	return b.x.Read(p)
 }
