@@ -54,7 +54,7 @@ func TestReadmeJSON(t *testing.T) {
 // TestReadmeCaddyfile fills the reference in and adapts it.
 func TestReadmeCaddyfile(t *testing.T) {
 	replace := strings.NewReplacer(
-		"<multiaddr>... | off", "off", "mdns|dht... | off", "mdns dht", "argument|stdin", "stdin",
+		"<multiaddr>... | off", "off", "mdns|dht... | off", "mdns dht", "argument|stdin|file", "file", "argument|stdin", "stdin", "answer|log", "log",
 		"<percent>|off", "50", "<matcher>", "/v1/*", "[", "", "]", "", "<program> <args>...", "cat -u",
 		"<name> <value>", "A b", "<size>", "1MiB", "<n>", "1", "<number>", "2", "<duration>|off", "off", "<duration>", "1m",
 		"policy        <name>", "policy sticky",
@@ -63,7 +63,8 @@ func TestReadmeCaddyfile(t *testing.T) {
 		"<origin>...", "https://app.example.com",
 		"<kebab-case>", "a-b", "<name or file>", "x", "<text>", "x", "<dir>", "/x", "<folder>", "/x", "<file>", "/x",
 		"<url>", "http://x", "<key>", "x", "<model>...", "a b", "<offered> <model>", "a b", "<route>...", "/v1/x",
-		"<reference>", "x", "<port>", "8080", "<address>", "unix:///x",
+		"<reference>", "x", "never|missing|always", "never", "<os>/<arch>", "linux/amd64", "<host path> <path>", "/srv/x /x",
+		"secret   <name>", "secret x", "ulimit   <name> <soft>:<hard>", "ulimit nofile 64:64", "<user>", "1000", "runtime  <name>", "runtime x", "<port>", "8080", "<address>", "unix:///x",
 	)
 	keys := []string{"first", "second", "third", "fourth"}
 	for _, block := range blocks(t, "caddyfile") {

@@ -23,6 +23,7 @@ type completion struct {
 	kind     openai.Kind
 	model    string
 	prompt   string
+	body     []byte // that the prompt was made of
 	param    string // the field that the prompt came in
 	affinity func() string
 	choices  int
@@ -73,6 +74,7 @@ func (x *exchange) completion(decode func(body []byte) (completion, error)) erro
 		if err != nil {
 			return err
 		}
+		c.body = body
 		return x.complete(c)
 	})
 }
@@ -93,7 +95,7 @@ func (x *exchange) complete(c completion) error {
 
 // call is the task of one choice.
 func (x *exchange) call(c completion) mesh.Call {
-	return mesh.Call{Target: router.Request{Model: c.model, Text: true, Affinity: x.affinity(c.affinity)}, Prompt: c.prompt, Again: c.choices > 1}
+	return mesh.Call{Target: router.Request{Model: c.model, Text: true, Affinity: x.affinity(c.affinity)}, Prompt: c.prompt, Original: c.body, Again: c.choices > 1}
 }
 
 // promptTokens estimates the size of the prompt.

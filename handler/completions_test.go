@@ -58,7 +58,7 @@ func TestCompletionWhole(t *testing.T) {
 		t.Errorf("got %d\n%s\nwant\n%s", a.status, got, want)
 	}
 	checkServed(t, g, a, "application/json")
-	if call := f.seen()[0]; call.Prompt != "say hi" || call.Retries != 0 {
+	if call := f.seen()[0]; call.Prompt != "say hi" || call.Retries != 0 || string(call.Original) != `{"model":"m","prompt":["say hi"]}` {
 		t.Errorf("got %+v", call)
 	}
 }
@@ -151,6 +151,19 @@ func TestStreamFailure(t *testing.T) {
 			t.Errorf("%s: got %d\n%s", route, a.status, a.body)
 		}
 		g.do(t, "POST", route, body).failed(t, 502, "worker_stream_failed")
+	}
+}
+
+// TestCause wants clients to learn why an agent failed, where its worker says.
+func TestCause(t *testing.T) {
+	failure := fmt.Errorf("attempt 1: %w", &wire.AgentError{Cause: wire.CauseOOMKilled, Reason: "killed: out of memory"})
+	const want = `{"error":{"message":"agent failed: killed: out of memory","type":"server_error","code":"worker_stream_failed","param":null,"cause":"oom_killed"}}`
+	g := serve(t, &fakeMesh{dispatch: answers(script{output: []string{"half an ans"}, end: failure})})
+	if a := g.do(t, "POST", "/v1/chat/completions", chatBody); a.status != 502 || a.body != want {
+		t.Errorf("got %d %s", a.status, a.body)
+	}
+	if a := g.do(t, "POST", "/v1/chat/completions", streaming(chatBody, true)); !strings.HasSuffix(a.body, "\n\ndata: "+want+"\n\n") {
+		t.Errorf("got %d %s", a.status, a.body)
 	}
 }
 

@@ -54,6 +54,8 @@ type problem struct {
 	// final says that a client must not send the request again by itself: an
 	// agent has run, and would run a second time.
 	final bool
+	// ended is why an agent failed, where its worker says.
+	ended wire.Cause
 	// cause is for the log.
 	cause error
 }
@@ -67,7 +69,7 @@ func (p *problem) openAI() *openai.Error {
 	if p.status >= 500 {
 		kind = openai.TypeServer
 	}
-	return &openai.Error{Message: p.message, Type: kind, Code: p.code, Param: p.param}
+	return &openai.Error{Message: p.message, Type: kind, Code: p.code, Param: p.param, Cause: string(p.ended)}
 }
 
 // Errors of access and routing.
@@ -136,7 +138,11 @@ func problemOf(err error) *problem {
 		p.final = false
 		return p
 	case is(wire.ErrAgentFailed):
-		return streamFailed(err, reason(err, wire.ErrAgentFailed))
+		p := streamFailed(err, reason(err, wire.ErrAgentFailed))
+		if e, ok := errors.AsType[*wire.AgentError](err); ok {
+			p.ended = e.Cause
+		}
+		return p
 	case is(wire.ErrTruncated):
 		return streamFailed(err, "the worker's output ended early")
 	case is(mesh.ErrArtifact):

@@ -118,7 +118,7 @@ type taskAnswer struct {
 func (r *Run) sendTask(d *dispatch, id peer.ID) error {
 	r.task.assign(id)
 	return r.exchange(d, id, &httpRequest{
-		method: http.MethodPost, target: wire.PathTasks, header: jsonHeader, body: d.frame,
+		method: http.MethodPost, target: wire.PathTasks, header: jsonHeader, body: d.wholeFrame(),
 	}, func(x *exchange) {
 		r.answer = &taskAnswer{
 			exchange: x, events: wire.NewEventReader(x), newline: d.EagerNewline,

@@ -54,6 +54,9 @@ type Call struct {
 	Queue Queue
 	// Prompt is the prompt, in UTF-8.
 	Prompt string
+	// Original is the client's request that Prompt was made of, as JSON, for agents that
+	// read it; nil for none. Workers get it where it fits into the frame beside Prompt.
+	Original []byte
 	// Request is what is sent in place of a task, to a worker that serves one of the
 	// Target's Routes. There is no Prompt then.
 	Request *Request

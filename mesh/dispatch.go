@@ -108,12 +108,27 @@ func (d *dispatch) encode() error {
 	return err
 }
 
+// wholeFrame returns the frame of the task for mesh protocol 2: with the request that it
+// was made of, where there is one and it fits.
+func (d *dispatch) wholeFrame() []byte {
+	if d.whole == nil && d.Original != nil {
+		if whole, err := wire.EncodeTaskOf(d.TaskID, d.Prompt, d.Original); err == nil {
+			d.whole = whole
+		}
+	}
+	if d.whole == nil {
+		d.whole = d.frame
+	}
+	return d.whole
+}
+
 // dispatch is a call on its way to a worker.
 type dispatch struct {
 	Call
 	lease    *Lease
 	task     *task  // nil for a request that is passed on
 	frame    []byte // of the task
+	whole    []byte // see wholeFrame
 	begun    time.Time
 	queued   time.Duration
 	deadline time.Time // of the task; set with the first slot

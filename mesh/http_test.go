@@ -329,24 +329,31 @@ func TestTaskByEvents(t *testing.T) {
 		write func(*wire.EventWriter)
 		out   string
 		err   error
+		cause wire.Cause
 	}{
 		"ok": {func(e *wire.EventWriter) {
 			_, _ = io.WriteString(e, "a\nb\xff\r\n[AGENTFM: NO_FILES]\n")
 			_ = e.Exit(wire.Exit{Status: wire.ExitOK})
-		}, "a\nb\xff\r\n[AGENTFM: NO_FILES]\n", nil},
-		"no output": {func(e *wire.EventWriter) { _ = e.Exit(wire.Exit{Status: wire.ExitOK}) }, "", nil},
+		}, "a\nb\xff\r\n[AGENTFM: NO_FILES]\n", nil, ""},
+		"no output": {func(e *wire.EventWriter) { _ = e.Exit(wire.Exit{Status: wire.ExitOK}) }, "", nil, ""},
 		"fails": {func(e *wire.EventWriter) {
 			_ = e.Exit(wire.Exit{Status: wire.ExitFailed, Code: 3, Reason: "exit status 3"})
-		}, "", wire.ErrAgentFailed},
+		}, "", wire.ErrAgentFailed, ""},
 		"fails later": {func(e *wire.EventWriter) {
 			_, _ = io.WriteString(e, "half")
-			_ = e.Exit(wire.Exit{Status: wire.ExitStopped, Reason: "timed out"})
-		}, "half", wire.ErrAgentFailed},
-		"no exit": {func(e *wire.EventWriter) { _, _ = io.WriteString(e, "half") }, "half", wire.ErrTruncated},
+			_ = e.Exit(wire.Exit{Status: wire.ExitStopped, Cause: wire.CauseDeadline, Reason: "timed out"})
+		}, "half", wire.ErrAgentFailed, wire.CauseDeadline},
+		"of a later version": {func(e *wire.EventWriter) {
+			_ = e.Exit(wire.Exit{Status: wire.ExitFailed, Cause: "bored", Reason: "no more"})
+		}, "", wire.ErrAgentFailed, wire.CauseRuntimeError},
+		"that lies": {func(e *wire.EventWriter) {
+			_ = e.Exit(wire.Exit{Status: wire.ExitFailed, Cause: wire.CauseOK})
+		}, "", wire.ErrAgentFailed, wire.CauseRuntimeError},
+		"no exit": {func(e *wire.EventWriter) { _, _ = io.WriteString(e, "half") }, "half", wire.ErrTruncated, ""},
 		"files that are not there": {func(e *wire.EventWriter) {
 			_ = e.Artifact(wire.Artifact{Size: 5, SHA256: strings.Repeat("0", 64)})
 			_ = e.Exit(wire.Exit{Status: wire.ExitOK})
-		}, "", ErrArtifact},
+		}, "", ErrArtifact, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newTestApp(t, nil)
@@ -357,8 +364,44 @@ func TestTaskByEvents(t *testing.T) {
 			if out != c.out || !errors.Is(err, c.err) {
 				t.Errorf("got %q, %v; want %q, %v", out, err, c.out, c.err)
 			}
+			if e, ok := errors.AsType[*wire.AgentError](err); ok && e.Cause != c.cause || !ok && c.cause != "" {
+				t.Errorf("the cause is %v, want %q", e, c.cause)
+			}
 			_ = w
 		})
+	}
+}
+
+// TestOriginal wants a worker of protocol 2 to get the client's request where it fits
+// beside the prompt, and the task in any case.
+func TestOriginal(t *testing.T) {
+	const fits = `{"messages":[{"role":"user","content":"hi"}]}`
+	for _, original := range []string{fits, `"` + strings.Repeat("x", wire.MaxTaskFrame) + `"`, ""} {
+		a := newTestApp(t, nil)
+		got := make(chan wire.TaskRequest, 1)
+		newHTTPWorker(t, a, func(w http.ResponseWriter, r *http.Request) {
+			frame, _ := io.ReadAll(r.Body)
+			req, err := wire.DecodeTask(frame)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- req
+			_ = wire.NewEventWriter(w).Exit(wire.Exit{Status: wire.ExitOK})
+		})
+		call := call("m")
+		if original != "" {
+			call.Original = []byte(original)
+		}
+		if _, _, err := ask(t, a, call); err != nil {
+			t.Fatal(err)
+		}
+		want := wire.RawJSON(original)
+		if len(original) > wire.MaxTaskFrame {
+			want = ""
+		}
+		if req := <-got; req.Request != want || req.Data != "hi" {
+			t.Errorf("the worker got %.100q of %.100q", req.Request, original)
+		}
 	}
 }
 

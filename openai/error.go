@@ -46,6 +46,9 @@ type Error struct {
 	// Param names the field at fault, for example "messages[0].role"; empty when
 	// there is none.
 	Param string
+	// Cause is one word on why the agent failed, such as "oom_killed"; empty where
+	// nobody knows, or no agent has.
+	Cause string
 }
 
 // Error implements error.
@@ -59,6 +62,7 @@ type envelope struct {
 		Type    string  `json:"type"`
 		Code    string  `json:"code"`
 		Param   *string `json:"param"`
+		Cause   string  `json:"cause,omitempty"`
 	} `json:"error"`
 }
 
@@ -68,7 +72,7 @@ func (e *Error) Envelope() []byte { return marshal(e.envelope()) }
 // envelope returns the wire form of the error.
 func (e *Error) envelope() (env envelope) {
 	env.Error.Message = Clip(e.Message, maxErrorText)
-	env.Error.Type, env.Error.Code = e.Type, e.Code
+	env.Error.Type, env.Error.Code, env.Error.Cause = e.Type, e.Code, e.Cause
 	if e.Param != "" {
 		param := Clip(e.Param, maxErrorText)
 		env.Error.Param = &param

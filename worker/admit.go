@@ -27,8 +27,16 @@ func (r *refusal) words() string { return wire.RefusalText(r.line) }
 func busy(line string) *refusal  { return &refusal{wire.RefusalCapacity, line} }
 func unfit(text string) *refusal { return &refusal{wire.RefusalRequest, wire.Refuse(text)} }
 
-// notReady is the refusal of an agent that is being prepared.
-var notReady = &refusal{wire.RefusalUnavailable, wire.Refuse("Worker is not ready yet: busy with its preparation. Try another worker.")}
+// notReady is the refusal of an agent that is being prepared, or cannot be.
+func (a *agent) notReady() *refusal {
+	why := ""
+	if g, ok := a.Newest(); ok {
+		if cause := g.failed.Load(); cause != nil && *cause != wire.CauseRuntimeError {
+			why = " (" + string(*cause) + ")"
+		}
+	}
+	return &refusal{wire.RefusalUnavailable, wire.Refuse("Worker is not ready yet: busy with its preparation" + why + ". Try another worker.")}
+}
 
 // admit takes a slot for a task whose frame is complete, or says why not.
 func (a *agent) admit(gateway peer.ID, conn network.Conn, req wire.TaskRequest) (*running, *generation, *refusal) {
@@ -37,7 +45,7 @@ func (a *agent) admit(gateway peer.ID, conn network.Conn, req wire.TaskRequest) 
 	case req.Version != wire.Version:
 		return nil, nil, &refusal{wire.RefusalRequest, wire.RefuseVersion()}
 	case g == nil:
-		return nil, nil, notReady
+		return nil, nil, a.notReady()
 	case len(req.Data) > g.runtime.PromptLimit():
 		return nil, nil, unfit(fmt.Sprintf("The prompt has %d bytes; this agent takes at most %d.", len(req.Data), g.runtime.PromptLimit()))
 	case strings.Contains(req.Data, "\x00") && !g.runtime.PromptNUL():

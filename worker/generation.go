@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 // prepareBackoff bounds the wait before a runtime that could not be made ready
@@ -32,7 +33,8 @@ type generation struct {
 	agent  *agent // once started
 	cancel context.CancelFunc
 	image  atomic.Pointer[Image]
-	ready  atomic.Bool // image is set, and the runtime can run tasks
+	ready  atomic.Bool                // image is set, and the runtime can run tasks
+	failed atomic.Pointer[wire.Cause] // why it is not ready, where the runtime says
 	// lastOffer is what the back-end served last, where there is one.
 	lastOffer atomic.Pointer[offered]
 
@@ -96,7 +98,9 @@ func (g *generation) prepare(ctx context.Context, a *agent) {
 			g.logger.Info("agent is ready", zap.String("model", g.config.Model), zap.String("image", image.Ref), zap.Duration("took", time.Since(began)))
 			return
 		}
-		g.logger.Error("agent is not ready", zap.Error(err), zap.Duration("next_try", wait))
+		cause := causeOf(err, wire.CauseRuntimeError)
+		g.failed.Store(&cause)
+		g.logger.Error("agent is not ready", zap.Error(err), zap.String("cause", string(cause)), zap.Duration("next_try", wait))
 		select {
 		case <-ctx.Done():
 			return

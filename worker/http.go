@@ -209,7 +209,7 @@ func (c *call) write(status int, body []byte) {
 func (c *call) profile() {
 	p, ok := c.a.profile(c.r.Context())
 	if !ok {
-		c.refuse(notReady)
+		c.refuse(c.a.notReady())
 		return
 	}
 	c.answer(p)

@@ -65,7 +65,7 @@ func (c *call) task() {
 	stop()
 	if err := c.exit(events, e); err != nil {
 		if e.err == nil {
-			e.how, e.err = cancelled, err
+			e.how, e.cause, e.err = cancelled, wire.CauseCancelled, err
 		}
 		a.dropKept(req.TaskID, c.gateway)
 	}
@@ -73,7 +73,7 @@ func (c *call) task() {
 		c.stream.whenRead(a.done)
 	}
 	a.log().Info("task ended", zap.Stringer("gateway", c.gateway), zap.String("task", req.TaskID),
-		zap.String("how", e.how), zap.Duration("took", time.Since(began)), zap.Error(e.err))
+		zap.String("how", e.how), zap.String("cause", string(e.cause)), zap.Duration("took", time.Since(began)), zap.Error(e.err))
 }
 
 // run runs the task. What it has left is kept, and the task not done, until its
@@ -81,7 +81,7 @@ func (c *call) task() {
 func (c *call) run(g *generation, t *running, req wire.TaskRequest, events *wire.EventWriter) (e ending, keeping bool) {
 	dir, err := os.MkdirTemp(c.a.tasksDir, req.TaskID+"-")
 	if err != nil {
-		return ending{how: failed, words: "the worker has no folder for it", err: err}, false
+		return ending{how: failed, cause: wire.CauseRuntimeError, words: "the worker has no folder for it", err: err}, false
 	}
 	defer func() {
 		if !keeping {
@@ -96,7 +96,7 @@ func (c *call) run(g *generation, t *running, req wire.TaskRequest, events *wire
 		return e, true
 	}
 	_ = e.zip.Close()
-	return ending{how: failed, words: errTooManyKept.Error(), err: errTooManyKept}, false
+	return ending{how: failed, cause: wire.CauseRuntimeError, words: errTooManyKept.Error(), err: errTooManyKept}, false
 }
 
 // errTooManyKept says that the files of a task found no place.
@@ -119,7 +119,7 @@ func (c *call) exit(events *wire.EventWriter, e ending) error {
 	case stopped:
 		status = wire.ExitStopped
 	}
-	return events.Exit(wire.Exit{Status: status, Code: e.code, Reason: e.words})
+	return events.Exit(wire.Exit{Status: status, Cause: e.cause, Code: e.code, Reason: e.words})
 }
 
 // pipe is the events as a task's output. A gateway that does not take it ends the

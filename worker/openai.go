@@ -82,7 +82,7 @@ func (c *call) openAI() {
 func (c *call) target() *generation {
 	g := c.a.active.Load()
 	if g == nil {
-		c.refuse(notReady)
+		c.refuse(c.a.notReady())
 		return nil
 	}
 	o := g.offered()

@@ -4,6 +4,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -25,7 +26,8 @@ type Runtime interface {
 	Prepare(ctx context.Context, agent Agent) (Image, error)
 
 	// Run runs one task to its end and returns how the agent ended. An error
-	// says that the agent could not be started or was lost. When ctx ends, the
+	// says that the agent could not be started or was lost; a [Failure] among them
+	// says why. When ctx ends, the
 	// agent is stopped. Nothing that Run started is left when it returns.
 	// Calls are concurrent.
 	Run(ctx context.Context, task Task) (Exit, error)
@@ -122,6 +124,9 @@ type Task struct {
 	// Prompt is handed to the agent unchanged; it is within PromptLimit and
 	// has a NUL byte only where PromptNUL allows it.
 	Prompt string
+	// Request is the request of OpenAI's API that the prompt was made of, as JSON; empty
+	// where there is none, or the gateway did not send it.
+	Request string
 	// Model is the advertised model engine, for AGENTFM_MODEL.
 	Model string
 	// Output takes the agent's standard output and standard error as they
@@ -142,6 +147,59 @@ type Exit struct {
 	// Reason says more, where there is more to say: "killed by signal 9
 	// (out of memory)", for example. Empty stands for "exit status <Code>".
 	Reason string
+	// Cause is the same for machines. Empty stands for what Code says.
+	Cause wire.Cause
+}
+
+// codeSignal is where the exit status of a process that a signal has ended begins.
+const codeSignal = 128
+
+// cause returns how the agent ended, for machines.
+func (e Exit) cause() wire.Cause {
+	switch {
+	case e.Cause != "":
+		return e.Cause
+	case e.Code < 0 || e.Code > codeSignal && e.Code <= codeSignal+64:
+		return wire.CauseSignal
+	case e.Code != 0 || e.Reason != "":
+		return wire.CauseExitCode
+	}
+	return wire.CauseOK
+}
+
+// Failure is an error of a [Runtime] with what machines should know of it.
+type Failure struct {
+	// Cause tells why there is no agent, such as [wire.CauseImageUnavailable].
+	Cause wire.Cause
+	Err   error
+}
+
+// Error implements error.
+func (f *Failure) Error() string { return f.Err.Error() }
+
+// Unwrap returns the error without its cause.
+func (f *Failure) Unwrap() error { return f.Err }
+
+// causeOf returns the cause that an error tells, or else the other.
+func causeOf(err error, other wire.Cause) wire.Cause {
+	if f, ok := errors.AsType[*Failure](err); ok {
+		return f.Cause
+	}
+	return other
+}
+
+// told is what a gateway may know of an error: more of it can be the operator's own
+// business.
+func told(cause wire.Cause) string {
+	switch cause {
+	case wire.CauseOutputLimit:
+		return "it said more than it may"
+	case wire.CauseImageUnavailable:
+		return "its image is not there"
+	case wire.CauseDigestMismatch:
+		return "its image is not the one that it should be"
+	}
+	return "the worker's log says why"
 }
 
 // String says how the agent ended, in words.

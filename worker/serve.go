@@ -68,7 +68,7 @@ func (a *agent) serve(s network.Stream) {
 		return
 	}
 	began := time.Now()
-	how, err := a.run(s, g, t, req)
+	how, cause, err := a.run(s, g, t, req)
 	// The slot is free before the gateway sees the end: its next task comes at once.
 	a.free(req.TaskID)
 	if how == cancelled {
@@ -77,7 +77,7 @@ func (a *agent) serve(s network.Stream) {
 		a.finish(s, t)
 	}
 	a.done()
-	log.Info("task ended", zap.String("how", how), zap.Duration("took", time.Since(began)), zap.Error(err))
+	log.Info("task ended", zap.String("how", how), zap.String("cause", string(cause)), zap.Duration("took", time.Since(began)), zap.Error(err))
 }
 
 // allows reports whether a gateway may send tasks. The list of the newest
@@ -205,6 +205,7 @@ const (
 // ending is how a task ended.
 type ending struct {
 	how     string
+	cause   wire.Cause
 	words   string // for the gateway, where the agent did not succeed
 	code    int    // the agent's exit status
 	started bool   // the agent ran
@@ -222,30 +223,34 @@ type zipped struct {
 
 // execute runs the agent, and collects its files in dir.
 func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir string, out io.Writer) ending {
-	ctx, cancel := context.WithDeadlineCause(t.ctx, t.end, fmt.Errorf("timed out after %s", time.Duration(g.config.Timeout)))
+	ctx, cancel := context.WithDeadlineCause(t.ctx, t.end, &Failure{wire.CauseDeadline, fmt.Errorf("timed out after %s", time.Duration(g.config.Timeout))})
 	defer cancel()
 	left := filepath.Join(dir, "output")
 	if err := os.Mkdir(left, 0o700); err != nil {
-		return ending{how: failed, words: "the worker has no folder for it", err: err}
+		return ending{how: failed, cause: wire.CauseRuntimeError, words: "the worker has no folder for it", err: err}
 	}
-	exit, err := g.runtime.Run(ctx, Task{ID: req.TaskID, Prompt: req.Data, Model: g.config.Model, Output: out, OutputDir: left})
-	e := ending{started: err == nil, code: exit.Code}
+	exit, err := g.runtime.Run(ctx, Task{ID: req.TaskID, Prompt: req.Data, Request: string(req.Request), Model: g.config.Model, Output: out, OutputDir: left})
+	e := ending{started: err == nil, code: exit.Code, cause: exit.cause()}
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errGatewayGone):
-		return ending{how: cancelled}
+		return ending{how: cancelled, cause: wire.CauseCancelled}
 	case cause != nil:
 		e.how, e.words, e.err, e.started = stopped, cause.Error(), cause, true
+		e.cause = causeOf(cause, wire.CauseCancelled)
 		return e
 	case err != nil:
-		// the reason can name what is the operator's own business
-		e.how, e.words, e.err = failed, "the worker's log says why", err
+		e.how, e.cause, e.err = failed, causeOf(err, wire.CauseRuntimeError), err
+		e.words = told(e.cause)
+		if e.cause == wire.CauseOutputLimit {
+			e.how, e.started = stopped, true
+		}
 		return e
 	case exit.Code != 0 || exit.Reason != "":
 		e.how, e.words, e.err = failed, exit.String(), errors.New(exit.String())
 		return e
 	}
 	if e.zip, err = zipFiles(ctx, filepath.Join(dir, "artifact.zip"), left); err != nil {
-		e.how, e.words, e.err = failed, "its files could not be collected", err
+		e.how, e.cause, e.words, e.err = failed, wire.CauseRuntimeError, "its files could not be collected", err
 		return e
 	}
 	if e.zip != nil && e.zip.skipped > 0 {
@@ -257,7 +262,7 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 
 // run runs a task and answers on its stream, which it leaves open. It returns how
 // the task ended, and what the operator should know of it.
-func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRequest) (string, error) {
+func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRequest) (string, wire.Cause, error) {
 	go func() {
 		defer close(t.watched)
 		watch(s, t.stop)
@@ -267,22 +272,22 @@ func (a *agent) run(s network.Stream, g *generation, t *running, req wire.TaskRe
 	}
 	dir, err := os.MkdirTemp(a.tasksDir, req.TaskID+"-")
 	if err != nil {
-		return failed, errors.Join(err, answerFailure(s, wire.StartFailed(errors.New("the worker has no folder for it"))))
+		return failed, wire.CauseRuntimeError, errors.Join(err, answerFailure(s, wire.StartFailed(errors.New("the worker has no folder for it"))))
 	}
 	defer a.remove(dir)
 	e := a.execute(g, t, req, dir, &output{s, t.stop})
 	switch {
 	case e.how == cancelled:
-		return e.how, nil
+		return e.how, e.cause, nil
 	case e.words != "" && !e.started:
-		return e.how, errors.Join(e.err, answerFailure(s, wire.StartFailed(errors.New(e.words))))
+		return e.how, e.cause, errors.Join(e.err, answerFailure(s, wire.StartFailed(errors.New(e.words))))
 	case e.words != "":
-		return e.how, errors.Join(e.err, answerFailure(s, wire.Exited(e.words)))
+		return e.how, e.cause, errors.Join(e.err, answerFailure(s, wire.Exited(e.words)))
 	}
 	if err := answerFiles(t.ctx, a.host, s, req.TaskID, e.zip); err != nil {
-		return cancelled, fmt.Errorf("sending files: %w", err) // announced, and not come: no clean end
+		return cancelled, wire.CauseCancelled, fmt.Errorf("sending files: %w", err) // announced, and not come: no clean end
 	}
-	return succeeded, nil
+	return succeeded, e.cause, nil
 }
 
 // watch stops the task when its gateway resets the stream. A gateway that closed

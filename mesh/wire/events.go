@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -53,9 +54,49 @@ const (
 	ExitStopped = "stopped" // by the worker
 )
 
+// Cause says why a task ended as it did, as one word for machines. A worker that does
+// not tell leaves it empty; receivers take what they do not know for [CauseRuntimeError].
+type Cause string
+
+// Causes. All but the first are failures.
+const (
+	CauseOK               Cause = "ok"                // with exit status 0
+	CauseExitCode         Cause = "exit_code"         // the agent's exit status is another
+	CauseSignal           Cause = "signal"            // a signal ended the agent
+	CauseOOMKilled        Cause = "oom_killed"        // it needed more memory than it may have
+	CauseDeadline         Cause = "deadline"          // the time of the task was over
+	CauseOutputLimit      Cause = "output_limit"      // it said more than it may
+	CauseCancelled        Cause = "cancelled"         // somebody wanted it stopped: the gateway, or the worker when it ends
+	CauseImageUnavailable Cause = "image_unavailable" // there is no image to start it from
+	CauseDigestMismatch   Cause = "digest_mismatch"   // the image is another than the one that is meant
+	CauseRuntimeError     Cause = "runtime_error"     // the agent could not be started, or was lost
+)
+
+// causes are all of them.
+var causes = []Cause{
+	CauseOK, CauseExitCode, CauseSignal, CauseOOMKilled, CauseDeadline, CauseOutputLimit, CauseCancelled,
+	CauseImageUnavailable, CauseDigestMismatch, CauseRuntimeError,
+}
+
+// AgentError is an [ErrAgentFailed] of a worker that tells why.
+type AgentError struct {
+	// Cause is empty where the worker does not tell.
+	Cause Cause
+	// Reason says more, for people.
+	Reason string
+}
+
+// Error implements error.
+func (e *AgentError) Error() string { return ErrAgentFailed.Error() + ": " + e.Reason }
+
+// Unwrap returns ErrAgentFailed.
+func (e *AgentError) Unwrap() error { return ErrAgentFailed }
+
 // Exit says how a task ended.
 type Exit struct {
 	Status string `json:"status"`
+	// Cause tells more than Status, where the worker says.
+	Cause Cause `json:"cause,omitempty"`
 	// Code is the agent's exit status, where it has one.
 	Code int `json:"code,omitempty"`
 	// Reason says more, for people.
@@ -210,7 +251,10 @@ func (r *EventReader) event(data []byte) error {
 		if e.Status == ExitOK {
 			return io.EOF
 		}
-		return fmt.Errorf("%w: %s", ErrAgentFailed, oneLine(e.Reason))
+		if e.Cause != "" && !slices.Contains(causes, e.Cause) || e.Cause == CauseOK {
+			e.Cause = CauseRuntimeError
+		}
+		return &AgentError{Cause: e.Cause, Reason: oneLine(e.Reason)}
 	}
 	return nil
 }

@@ -70,6 +70,24 @@ type TaskRequest struct {
 	Data string `json:"data"`
 	// TaskID names the task; see [ValidTaskID].
 	TaskID string `json:"task_id"`
+	// Request is the request of OpenAI's API that Data was made of, as the client sent
+	// it. It comes by mesh protocol 2 alone, and not where it does not fit.
+	Request RawJSON `json:"request,omitempty"`
+}
+
+// RawJSON is a JSON value as it stands; empty for none.
+type RawJSON string
+
+// MarshalJSON implements json.Marshaler.
+func (r RawJSON) MarshalJSON() ([]byte, error) { return []byte(r), nil }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (r *RawJSON) UnmarshalJSON(b []byte) error {
+	*r = RawJSON(b)
+	if *r == "null" {
+		*r = ""
+	}
+	return nil
 }
 
 // kindAgentTask is the only kind of task that protocol 1 knows.
@@ -86,7 +104,15 @@ var (
 // EncodeTask returns the frame of a task for prompt. It returns
 // [ErrFrameTooLarge] when the encoded frame is over [MaxTaskFrame], and
 // [ErrBadFrame] for a task id that is not one or a prompt that is not UTF-8.
-func EncodeTask(id, prompt string) ([]byte, error) {
+func EncodeTask(id, prompt string) ([]byte, error) { return encodeTask(id, prompt, "") }
+
+// EncodeTaskOf is like [EncodeTask], with the request that the prompt was made of: a
+// JSON value, in UTF-8.
+func EncodeTaskOf(id, prompt string, request []byte) ([]byte, error) {
+	return encodeTask(id, prompt, RawJSON(request))
+}
+
+func encodeTask(id, prompt string, request RawJSON) ([]byte, error) {
 	if !ValidTaskID(id) {
 		return nil, fmt.Errorf("%w: task id %q", ErrBadFrame, id)
 	}
@@ -96,7 +122,7 @@ func EncodeTask(id, prompt string) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false) // < > & stay one byte each: less of the limit is lost
-	if err := enc.Encode(TaskRequest{Version: Version, Task: kindAgentTask, Data: prompt, TaskID: id}); err != nil {
+	if err := enc.Encode(TaskRequest{Version: Version, Task: kindAgentTask, Data: prompt, TaskID: id, Request: request}); err != nil {
 		return nil, err
 	}
 	frame := bytes.TrimSuffix(b.Bytes(), []byte("\n"))

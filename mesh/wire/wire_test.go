@@ -176,3 +176,29 @@ func FuzzReadArtifactHeader(f *testing.F) {
 		}
 	})
 }
+
+// The request of a client comes with its task, as it is, and a peer without it sends
+// and reads what it always did.
+func TestTaskWithItsRequest(t *testing.T) {
+	const request = `{"messages":[{"content":"<b>\u00fc"}],"temperature":0.5}`
+	frame, err := EncodeTaskOf("t1", "hi", []byte(request))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]RawJSON{
+		string(frame): request,
+		`{"version":"1.3.0","task":"agent_task","data":"hi","task_id":"t1"}`:                "",
+		`{"version":"1.3.0","task":"agent_task","data":"hi","task_id":"t1","request":null}`: "",
+	} {
+		if got, err := DecodeTask([]byte(name)); err != nil || got.Request != want || got.Data != "hi" {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	plain, err := EncodeTask("t1", "hi")
+	if err != nil || strings.Contains(string(plain), "request") {
+		t.Errorf("without a request: %s, %v", plain, err)
+	}
+	if _, err := EncodeTaskOf("t1", "hi", []byte(`"`+strings.Repeat("x", MaxTaskFrame)+`"`)); !errors.Is(err, ErrFrameTooLarge) {
+		t.Errorf("a request that is too large: %v", err)
+	}
+}

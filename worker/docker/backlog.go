@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/docker/docker/pkg/stdcopy"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
 const (
@@ -23,6 +26,9 @@ const (
 	// that has exited, before it drops what is left.
 	engineDrain = 2 * time.Second
 )
+
+// errOutputLimit says that an agent is too talkative.
+var errOutputLimit = &worker.Failure{Cause: wire.CauseOutputLimit, Err: errors.New("the output is over the limit")}
 
 var errOutputLost = errors.New("the end of the output is lost: the output was taken too slowly")
 
@@ -47,21 +53,45 @@ func newBacklog() *backlog {
 	return &backlog{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 }
 
-// fill reads both output streams of a container until they close.
-func (b *backlog) fill(ctx context.Context, r io.Reader) error {
-	w := filler{ctx, b}
-	_, err := stdcopy.StdCopy(w, w, r)
+// fill reads both output streams of a container until they close, or until there is
+// more than limit. Standard error goes to stderr instead where that is not nil.
+func (b *backlog) fill(ctx context.Context, r io.Reader, stderr io.WriteCloser, limit int64) error {
+	w := &filler{ctx, b, limit}
+	var errors io.Writer = w
+	if stderr != nil {
+		defer stderr.Close()
+		errors = &aside{w, stderr}
+	}
+	_, err := stdcopy.StdCopy(w, errors, r)
 	return err
+}
+
+// aside is output that counts, and goes elsewhere.
+type aside struct {
+	f *filler
+	w io.Writer
+}
+
+// Write implements io.Writer.
+func (a *aside) Write(p []byte) (int, error) {
+	if a.f.left -= int64(len(p)); a.f.left < 0 {
+		return 0, errOutputLimit
+	}
+	return a.w.Write(p)
 }
 
 // filler is the writing side of a backlog.
 type filler struct {
-	ctx context.Context
-	b   *backlog
+	ctx  context.Context
+	b    *backlog
+	left int64 // of the limit
 }
 
 // Write implements io.Writer.
-func (f filler) Write(p []byte) (int, error) {
+func (f *filler) Write(p []byte) (int, error) {
+	if f.left -= int64(len(p)); f.left < 0 {
+		return 0, errOutputLimit
+	}
 	for !f.b.add(p) {
 		select {
 		case <-f.b.room:

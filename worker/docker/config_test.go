@@ -31,16 +31,32 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				build    ./agents/hr
 				host     unix:///run/docker.sock
 				prompt   stdin
+				stderr   log
 				memory   1GiB
 				cpus     0.5
 				pids     64
 				tmpfs    16MiB
+				output   2MiB
 				env      API_KEY {env.HR_API_KEY}
 				env      EMPTY ""
 				env_file hr.env
+				secret   db /etc/db.key
+				secret   key {env.HR_KEY}
+				mount    /srv/data /data
+				mount    /srv/more /more
+				user     1000:1000
+				allow_root
+				ulimit   nofile 64:128
+				ulimit   fsize 1024
+				runtime  runsc
+				gpus     device=0,1
+				platform linux/amd64
+				pull     missing
 			}`,
-			want: `{"image":"hr:v1","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","memory":"1GiB",` +
-				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","env":{"API_KEY":"{env.HR_API_KEY}","EMPTY":""},"env_file":"hr.env"}`,
+			want: `{"image":"hr:v1","pull":"missing","platform":"linux/amd64","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","stderr":"log","memory":"1GiB",` +
+				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","output":"2MiB","user":"1000:1000","allow_root":true,"ulimits":{"fsize":"1024","nofile":"64:128"},` +
+				`"oci_runtime":"runsc","gpus":"device=0,1","mounts":[{"source":"/srv/data","target":"/data"},{"source":"/srv/more","target":"/more"}],` +
+				`"secrets":{"db":"/etc/db.key","key":"{env.HR_KEY}"},"env":{"API_KEY":"{env.HR_API_KEY}","EMPTY":""},"env_file":"hr.env"}`,
 		},
 		{
 			name: "serve",
@@ -77,6 +93,16 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 		{name: "pids zero", input: "docker {\npids 0\n}", err: `pids: '0' is not a whole number above 0`},
 		{name: "env too few", input: "docker {\nenv A\n}", err: "env: want a name and a value"},
 		{name: "env too many", input: "docker {\nenv A b s3cret\n}", err: "env: want a name and a value"},
+		{name: "secret too few", input: "docker {\nsecret A\n}", err: "secret: want a name and a value"},
+		{name: "secret twice", input: "docker {\nsecret A s3cret\nsecret A s3cret\n}", err: "secret: 'A' is already specified"},
+		{name: "mount too few", input: "docker {\nmount /a\n}", err: "mount: want a path on the host and a path in the container"},
+		{name: "mount too many", input: "docker {\nmount /a /b rw\n}", err: "mount: want a path on the host and a path in the container"},
+		{name: "mount block", input: "docker {\nmount /a /b {\nrw\n}\n}", err: "unexpected block"},
+		{name: "allow_root yes", input: "docker {\nallow_root yes\n}", err: "wrong argument count"},
+		{name: "ulimit twice", input: "docker {\nulimit core 0\nulimit core 1\n}", err: "ulimit: 'core' is already specified"},
+		{name: "user two", input: "docker {\nuser 1 2\n}", err: "wrong argument count"},
+		{name: "privileged", input: "docker {\nprivileged\n}", err: "unrecognized option 'privileged'"},
+		{name: "pid", input: "docker {\npid host\n}", err: "unrecognized option 'pid'"},
 		{name: "env twice", input: "docker {\nenv A s3cret\nenv A s3cret\n}", err: "env: 'A' is already specified"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -115,7 +141,7 @@ func TestDefaults(t *testing.T) {
 	if err := provision(t, r); err != nil {
 		t.Fatal(err)
 	}
-	if want := (limits{memory: 512 << 20, tmpfs: 64 << 20, pids: 256, cpus: 1}); r.limits != want {
+	if want := (limits{memory: 512 << 20, tmpfs: 64 << 20, output: 1 << 30, pids: 256, cpus: 1}); r.limits != want {
 		t.Errorf("limits are %+v, want %+v", r.limits, want)
 	}
 	if r.PromptLimit() != wire.MaxArgumentPrompt || r.PromptNUL() {
@@ -163,15 +189,48 @@ func TestValidate(t *testing.T) {
 		{`{"image":"a","serve":80,"routes":["/x"]}`, "is not a route"},
 		{`{"image":"a","serve":80,"models":["b","b"]}`, "is there twice"},
 		{`{}`, "image or build is required"},
-		{`{"image":"a","prompt":"file"}`, `prompt is "file", not argument or stdin`},
+		{`{"image":"a","prompt":"file","stderr":"log"}`, ""},
+		{`{"image":"a","prompt":"socket"}`, `prompt is "socket", not argument, stdin, file`},
+		{`{"image":"a","stderr":"file"}`, `stderr is "file", not answer or log`},
+		{`{"image":"a","serve":80,"stderr":"log"}`, "output, stderr: not with serve"},
 		{`{"image":"a","memory":"lots"}`, "reading memory"},
 		{`{"image":"a","memory":"5MiB"}`, "memory is 5MiB, less than 6MiB"},
 		{`{"image":"a","memory":"-1GiB"}`, "memory"},
 		{`{"image":"a","tmpfs":"none"}`, "reading tmpfs"},
 		{`{"image":"a","tmpfs":"0"}`, "tmpfs is 0, not a size above 0"},
+		{`{"image":"a","output":"some"}`, "reading output"},
+		{`{"image":"a","output":"0"}`, "output is 0, not a size above 0"},
+		{`{"image":"a","serve":80,"output":"1"}`, "stderr: not with serve"},
 		{`{"image":"a","cpus":-1}`, "cpus is -1"},
 		{`{"image":"a","cpus":0.001}`, "cpus is 0.001"},
 		{`{"image":"a","pids":-1}`, "pids is -1"},
+		{`{"image":"a","user":"0"}`, "user is root: choose another, or set allow_root"},
+		{`{"image":"a","user":"root:65534"}`, "user is root"},
+		{`{"image":"a","user":"00"}`, "user is root"},
+		{`{"image":"a","user":"0","allow_root":true}`, ""},
+		{`{"image":"a","user":"app:0","ulimits":{"nofile":"64","fsize":"-1"},"gpus":"all"}`, ""},
+		{`{"image":"a","ulimits":{"files":"64"}}`, "reading ulimit files"},
+		{`{"image":"a","ulimits":{"nofile":"many"}}`, "reading ulimit nofile"},
+		{`{"image":"a","ulimits":{"nofile":"65:64"}}`, "reading ulimit nofile"},
+		{`{"image":"a","gpus":"2"}`, ""},
+		{`{"image":"a","gpus":"device=0,GPU-1"}`, ""},
+		{`{"image":"a","gpus":"0"}`, `gpus is "0", not all`},
+		{`{"image":"a","gpus":"device=0,"}`, "gpus is"},
+		{`{"image":"a","gpus":"some"}`, "gpus is"},
+		{`{"image":"a","platform":"linux/arm64/v8","pull":"always"}`, ""},
+		{`{"image":"a","platform":"linux"}`, `platform is "linux"`},
+		{`{"image":"a","platform":"linux//v8"}`, "platform is"},
+		{`{"image":"a","pull":"sometimes"}`, `pull is "sometimes", not never, missing or always`},
+		{`{"build":"a","pull":"always"}`, "pull: not with build"},
+		{`{"image":"a@sha256:` + strings.Repeat("0f", 32) + `"}`, ""},
+		{`{"image":"a@sha256:0f"}`, "want a digest of sha256"},
+		{`{"image":"a@sha256:` + strings.Repeat("0f", 32) + `","build":"b"}`, "not for an image that is built"},
+		{`{"image":"a","secrets":{"a/b":"s3cret"}}`, `secret "a/b" is no name of a file`},
+		{`{"image":"a","secrets":{"..":"s3cret"}}`, `secret ".." is no name of a file`},
+		{`{"image":"a","secrets":{"a":""}}`, "secret a: want a file, or a placeholder"},
+		{`{"image":"a","secrets":{"a":"{env.AGENTFM_TEST_UNSET}"}}`, "in secret a: evaluated placeholder {env.AGENTFM_TEST_UNSET} is empty"},
+		{`{"image":"a","secrets":{"a":"{nonsense}"}}`, "in secret a: unrecognized placeholder {nonsense}"},
+		{`{"image":"a","mounts":[{"source":"/srv/a","target":"/a"},{"source":"/srv/b","target":"/a/"}]}`, "/a is there twice"},
 		{`{"image":"a","env":{"A B":"s3cret"}}`, `env "A B"`},
 		{`{"image":"a","env":{"":"s3cret"}}`, `env ""`},
 		{`{"image":"a","env":{"A":"s3cret\u0000"}}`, `env "A"`},

@@ -9,6 +9,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/go-units"
 
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
@@ -24,34 +25,59 @@ const (
 // outputDir is where an agent leaves its files.
 const outputDir = "/tmp/output"
 
-// maxFiles is how many files a process of an agent may have open.
+// maxFiles is how many files a process of an agent may have open, unless `ulimit` says.
 const maxFiles = 1024
+
+// A folder in memory takes as many files as it has room for when each has a page, and
+// some in any case: empty ones have no size.
+const (
+	bytesPerFile  = 4 << 10
+	minTmpfsFiles = 1024
+)
 
 // limits are the limits of one container, in bytes and CPUs.
 type limits struct {
 	memory int64
 	tmpfs  int64
+	output int64
 	pids   int64
 	cpus   float64
 }
 
 // spec is what all containers of an agent have in common.
 type spec struct {
-	agent   worker.Agent
-	image   string              // id of the image: its tag may move while the agent runs
-	volumes map[string]struct{} // folders that the image declares as volumes
-	stdin   bool                // the prompt goes to standard input
-	init    bool                // the engine has an init to put in front of the agent
-	limits  limits
-	env     []string
+	agent        worker.Agent
+	image        string              // id of the image: its tag may move while the agent runs
+	user         string              // as in a Dockerfile
+	mapped       bool                // users of containers are others on the host
+	volumes      map[string]struct{} // folders that the image declares as volumes
+	prompt       string              // how the agent gets it; empty with serve
+	stderrLogged bool                // standard error is for the log, not for the answer
+	init         bool                // the engine has an init to put in front of the agent
+	runtime      string              // of the engine's; empty for its default
+	security     []string            // of the engine's options, beside those that are always there
+	limits       limits
+	ulimits      []units.Ulimit
+	gpus         []container.DeviceRequest
+	mounts       []mount.Mount
+	secrets      []secret
+	env          []string
 }
 
 // config returns the configuration of a task's container.
 func (s *spec) config(task worker.Task) *container.Config {
-	c := s.common(labelTask, task.ID, task.Model, "AGENTFM_OUTPUT="+outputDir)
-	if s.stdin {
+	env := []string{"AGENTFM_OUTPUT=" + outputDir}
+	if task.Request != "" {
+		env = append(env, "AGENTFM_REQUEST="+path.Join(inputDir, requestFile))
+	}
+	if s.prompt == promptInFile {
+		env = append(env, "AGENTFM_PROMPT="+path.Join(inputDir, promptFile))
+	}
+	c := s.common(labelTask, task.ID, task.Model, env...)
+	switch s.prompt {
+	case promptStdin:
 		c.AttachStdin, c.OpenStdin, c.StdinOnce = true, true, true
-	} else {
+	case promptArgument:
 		c.Cmd = []string{task.Prompt}
 	}
 	return c
@@ -68,6 +94,7 @@ func (s *spec) serveConfig(id string) *container.Config {
 func (s *spec) common(label, id, model string, env ...string) *container.Config {
 	return &container.Config{
 		Image:        s.image,
+		User:         s.user,
 		Env:          slices.Concat([]string{"AGENTFM_MODEL=" + model}, env, s.env),
 		AttachStdout: true,
 		AttachStderr: true,
@@ -85,12 +112,12 @@ func (s *spec) common(label, id, model string, env ...string) *container.Config 
 func (s *spec) hostConfig(task worker.Task) *container.HostConfig {
 	c := s.commonHost()
 	delete(c.Tmpfs, outputDir)
-	c.Mounts = []mount.Mount{{
+	c.Mounts = append(c.Mounts, mount.Mount{
 		Type:        mount.TypeBind,
 		Source:      task.OutputDir,
 		Target:      outputDir,
 		BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
-	}}
+	})
 	return c
 }
 
@@ -101,33 +128,53 @@ func (s *spec) commonHost() *container.HostConfig {
 		IpcMode:        container.IPCModePrivate,
 		ShmSize:        s.limits.tmpfs,
 		CapDrop:        []string{"ALL"},
-		SecurityOpt:    []string{"no-new-privileges"},
+		SecurityOpt:    append([]string{"no-new-privileges"}, s.security...),
 		ReadonlyRootfs: true,
 		Tmpfs:          s.tmpfs(),
+		Mounts:         slices.Clone(s.mounts),
+		Runtime:        s.runtime,
 		Init:           &s.init,
 		// The output is read as it comes; a log on the engine's disk would
 		// have no limit and no reader.
 		LogConfig: container.LogConfig{Type: "none"},
 		Resources: container.Resources{
-			Memory:     s.limits.memory,
-			MemorySwap: s.limits.memory, // the sum of both: no swap
-			NanoCPUs:   int64(s.limits.cpus * 1e9),
-			PidsLimit:  &s.limits.pids,
-			Ulimits: []*container.Ulimit{
-				{Name: "nofile", Soft: maxFiles, Hard: maxFiles},
-				{Name: "core", Soft: 0, Hard: 0},
-			},
+			Memory:         s.limits.memory,
+			MemorySwap:     s.limits.memory, // the sum of both: no swap
+			NanoCPUs:       int64(s.limits.cpus * 1e9),
+			PidsLimit:      &s.limits.pids,
+			Ulimits:        s.ulimitList(),
+			DeviceRequests: slices.Clone(s.gpus),
 		},
 	}
+}
+
+// ulimitList returns the limits of a process, those that are set over the defaults.
+func (s *spec) ulimitList() []*container.Ulimit {
+	var list []*container.Ulimit
+	for _, u := range append([]units.Ulimit{
+		{Name: "nofile", Soft: maxFiles, Hard: maxFiles},
+		{Name: "core", Soft: 0, Hard: 0},
+	}, s.ulimits...) {
+		list = slices.DeleteFunc(list, func(before *container.Ulimit) bool { return before.Name == u.Name })
+		list = append(list, &u)
+	}
+	return list
 }
 
 // tmpfs returns the folders that are in memory: /tmp, and those that the image
 // declares as volumes, which the engine would make writable without a limit.
 func (s *spec) tmpfs() map[string]string {
-	options := fmt.Sprintf("rw,noexec,nosuid,nodev,size=%d,mode=1777", s.limits.tmpfs)
+	options := fmt.Sprintf("rw,noexec,nosuid,nodev,size=%d,nr_inodes=%d,mode=1777", s.limits.tmpfs, max(s.limits.tmpfs/bytesPerFile, minTmpfsFiles))
+	if uid, _, known := ids(s.user); known {
+		// Where the image has the folder, its mode counts, which may be for its owner alone.
+		options += fmt.Sprintf(",uid=%d", uid)
+	}
 	folders := map[string]string{"/tmp": options}
 	for dir := range s.volumes {
 		folders[path.Clean(dir)] = options
+	}
+	for _, m := range s.mounts { // in place of them
+		delete(folders, m.Target)
 	}
 	return folders
 }

@@ -9,7 +9,10 @@ import (
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/go-units"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
@@ -17,6 +20,7 @@ func TestContainerOfATask(t *testing.T) {
 	task := worker.Task{ID: "task_1", Prompt: "--do it", Model: "llama3.2", OutputDir: "/var/out/task_1"}
 	base := spec{
 		agent: worker.Agent{Key: "hr", PeerID: "12D3KooW"}, image: "sha256:abc",
+		prompt: promptArgument,
 		limits: limits{memory: 512 << 20, tmpfs: 64 << 20, pids: 256, cpus: 1.5},
 	}
 	common := `"Labels":{"agentfm.agent":"12D3KooW","agentfm.key":"hr","agentfm.task":"task_1"}`
@@ -36,7 +40,7 @@ func TestContainerOfATask(t *testing.T) {
 			[]string{
 				`"NetworkMode":"none"`, `"IpcMode":"private"`, `"CapDrop":["ALL"]`, `"CapAdd":null`, `"Privileged":false`,
 				`"SecurityOpt":["no-new-privileges"]`, `"ReadonlyRootfs":true`, `"Init":false`,
-				`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777"}`, `"ShmSize":67108864`,
+				`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,nr_inodes=16384,mode=1777"}`, `"ShmSize":67108864`,
 				`"Mounts":[{"Type":"bind","Source":"/var/out/task_1","Target":"/tmp/output","BindOptions":{"Propagation":"rprivate"}}]`,
 				`"Memory":536870912`, `"MemorySwap":536870912`, `"NanoCpus":1500000000`, `"PidsLimit":256`,
 				`"Ulimits":[{"Name":"nofile","Hard":1024,"Soft":1024},{"Name":"core","Hard":0,"Soft":0}]`,
@@ -46,7 +50,7 @@ func TestContainerOfATask(t *testing.T) {
 		},
 		{
 			"stdin, env and init",
-			func(s *spec) { s.stdin, s.init, s.env = true, true, []string{"A=1", "B="} },
+			func(s *spec) { s.prompt, s.init, s.env = promptStdin, true, []string{"A=1", "B="} },
 			[]string{
 				common, `"Cmd":null`, `"OpenStdin":true`, `"StdinOnce":true`, `"AttachStdin":true`,
 				`"Env":["AGENTFM_MODEL=llama3.2","AGENTFM_OUTPUT=/tmp/output","A=1","B="]`,
@@ -54,10 +58,27 @@ func TestContainerOfATask(t *testing.T) {
 			[]string{`"Init":true`},
 		},
 		{
+			"user, runtime, limits, GPUs and mounts",
+			func(s *spec) {
+				s.user, s.runtime = "1000:1000", "runsc"
+				s.ulimits = []units.Ulimit{{Name: "fsize", Soft: 1, Hard: 2}, {Name: "nofile", Soft: 64, Hard: 128}}
+				s.gpus = []container.DeviceRequest{{Count: -1, Capabilities: [][]string{{"gpu"}}}}
+				s.mounts = []mount.Mount{bind("/srv/data", "/data")}
+				s.volumes = map[string]struct{}{"/data": {}}
+			},
+			[]string{`"User":"1000:1000"`},
+			[]string{
+				`"Runtime":"runsc"`, `"DeviceRequests":[{"Driver":"","Count":-1,"DeviceIDs":null,"Capabilities":[["gpu"]],"Options":null}]`,
+				`"Ulimits":[{"Name":"core","Hard":0,"Soft":0},{"Name":"fsize","Hard":2,"Soft":1},{"Name":"nofile","Hard":128,"Soft":64}]`,
+				`"Mounts":[{"Type":"bind","Source":"/srv/data","Target":"/data","ReadOnly":true,"BindOptions":{"Propagation":"rprivate","NonRecursive":true}},{`,
+				`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,nr_inodes=16384,mode=1777,uid=1000"}`, `"Privileged":false`, `"CapDrop":["ALL"]`,
+			},
+		},
+		{
 			"volumes of the image",
 			func(s *spec) { s.volumes = map[string]struct{}{"/data/": {}, "/tmp": {}, "/tmp/output": {}} },
 			nil,
-			[]string{`"Tmpfs":{"/data":"rw,noexec,nosuid,nodev,size=67108864,mode=1777","/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777"}`},
+			[]string{`"Tmpfs":{"/data":"rw,noexec,nosuid,nodev,size=67108864,nr_inodes=16384,mode=1777","/tmp":"rw,noexec,nosuid,nodev,size=67108864,nr_inodes=16384,mode=1777"}`},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -100,8 +121,8 @@ func TestReason(t *testing.T) {
 		{container.State{ExitCode: 1}, worker.Exit{Code: 1}},
 		{container.State{ExitCode: 143}, worker.Exit{Code: 143}},
 		{container.State{ExitCode: 137}, worker.Exit{Code: 137, Reason: "killed by signal 9, perhaps out of memory (limit 1.5GiB)"}},
-		{container.State{ExitCode: 137, OOMKilled: true}, worker.Exit{Code: 137, Reason: "killed: out of memory (limit 1.5GiB)"}},
-		{container.State{ExitCode: 1, OOMKilled: true}, worker.Exit{Code: 1, Reason: "killed: out of memory (limit 1.5GiB)"}},
+		{container.State{ExitCode: 137, OOMKilled: true}, worker.Exit{Code: 137, Reason: "killed: out of memory (limit 1.5GiB)", Cause: wire.CauseOOMKilled}},
+		{container.State{ExitCode: 1, OOMKilled: true}, worker.Exit{Code: 1, Reason: "killed: out of memory (limit 1.5GiB)", Cause: wire.CauseOOMKilled}},
 		{container.State{OOMKilled: true}, worker.Exit{}}, // a child was killed, and the agent coped
 	} {
 		p := &spec{limits: limits{memory: 3 << 29}}

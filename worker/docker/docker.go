@@ -7,14 +7,14 @@ package docker
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math"
 	"sync"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/go-units"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -31,20 +31,24 @@ func init() {
 // container when the task ends.
 //
 // The container is called as AgentFM calls it: the prompt is its one argument
-// (or its standard input, see `prompt`), `AGENTFM_MODEL` is the advertised model,
-// standard output and standard error are the answer, and what the agent writes
-// to `/tmp/output` (also in `AGENTFM_OUTPUT`) becomes the task's artifact.
+// (or comes otherwise, see `prompt`), `AGENTFM_MODEL` is the advertised model,
+// standard output and standard error are the answer (see `stderr`), and what the agent
+// writes to `/tmp/output` (also in `AGENTFM_OUTPUT`) becomes the task's artifact. Where
+// the prompt was made of a request of OpenAI's API, with messages and parameters, that
+// request is the file that `AGENTFM_REQUEST` names; it is missing when the gateway did
+// not send it, or it is too large.
 //
 // A container has no network, no capabilities, no new privileges, a read-only
-// file system with a small `/tmp`, and limits on memory, CPU and processes.
-// It runs as the user that its image names, which should not be root. A volume
-// that the image declares is an empty folder in memory, like `/tmp`. The size of
+// file system with a small `/tmp`, and limits on memory, CPU and processes. Its
+// seccomp profile is Docker's without `io_uring` and `ptrace`, or that which the
+// engine's operator has set.
+// It runs as the user that its image names, unless that is root. A volume that the image declares is an empty folder in memory, like `/tmp`. The size of
 // `/tmp/output` is not limited here. A container shares the kernel of its host:
 // it contains mistakes and prompts that go wrong, but it is not a virtual machine.
 //
-// The image must be on the engine already, or be built from a folder when the
-// agent starts; nothing is pulled, except by the engine what a Dockerfile
-// builds upon. The whole folder is sent to the engine: keep secrets out of it,
+// The image must be on the engine already, or be pulled (`pull`), or be built from a
+// folder when the agent starts, for which the engine pulls what the Dockerfile builds
+// upon. The whole folder is sent to the engine: keep secrets out of it,
 // or name them in its `.dockerignore`. The engine must see the folders of this
 // process under the same paths, since `/tmp/output` is one of them: it runs on
 // the same host.
@@ -65,7 +69,7 @@ func init() {
 // one's last request is done: both must fit into the machine for that time.
 //
 // Placeholders are replaced in `image`, `build`, `host`, `env_file` and the
-// values of `env`, once, when the configuration is loaded; one that has no
+// values of `env` and `secret`, once, when the configuration is loaded; one that has no
 // value there is an error.
 //
 // Syntax:
@@ -74,7 +78,8 @@ func init() {
 //		image    <reference>
 //		build    <folder>
 //		host     <address>
-//		prompt   argument|stdin
+//		prompt   argument|stdin|file
+//		stderr   answer|log
 //		serve    <port>
 //		models   <name>...
 //		rename   <offered> <name at the server>
@@ -83,14 +88,35 @@ func init() {
 //		cpus     <number>
 //		pids     <number>
 //		tmpfs    <size>
+//		output   <size>
 //		env      <name> <value>
 //		env_file <file>
+//		secret   <name> <file>|<placeholder>
+//		mount    <path on the host> <path in the container>
+//		user     <user>[:<group>]
+//		allow_root
+//		ulimit   <name> <soft>[:<hard>]
+//		runtime  <name>
+//		gpus     all|<number>|device=<id>,...
+//		platform <os>/<architecture>[/<variant>]
+//		pull     never|missing|always
 //	}
 type Runtime struct {
 	// Image is the reference of an image that is on the engine, for example
 	// `hr:v1`. With `build`, it is the name that the built image gets.
-	// Default: with `build`, `agentfm/<agent>:latest`; else it is required.
+	// `name@sha256:…` is one image and no other: the digest is that of a registry, or the
+	// id of an image that was built on the engine. Default: with `build`,
+	// `agentfm/<agent>:latest`; else it is required.
 	Image string `json:"image,omitempty"`
+
+	// Pull says when the image is pulled: `never`, `missing` when the engine does not
+	// have it, or `always` before the agent starts. It is pulled without credentials: for
+	// a registry that wants some, pull it yourself. Not with `build`. Default: `never`.
+	Pull string `json:"pull,omitempty"`
+
+	// Platform is what the image must be for, such as `linux/amd64` or `linux/arm64/v8`.
+	// Default: whatever the engine has or chooses.
+	Platform string `json:"platform,omitempty"`
 
 	// Build is a folder with a `Dockerfile` or a `Containerfile`, from which the
 	// image is built when the agent starts. Default: nothing is built.
@@ -101,9 +127,16 @@ type Runtime struct {
 	Host string `json:"host,omitempty"`
 
 	// Prompt says how an agent gets the prompt: `argument`, as the container's
-	// one argument (at most 131071 bytes), or `stdin`, on its standard input,
-	// which then ends (at most 1 MiB). Default: `argument`.
+	// one argument (at most 131071 bytes), `stdin`, on its standard input,
+	// which then ends, or `file`, in `/run/agentfm/prompt` (also in `AGENTFM_PROMPT`);
+	// the last two at most 1 MiB. Default: what the image's label `agentfm.prompt`
+	// says, else `argument`.
 	Prompt string `json:"prompt,omitempty"`
+
+	// Stderr says where the agent's standard error goes: to the `answer`, as with
+	// AgentFM 1.3, or to the `log`, at the level debug, at most 64 KiB of a task. Not with
+	// `serve`. Default: `answer`.
+	Stderr string `json:"stderr,omitempty"`
 
 	// Serve is the port on which the container serves OpenAI's API. It must not be
 	// set together with `prompt`. Default: it does not, and each task gets a
@@ -143,6 +176,47 @@ type Runtime struct {
 	// volume of the image, written like `memory`. Default: `64MiB`.
 	Tmpfs string `json:"tmpfs,omitempty"`
 
+	// Output is the most that the agent may say in one task, written like `memory`. When
+	// it says more, the task ends, as a failure. Not with `serve`. Default: `1GiB`.
+	Output string `json:"output,omitempty"`
+
+	// User is whom the agent runs as: a name that the image has, or a number, and perhaps
+	// a group after a colon. Root is refused. Default: the user of the image; where that
+	// is root, or the image names none, it is `65534:65534`.
+	User string `json:"user,omitempty"`
+
+	// AllowRoot lets an agent run as root, because `user` or the image says so. Root in
+	// a container, even without capabilities, owns files of the host's root, and is
+	// nearer to the host when the kernel or the engine has a fault. Default: false.
+	AllowRoot bool `json:"allow_root,omitempty"`
+
+	// Ulimits are limits of each process by their names, such as `nofile` or `fsize`,
+	// each as `<soft>` or `<soft>:<hard>`; -1 is none. Default: `nofile` 1024, `core` 0.
+	Ulimits map[string]string `json:"ulimits,omitempty"`
+
+	// OCIRuntime is the engine's runtime that runs the containers, for example `runsc`
+	// (gVisor) or `kata-runtime`; in a Caddyfile it is the option `runtime`. An engine
+	// that does not have it is refused: there is no other in its place. Default: the
+	// engine's own.
+	OCIRuntime string `json:"oci_runtime,omitempty"`
+
+	// GPUs are those that a container gets: `all`, a number of them, or
+	// `device=<id>,<id>`, as in Docker. The engine needs their vendor's toolkit. Default:
+	// none.
+	GPUs string `json:"gpus,omitempty"`
+
+	// Mounts are files and folders of the host that the agent sees, read-only, without
+	// what is mounted below them. Default: none.
+	Mounts []Mount `json:"mounts,omitempty"`
+
+	// Secrets are files in `/run/secrets`, by their names. A value that is one
+	// placeholder, such as `{env.HR_API_KEY}`, stands for the text; any other is a file
+	// that has it, and is read for each container. They are readable by the container's
+	// user, and not in its environment, its image or the log; the agent can print them.
+	// While the container runs, they are in a private folder, in memory where Caddy is
+	// root or has `XDG_RUNTIME_DIR`. Default: none.
+	Secrets map[string]string `json:"secrets,omitempty"`
+
 	// Env is what the container's environment has beside `AGENTFM_MODEL` and, without
 	// `serve`, `AGENTFM_OUTPUT`. Use placeholders for secrets, for example
 	// `{env.HR_API_KEY}` or `{file./run/secrets/hr}`; the agent can read, and
@@ -155,10 +229,14 @@ type Runtime struct {
 	// is loaded. Default: none, also where the build folder holds an `.env`.
 	EnvFile string `json:"env_file,omitempty"`
 
-	logger  *zap.Logger
-	limits  limits
-	environ []string // NAME=value, from EnvFile and Env: secrets
-	ready   atomic.Pointer[prepared]
+	logger   *zap.Logger
+	limits   limits
+	ulimits  []units.Ulimit
+	platform *ocispec.Platform
+	devices  []container.DeviceRequest
+	secrets  []secret
+	environ  []string // NAME=value, from EnvFile and Env: secrets
+	ready    atomic.Pointer[prepared]
 
 	// With Serve.
 	upstream *upstream.Runtime
@@ -169,108 +247,12 @@ type Runtime struct {
 	retired  bool         // under using: there is to be no service any more
 }
 
-// Values of Runtime.Prompt.
-const (
-	promptArgument = "argument"
-	promptStdin    = "stdin"
-)
-
-// Defaults, and the least that the Docker engine takes.
-const (
-	defaultMemory = "512MiB"
-	defaultTmpfs  = "64MiB"
-	defaultCPUs   = 1
-	defaultPIDs   = 256
-
-	minMemory = 6 << 20
-	minCPUs   = 0.01
-)
-
 // CaddyModule returns the Caddy module information.
 func (*Runtime) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "agentfm.runtimes.docker",
 		New: func() caddy.Module { return new(Runtime) },
 	}
-}
-
-// Provision sets defaults and reads the environment of the agent.
-func (r *Runtime) Provision(ctx caddy.Context) error {
-	r.logger = ctx.Logger()
-	repl := caddy.NewReplacer()
-	for name, field := range map[string]*string{
-		"image": &r.Image, "build": &r.Build, "host": &r.Host, "env_file": &r.EnvFile,
-	} {
-		// An unknown placeholder stays: braces may be part of a value.
-		value, err := repl.ReplaceOrErr(*field, true, false)
-		if err != nil {
-			return fmt.Errorf("replacing placeholders in %s: %w", name, err)
-		}
-		*field = value
-	}
-	var err error
-	if r.environ, err = environment(r.EnvFile, r.Env, repl); err != nil {
-		return err
-	}
-	r.setDefaults()
-	r.limits = limits{cpus: r.CPUs, pids: r.PIDs}
-	if r.limits.memory, err = units.RAMInBytes(r.Memory); err != nil {
-		return fmt.Errorf("reading memory: %w", err)
-	}
-	if r.limits.tmpfs, err = units.RAMInBytes(r.Tmpfs); err != nil {
-		return fmt.Errorf("reading tmpfs: %w", err)
-	}
-	if r.Serve != 0 {
-		r.provisionServer()
-	}
-	return nil
-}
-
-func (r *Runtime) setDefaults() {
-	if r.Prompt == "" && r.Serve == 0 {
-		r.Prompt = promptArgument
-	}
-	if r.Memory == "" {
-		r.Memory = defaultMemory
-	}
-	if r.Tmpfs == "" {
-		r.Tmpfs = defaultTmpfs
-	}
-	if r.CPUs == 0 {
-		r.CPUs = defaultCPUs
-	}
-	if r.PIDs == 0 {
-		r.PIDs = defaultPIDs
-	}
-}
-
-// errNoImage refuses a runtime that has nothing to run.
-var errNoImage = errors.New("image or build is required")
-
-// Validate checks the settings. It does not ask the engine.
-func (r *Runtime) Validate() error {
-	if err := r.together(); err != nil {
-		return err
-	}
-	switch {
-	case r.Image == "" && r.Build == "":
-		return errNoImage
-	case r.Serve < 0 || r.Serve > math.MaxUint16:
-		return fmt.Errorf("serve is %d, not a port", r.Serve)
-	case r.Serve == 0 && r.Prompt != promptArgument && r.Prompt != promptStdin:
-		return fmt.Errorf("prompt is %q, not %s or %s", r.Prompt, promptArgument, promptStdin)
-	case r.limits.memory < minMemory:
-		return fmt.Errorf("memory is %s, less than 6MiB", r.Memory)
-	case r.limits.tmpfs <= 0:
-		return fmt.Errorf("tmpfs is %s, not a size above 0", r.Tmpfs)
-	case math.IsNaN(r.CPUs) || math.IsInf(r.CPUs, 0) || r.CPUs < minCPUs:
-		return fmt.Errorf("cpus is %v, not a number from %v", r.CPUs, minCPUs)
-	case r.PIDs < 0:
-		return fmt.Errorf("pids is %d, not a number above 0", r.PIDs)
-	case r.Serve != 0:
-		return r.upstream.Validate()
-	}
-	return nil
 }
 
 // Run runs one task in a container of its own, or has the server answer.
@@ -287,14 +269,24 @@ func (r *Runtime) Run(ctx context.Context, task worker.Task) (worker.Exit, error
 
 // PromptLimit is the largest prompt in bytes.
 func (r *Runtime) PromptLimit() int {
-	if r.Prompt == promptStdin || r.Serve != 0 {
-		return wire.MaxTaskFrame
+	if r.asArgument() {
+		return wire.MaxArgumentPrompt
 	}
-	return wire.MaxArgumentPrompt
+	return wire.MaxTaskFrame
 }
 
 // PromptNUL reports whether a prompt may contain NUL bytes; an argument ends at one.
-func (r *Runtime) PromptNUL() bool { return r.Prompt == promptStdin || r.Serve != 0 }
+func (r *Runtime) PromptNUL() bool { return !r.asArgument() }
+
+// asArgument reports whether the prompt is an argument, which the image decides where
+// the configuration does not.
+func (r *Runtime) asArgument() bool {
+	prompt := r.Prompt
+	if p := r.ready.Load(); p != nil {
+		prompt = p.spec.prompt
+	}
+	return r.Serve == 0 && (prompt == "" || prompt == promptArgument)
+}
 
 // Interface guards
 var (

@@ -128,7 +128,7 @@ func (e *fakeEngine) ContainerRemove(context.Context, string, container.RemoveOp
 
 // prepared returns an agent on the fake engine.
 func (e *fakeEngine) prepared() *prepared {
-	return &prepared{engine: e, spec: spec{agent: worker.Agent{PeerID: "fake"}}, logger: zap.NewNop()}
+	return &prepared{engine: e, spec: spec{agent: worker.Agent{PeerID: "fake"}, limits: limits{output: 1 << 30}}, logger: zap.NewNop()}
 }
 
 // Whatever call fails, the task fails with its error and nothing is left.
@@ -218,7 +218,7 @@ func TestRemovalIsTriedAgain(t *testing.T) {
 func stuckBacklog(t *testing.T, ctx context.Context) (*backlog, <-chan error) {
 	t.Helper()
 	b := newBacklog()
-	full := filler{ctx, b}
+	full := &filler{ctx, b, 1 << 30}
 	if _, err := full.Write(bytes.Repeat([]byte("x"), backlogLimit)); err != nil {
 		t.Fatal(err)
 	}

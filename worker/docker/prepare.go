@@ -5,11 +5,11 @@ package docker
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
-	cerrdefs "github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/system"
 	"go.uber.org/zap"
 
@@ -39,11 +39,19 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 			return worker.Image{}, err
 		}
 	}
-	info, err := r.connect(ctx, e)
+	info, version, err := r.connect(ctx, e)
 	if err != nil {
 		return worker.Image{}, err
 	}
+	security, err := securityOptions(info, version)
+	if err != nil {
+		return worker.Image{}, fmt.Errorf("making the seccomp profile: %w", err)
+	}
 	if err := sweep(ctx, e, agent.PeerID, r.logger); err != nil {
+		return worker.Image{}, err
+	}
+	mounts, err := resolveMounts(r.Mounts, e.DaemonHost())
+	if err != nil {
 		return worker.Image{}, err
 	}
 	ref := r.Image
@@ -54,14 +62,34 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
+	prompt, err := r.promptOf(img.Config.Labels)
+	if err != nil {
+		return worker.Image{}, err
+	}
 	s := spec{
-		agent:   agent,
-		image:   img.ID,
-		volumes: img.Config.Volumes,
-		stdin:   r.Prompt == promptStdin,
-		init:    hasInit(info),
-		limits:  r.limits,
-		env:     r.environ,
+		agent:        agent,
+		image:        img.ID,
+		user:         r.userOf(img.Config.User),
+		mapped:       mapped(info),
+		volumes:      img.Config.Volumes,
+		prompt:       prompt,
+		stderrLogged: r.Stderr == stderrLog,
+		init:         hasInit(info),
+		runtime:      r.OCIRuntime,
+		security:     security,
+		limits:       r.limits,
+		ulimits:      r.ulimits,
+		gpus:         r.devices,
+		mounts:       mounts,
+		secrets:      r.secrets,
+		env:          r.environ,
+	}
+	if err := r.check(&s); err != nil {
+		return worker.Image{}, err
+	}
+	r.warn(e.DaemonHost(), info, version)
+	if s.user != img.Config.User {
+		r.logger.Info("the agent does not run as its image says", zap.String("image", ref), zap.String("user", s.user), zap.String("image_user", img.Config.User))
 	}
 	p := &prepared{engine: e, spec: s, logger: r.logger}
 	if r.Serve != 0 {
@@ -76,20 +104,26 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 }
 
 // connect asks the engine about itself, and checks what every task would fail on.
-func (r *Runtime) connect(ctx context.Context, e engine) (system.Info, error) {
+func (r *Runtime) connect(ctx context.Context, e engine) (system.Info, types.Version, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, connectLimit, fmt.Errorf("no answer in %v", connectLimit))
 	defer cancel()
 	info, err := e.Info(limited)
-	if err != nil {
-		if limited.Err() != nil {
-			err = context.Cause(limited)
-		}
-		return info, fmt.Errorf("asking the Docker engine at %s: %w (is it running? set host, or DOCKER_HOST)", e.DaemonHost(), err)
+	var version types.Version
+	if err == nil {
+		version, err = e.ServerVersion(limited)
 	}
-	if info.NCPU > 0 && r.limits.cpus > float64(info.NCPU) {
-		return info, fmt.Errorf("cpus is %v, but the Docker engine at %s has %d", r.limits.cpus, e.DaemonHost(), info.NCPU)
+	switch {
+	case limited.Err() != nil:
+		err = context.Cause(limited)
+		fallthrough
+	case err != nil:
+		err = fmt.Errorf("asking the Docker engine at %s: %w (is it running? set host, or DOCKER_HOST)", e.DaemonHost(), err)
+	case info.NCPU > 0 && r.limits.cpus > float64(info.NCPU):
+		err = fmt.Errorf("cpus is %v, but the Docker engine at %s has %d", r.limits.cpus, e.DaemonHost(), info.NCPU)
+	default:
+		err = r.checkRuntime(info, e.DaemonHost())
 	}
-	return info, nil
+	return info, version, err
 }
 
 // hasInit reports whether the engine can put an init in front of an agent, so
@@ -99,29 +133,22 @@ func hasInit(info system.Info) bool {
 	return info.InitBinary != "" && info.InitCommit.ID != "N/A"
 }
 
-// findImage builds the image if it is to be built, and returns it.
-func (r *Runtime) findImage(ctx context.Context, e engine, ref string) (image.InspectResponse, error) {
-	wanted := ref
-	if r.Build != "" {
-		id, err := r.build(ctx, e, ref)
-		if err != nil {
-			return image.InspectResponse{}, fmt.Errorf("building image %q from %s: %w", ref, r.Build, err)
-		}
-		if id != "" {
-			wanted = id // the tag may belong to somebody else by now
+// mapped reports whether the users of containers are others on the host.
+func mapped(info system.Info) bool {
+	return slices.ContainsFunc(info.SecurityOptions, func(o string) bool {
+		return strings.HasPrefix(o, "name=userns") || strings.HasPrefix(o, "name=rootless")
+	})
+}
+
+// check checks what the containers of an agent are given.
+func (r *Runtime) check(s *spec) error {
+	if len(s.user) > 0 && isRoot(s.user) && !r.AllowRoot {
+		return errRoot
+	}
+	for _, secret := range s.secrets {
+		if _, err := secret.read(); err != nil {
+			return fmt.Errorf("secret %s: %w", secret.name, err)
 		}
 	}
-	img, err := e.ImageInspect(ctx, wanted)
-	switch {
-	case cerrdefs.IsNotFound(err):
-		return img, fmt.Errorf("image %q is not on the Docker engine at %s: docker pull or build it there, or set build", ref, e.DaemonHost())
-	case err != nil:
-		return img, fmt.Errorf("inspecting image %q: %w", ref, err)
-	case img.Config == nil:
-		return img, fmt.Errorf("image %q has no configuration", ref)
-	case r.Prompt == promptArgument && len(img.Config.Entrypoint) == 0:
-		// The engine would run the prompt as a command.
-		return img, fmt.Errorf("image %q has no ENTRYPOINT to give the prompt to: add one, or set prompt stdin", ref)
-	}
-	return img, nil
+	return nil
 }

@@ -12,11 +12,13 @@ import (
 	"sync"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/go-units"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
@@ -46,12 +48,22 @@ func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, erro
 	var streams sync.WaitGroup
 	defer streams.Wait()
 
-	id, err := p.create(ctx, p.spec.config(task), p.spec.hostConfig(task))
+	host := p.spec.hostConfig(task)
+	drop, err := p.place(host, task.ID, &task)
+	if err != nil {
+		return worker.Exit{}, err
+	}
+	defer drop()
+	id, err := p.create(ctx, p.spec.config(task), host)
 	if ctx.Err() != nil && err != nil {
 		return worker.Exit{}, context.Cause(ctx)
 	}
 	if err != nil {
-		return worker.Exit{}, fmt.Errorf("creating container: %w", err)
+		err = fmt.Errorf("creating container: %w", err)
+		if cerrdefs.IsNotFound(err) {
+			err = unavailable(err) // somebody has removed it
+		}
+		return worker.Exit{}, err
 	}
 	defer p.remove(id)
 	return p.attend(ctx, id, task, &streams)
@@ -67,7 +79,27 @@ func (p *prepared) create(ctx context.Context, config *container.Config, host *c
 		p.removeLost(config.Labels)
 		return "", err
 	}
+	if err := p.verify(ctx, created.ID); err != nil {
+		p.remove(created.ID)
+		return "", err
+	}
 	return created.ID, nil
+}
+
+// verify checks that a container will run as it was told to, where that is another
+// runtime than the engine's default.
+func (p *prepared) verify(ctx context.Context, id string) error {
+	if p.spec.runtime == "" {
+		return nil
+	}
+	c, err := p.engine.ContainerInspect(ctx, id)
+	switch {
+	case err != nil:
+		return fmt.Errorf("inspecting container: %w", err)
+	case c.ContainerJSONBase == nil || c.HostConfig == nil || c.HostConfig.Runtime != p.spec.runtime:
+		return fmt.Errorf("the engine does not use runtime %q", p.spec.runtime)
+	}
+	return nil
 }
 
 // removeLost removes what the engine may have created without our hearing of it.
@@ -104,19 +136,19 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 
 	// Attached, and waiting, before the start: so nothing is missed.
 	conn, err := p.engine.ContainerAttach(ctx, id, container.AttachOptions{
-		Stream: true, Stdin: p.spec.stdin, Stdout: true, Stderr: true,
+		Stream: true, Stdin: p.spec.prompt == promptStdin, Stdout: true, Stderr: true,
 	})
 	if err != nil {
 		fail(fmt.Errorf("attaching to container: %w", err))
 		return worker.Exit{}, context.Cause(ctx)
 	}
 	defer conn.Close()
-	output, delivered := pump(ctx, fail, conn.Reader, task.Output, streams)
+	output, delivered := pump(ctx, fail, conn.Reader, task.Output, p.stderr(task.ID), p.spec.limits.output, streams)
 	exited, lost := p.engine.ContainerWait(ctx, id, container.WaitConditionNextExit)
 	if err := p.engine.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
 		fail(fmt.Errorf("starting container: %w", err))
 	}
-	if p.spec.stdin {
+	if p.spec.prompt == promptStdin {
 		streams.Go(func() { feed(conn, task.Prompt) })
 	}
 
@@ -136,13 +168,14 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 	return p.spec.exit(state), nil
 }
 
-// pump passes on the output of a container. The channel closes when all of it
+// pump passes on the output of a container; stderr is for a part of it that is not passed
+// on, or nil. The channel closes when all of it
 // is delivered, or cannot be: then fail was called, or ctx has ended.
-func pump(ctx context.Context, fail context.CancelCauseFunc, r io.Reader, w io.Writer, streams *sync.WaitGroup) (*backlog, <-chan struct{}) {
+func pump(ctx context.Context, fail context.CancelCauseFunc, r io.Reader, w io.Writer, stderr io.WriteCloser, limit int64, streams *sync.WaitGroup) (*backlog, <-chan struct{}) {
 	output := newBacklog()
 	streams.Go(func() {
 		defer output.end() // after fail: an output cut short is not a whole one
-		if err := output.fill(ctx, r); err != nil {
+		if err := output.fill(ctx, r, stderr, limit); err != nil {
 			fail(fmt.Errorf("reading output: %w", err))
 		}
 	})
@@ -194,7 +227,7 @@ func (s *spec) exit(state *container.State) worker.Exit {
 	limit := units.BytesSize(float64(s.limits.memory))
 	switch {
 	case state.OOMKilled && exit.Code != 0: // with 0, a child was killed, and the agent coped
-		exit.Reason = fmt.Sprintf("killed: out of memory (limit %s)", limit)
+		exit.Reason, exit.Cause = fmt.Sprintf("killed: out of memory (limit %s)", limit), wire.CauseOOMKilled
 	case exit.Code == codeKilled:
 		// The engine hears of the lack of memory apart from the exit, and
 		// does not set OOMKilled when it does so a moment later.

@@ -5,6 +5,7 @@ package docker
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,6 +14,9 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/image"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
@@ -58,6 +62,107 @@ func TestPromptOnStdin(t *testing.T) {
 	}
 }
 
+func TestPromptInAFile(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "file", func(r *Runtime) { r.Prompt = promptInFile })
+	if f.PromptLimit() != wire.MaxTaskFrame || !f.PromptNUL() {
+		t.Errorf("prompt limit is %d, NUL %v", f.PromptLimit(), f.PromptNUL())
+	}
+	for name, prompt := range map[string]string{
+		"empty":   "",
+		"bytes":   "NUL \x00, and bytes that are no text: \xff\xfe",
+		"longest": strings.Repeat("0123456789\x00\xff\n\r\t?", wire.MaxTaskFrame/16),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if exit, got := f.answer(prompt); exit != (worker.Exit{}) || got != prompt+"1" {
+				t.Errorf("exit %+v, %d bytes, want %d bytes and no arguments", exit, len(got), len(prompt))
+			}
+		})
+	}
+	if left, err := os.ReadDir(filesHome(f.agent.PeerID)); err != nil || len(left) > 0 {
+		t.Errorf("left are %v (%v)", left, err)
+	}
+}
+
+// The configuration decides, then the image.
+func TestPromptOfTheImage(t *testing.T) {
+	t.Parallel()
+	base := startProbe(t, "exit 0", nil)
+	r := &Runtime{Build: folder(t, map[string]string{"Dockerfile": "FROM " + probeImage + "\nENV PROBE=stdin\nLABEL agentfm.prompt=stdin\n"})}
+	agent := testAgent(t)
+	agent.Key = "labelled"
+	img, err := tryPrepare(t, r, agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removeLater(img.Ref)
+	if r.PromptLimit() != wire.MaxTaskFrame || !r.PromptNUL() {
+		t.Errorf("prompt limit is %d, NUL %v", r.PromptLimit(), r.PromptNUL())
+	}
+	out := newRecorder()
+	exit, err := r.Run(t.Context(), worker.Task{ID: "t", Prompt: "by its label", Output: out, OutputDir: t.TempDir()})
+	if err != nil || exit.Code != 0 || out.String() != "by its label" {
+		t.Errorf("%+v, %v, %q", exit, err, out)
+	}
+	for _, tc := range []struct{ option, label, want string }{
+		{"", "", promptArgument}, {"", "file", promptInFile}, {"argument", "file", promptArgument}, {"stdin", "nonsense", promptStdin}, {"", "nonsense", ""},
+	} {
+		labels := map[string]string{}
+		if tc.label != "" {
+			labels[labelPrompt] = tc.label
+		}
+		got, err := (&Runtime{Prompt: tc.option}).promptOf(labels)
+		if got != tc.want || (err == nil) != (tc.want != "") {
+			t.Errorf("%+v: %q, %v", tc, got, err)
+		}
+	}
+	if _, err := tryPrepare(t, &Runtime{Image: base.Image}, base.agent); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRequestInAFile(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "request", nil)
+	task, out := f.task("hi")
+	task.Request = `{"model":"m","messages":[{"role":"user","content":"hi"}],"temperature":0.5}`
+	if exit, err := f.Run(t.Context(), task); err != nil || exit.Code != 0 || out.String() != task.Request {
+		t.Errorf("%+v, %v, %q", exit, err, out)
+	}
+	if _, got := f.answer("hi"); got != "" {
+		t.Errorf("without a request: %q", got)
+	}
+}
+
+func TestStandardErrorInTheLog(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.DebugLevel)
+	f := startProbe(t, "streams", func(r *Runtime) { r.Stderr = stderrLog })
+	f.ready.Load().logger = zap.New(core)
+	if _, got := f.answer(""); got != "out1 out2 " {
+		t.Errorf("output is %q", got)
+	}
+	if got := logs.FilterMessage("standard error of the agent").All(); len(got) != 1 || got[0].ContextMap()["line"] != "err1 err2" {
+		t.Errorf("the log has %+v", got)
+	}
+
+	// What is for the log counts, and is bounded.
+	p := &prepared{spec: spec{stderrLogged: true}, logger: zap.New(core)}
+	w := p.stderr("t")
+	for range 100 {
+		if n, err := w.Write([]byte(strings.Repeat("x", 1<<10-1) + "\n")); n != 1<<10 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if got := logs.FilterField(zap.String("task", "t")).Len(); got != maxLogged>>10 {
+		t.Errorf("the log has %d lines, want %d", got, maxLogged>>10)
+	}
+	a := &aside{&filler{t.Context(), newBacklog(), 3}, io.Discard}
+	if _, err := a.Write([]byte("1234")); cause(err) != wire.CauseOutputLimit {
+		t.Errorf("over the limit: %v", err)
+	}
+}
+
 func TestPromptOnStdinThatNobodyReads(t *testing.T) {
 	t.Parallel()
 	f := startProbe(t, "exit 3", func(r *Runtime) { r.Prompt = promptStdin })
@@ -85,25 +190,69 @@ func TestExit(t *testing.T) {
 		mode   string
 		code   int
 		reason string // a part of it
+		cause  wire.Cause
 	}{
-		{"exit 0", 0, ""},
-		{"exit 1", 1, ""},
-		{"exit 255", 255, ""},
-		{"signal 15", 143, ""},
-		{"signal 9", 137, "killed by signal 9"},
-		{"memory", 137, "out of memory (limit 32MiB)"},
+		{"exit 0", 0, "", ""},
+		{"exit 1", 1, "", ""},
+		{"exit 255", 255, "", ""},
+		{"signal 15", 143, "", ""},
+		{"signal 9", 137, "killed by signal 9", ""},
+		{"segfault", 139, "", ""},
+		{"memory", 137, "out of memory (limit 32MiB)", wire.CauseOOMKilled},
 	} {
 		t.Run(tc.mode, func(t *testing.T) {
 			t.Parallel()
 			f := startProbe(t, tc.mode, func(r *Runtime) { r.Memory = "32MiB" })
-			if strings.HasPrefix(tc.mode, "signal") && !f.ready.Load().spec.init {
+			if (strings.HasPrefix(tc.mode, "signal") || tc.mode == "segfault") && !f.ready.Load().spec.init {
 				t.Skip("the engine has no init, and a first process cannot send itself a signal")
 			}
 			exit, out := f.answer("")
-			if exit.Code != tc.code || !strings.Contains(exit.Reason, tc.reason) || (tc.reason == "") != (exit.Reason == "") {
-				t.Errorf("exit is %d %q, want %d %q; output %q", exit.Code, exit.Reason, tc.code, tc.reason, out)
+			if exit.Code != tc.code || exit.Cause != tc.cause || !strings.Contains(exit.Reason, tc.reason) || (tc.reason == "") != (exit.Reason == "") {
+				t.Errorf("exit is %+v, want %d %q %q; output %q", exit, tc.code, tc.reason, tc.cause, out)
 			}
 		})
+	}
+}
+
+// An agent that floods is stopped at its limit, and one that says just as much is not.
+func TestOutputLimit(t *testing.T) {
+	t.Parallel()
+	set := func(r *Runtime) { r.Output = "1MiB" }
+	if exit, got := startProbe(t, "flood 1024", set).answer(""); exit.Code != 0 || len(got) != 1<<20 {
+		t.Errorf("%+v, %d bytes", exit, len(got))
+	}
+	f := startProbe(t, "flood 1000000", set)
+	task, out := f.task("")
+	began := time.Now()
+	if _, err := f.Run(t.Context(), task); cause(err) != wire.CauseOutputLimit || len(out.String()) > 1<<20 {
+		t.Errorf("%v, %d bytes", err, len(out.String()))
+	}
+	if took := time.Since(began); took > patience/2 {
+		t.Errorf("it took %v", took)
+	}
+	f.wantContainers(0)
+}
+
+// An agent whose image goes away fails with that, and another one does not mind.
+func TestImageRemoved(t *testing.T) {
+	t.Parallel()
+	other := startProbe(t, "exit 0", nil)
+	r := &Runtime{Build: folder(t, map[string]string{"Dockerfile": "FROM " + probeImage + "\nENV PROBE=exit\nLABEL gone=" + other.agent.PeerID + "\n"})}
+	agent := testAgent(t)
+	agent.Key = "gone"
+	img, err := tryPrepare(t, r, agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.client().ImageRemove(t.Context(), img.Ref, image.RemoveOptions{Force: true, PruneChildren: true}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Run(t.Context(), worker.Task{ID: "t", Output: newRecorder(), OutputDir: t.TempDir()})
+	if cause(err) != wire.CauseImageUnavailable {
+		t.Errorf("Run returned %v (%q)", err, cause(err))
+	}
+	if exit, _ := other.answer(""); exit.Code != 0 {
+		t.Errorf("the other agent: %+v", exit)
 	}
 }
 

@@ -16,6 +16,8 @@ type report struct {
 	Interfaces  []string          `json:"interfaces"`
 	Writable    []string          `json:"writable"`
 	Mounts      map[string]string `json:"mounts"`
+	UID         int               `json:"uid"`
+	Secrets     map[string]string `json:"secrets"`
 	First       bool              `json:"first"`
 	ExecutesTmp bool              `json:"executes_tmp"`
 	TmpBytes    int               `json:"tmp_bytes"`
@@ -56,6 +58,12 @@ func checkSandbox(t *testing.T, got report) {
 			t.Errorf("%s is %s, want %s", name, got.Status[name], want)
 		}
 	}
+	if got.UID != 65534 { // the image of the probe names no user
+		t.Errorf("the agent's user is %d, want 65534", got.UID)
+	}
+	if !slices.Contains(strings.Split(got.Mounts["/"], ","), "ro") {
+		t.Errorf("the root is mounted %s, not read-only", got.Mounts["/"])
+	}
 	if !slices.Equal(got.Interfaces, []string{"lo"}) {
 		t.Errorf("network interfaces are %v, want lo alone", got.Interfaces)
 	}
@@ -74,6 +82,22 @@ func checkSandbox(t *testing.T, got report) {
 			if !slices.Contains(options, want) {
 				t.Errorf("%s is mounted %v, without %s", dir, options, want)
 			}
+		}
+	}
+}
+
+// The probe tries its ways out of a container, and none leads anywhere.
+func TestEscapes(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "escape", nil)
+	exit, out := f.answer("")
+	var steps map[string]string
+	if err := json.Unmarshal([]byte(out), &steps); err != nil || exit.Code != 0 || len(steps) < 60 {
+		t.Fatalf("%+v %v, %d steps: %s", exit, err, len(steps), out)
+	}
+	for step, refusal := range steps {
+		if refusal == "" {
+			t.Errorf("%s: the agent may", step)
 		}
 	}
 }

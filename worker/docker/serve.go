@@ -19,6 +19,7 @@ import (
 // Errors of options that do not go together.
 var (
 	errServePrompt = errors.New("prompt: not with serve, which passes requests on as they are")
+	errServeOutput = errors.New("output, stderr: not with serve, whose answers are the server's")
 	errOnlyServe   = errors.New("models, rename, routes: only with serve")
 )
 
@@ -42,6 +43,8 @@ func (r *Runtime) together() error {
 	switch {
 	case r.Serve != 0 && r.Prompt != "":
 		return errServePrompt
+	case r.Serve != 0 && (r.Output != "" || r.Stderr != ""):
+		return errServeOutput
 	case r.Serve == 0 && (len(r.Models) > 0 || len(r.Rename) > 0 || len(r.Routes) > 0):
 		return errOnlyServe
 	}

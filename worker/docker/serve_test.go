@@ -581,7 +581,7 @@ func TestServiceFailures(t *testing.T) {
 func TestTail(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	log := zap.New(core)
-	out := &tail{log: func() *zap.Logger { return log }}
+	out := &tail{log: func() *zap.Logger { return log }, what: "output of the model server"}
 	for _, piece := range []string{"half a ", "line\nlong ", strings.Repeat("x", 3*tailSize), "\nlast\xff line\nrest"} {
 		if n, err := io.WriteString(out, piece); n != len(piece) || err != nil {
 			t.Fatal(n, err)

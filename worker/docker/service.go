@@ -99,7 +99,7 @@ type serviceUser struct {
 // serviceKeyOf returns the key of the service for what is prepared.
 func serviceKeyOf(p *prepared, port int) serviceKey {
 	// where the engine is, and all that it is told of the container
-	b, _ := json.Marshal([]any{p.engine.DaemonHost(), port, p.spec.serveConfig(""), p.spec.commonHost()})
+	b, _ := json.Marshal([]any{p.engine.DaemonHost(), port, p.spec.serveConfig(""), p.spec.commonHost(), p.spec.secretKey()})
 	return serviceKey{p.spec.agent.PeerID, sha256.Sum256(b)}
 }
 
@@ -153,7 +153,7 @@ func (s *service) log() *zap.Logger {
 func (s *service) run(ctx context.Context) {
 	defer close(s.done)
 	for pause := minServicePause; ; pause = min(2*pause, maxServicePause) {
-		output := &tail{log: s.log}
+		output := &tail{log: s.log, what: "output of the model server"}
 		served, err := s.serve(ctx, output)
 		if ctx.Err() != nil {
 			return
@@ -183,7 +183,13 @@ func (s *service) serve(ctx context.Context, output *tail) (served time.Duration
 	id := rand.Text()
 	live.add(liveKey{s.key.peerID, id})
 	defer live.remove(liveKey{s.key.peerID, id})
-	c, err := p.create(ctx, p.spec.serveConfig(id), p.spec.commonHost())
+	host := p.spec.commonHost()
+	drop, err := p.place(host, id, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer drop()
+	c, err := p.create(ctx, p.spec.serveConfig(id), host)
 	if err != nil {
 		return 0, fmt.Errorf("creating container: %w", err)
 	}

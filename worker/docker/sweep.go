@@ -75,6 +75,9 @@ func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) err
 		}
 		logger.Info("removed leftover container", field, zap.String("task", id))
 	}
+	if err := sweepFiles(peerID); err != nil {
+		logger.Warn("removing leftover files of containers", zap.Error(err))
+	}
 	return nil
 }
 

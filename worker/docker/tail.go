@@ -21,11 +21,43 @@ const (
 
 // tail keeps the end of a container's output. All of it is for the log alone.
 type tail struct {
-	log func() *zap.Logger
+	log  func() *zap.Logger
+	what string // the message in the log
 
 	mu   sync.Mutex
 	data []byte
 	line []byte // the last one, as long as it does not end
+}
+
+// maxLogged is how much of a task's standard error the log gets, in bytes.
+const maxLogged = 64 << 10
+
+// stderr returns where the standard error of a task goes; nil for to the answer.
+func (p *prepared) stderr(taskID string) io.WriteCloser {
+	if !p.spec.stderrLogged {
+		return nil
+	}
+	logger := p.logger.With(zap.String("task", taskID))
+	return &firstBytes{left: maxLogged, w: &tail{log: func() *zap.Logger { return logger }, what: "standard error of the agent"}}
+}
+
+// firstBytes passes on a beginning, and drops the rest.
+type firstBytes struct {
+	w    io.WriteCloser
+	left int
+}
+
+// Close implements io.Closer.
+func (f *firstBytes) Close() error { return f.w.Close() }
+
+// Write implements io.Writer.
+func (f *firstBytes) Write(p []byte) (int, error) {
+	n := min(len(p), f.left)
+	f.left -= n
+	if n > 0 {
+		_, _ = f.w.Write(p[:n])
+	}
+	return len(p), nil
 }
 
 // fill reads both output streams of a container until they close. What cannot be
@@ -50,12 +82,27 @@ func (t *tail) Write(p []byte) (int, error) {
 		line, after, ended := bytes.Cut(rest, []byte("\n"))
 		t.line = append(t.line, line[:min(len(line), tailLine-len(t.line))]...)
 		if ended {
-			t.log().Debug("output of the model server", zap.String("line", strings.ToValidUTF8(string(t.line), "?")))
-			t.line = t.line[:0]
+			t.logLine()
 		}
 		rest = after
 	}
 	return len(p), nil
+}
+
+// logLine logs the last line. The caller holds t.mu.
+func (t *tail) logLine() {
+	t.log().Debug(t.what, zap.String("line", strings.ToValidUTF8(string(t.line), "?")))
+	t.line = t.line[:0]
+}
+
+// Close implements io.Closer: no more comes, and the last line may have no end.
+func (t *tail) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.line) > 0 {
+		t.logLine()
+	}
+	return nil
 }
 
 // String returns what is kept, from the beginning of a line where there is one.

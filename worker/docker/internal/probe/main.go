@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build unix
+//go:build linux
 
 // Command probe is the agent of this package's tests: it does one thing that
 // the environment variable PROBE names, and says what came of it.
@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 func main() {
@@ -31,6 +33,10 @@ func main() {
 		}
 	case "stdin":
 		_, _ = io.Copy(os.Stdout, os.Stdin)
+	case "file":
+		fmt.Print(read(os.Getenv("AGENTFM_PROMPT")), len(os.Args))
+	case "request":
+		fmt.Print(read(os.Getenv("AGENTFM_REQUEST")))
 	case "streams":
 		fmt.Print("out1 ")
 		fmt.Fprint(os.Stderr, "err1 ")
@@ -41,6 +47,8 @@ func main() {
 	case "signal":
 		_ = syscall.Kill(os.Getpid(), syscall.Signal(n))
 		block()
+	case "segfault":
+		segfault()
 	case "block": // half a line, then nothing for ever
 		fmt.Print("waiting")
 		block()
@@ -61,12 +69,76 @@ func main() {
 		files()
 	case "inspect":
 		_ = json.NewEncoder(os.Stdout).Encode(inspect())
+	case "inodes":
+		fmt.Print(count(func(i int) error { return os.WriteFile(fmt.Sprintf("/tmp/empty-%d", i), nil, 0o600) }))
+	case "open":
+		fmt.Print(count(func(int) error { _, err := syscall.Open("/dev/null", syscall.O_RDONLY, 0); return err }))
+	case "spin":
+		spin(time.Duration(n) * time.Millisecond)
+	case "dump":
+		dump()
+	case "escape":
+		_ = json.NewEncoder(os.Stdout).Encode(escape())
 	case "serve":
 		serve(n)
 	default:
 		fmt.Println("unknown PROBE", mode)
 		os.Exit(2)
 	}
+}
+
+// count does something until it fails, and returns how often it did not.
+func count(do func(int) error) int {
+	for i := range 1 << 20 {
+		if do(i) != nil {
+			return i
+		}
+	}
+	return 1 << 20
+}
+
+// spin uses as much of all processors as it gets, and says how many percent of one that is.
+func spin(wall time.Duration) {
+	began := time.Now()
+	for range 4 {
+		go func() {
+			for i := 0; ; i++ {
+				_ = i
+			}
+		}()
+	}
+	time.Sleep(wall)
+	var used syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &used)
+	fmt.Print(100 * (used.Utime.Nano() + used.Stime.Nano()) / time.Since(began).Nanoseconds())
+	os.Exit(0)
+}
+
+// dump prints all that it can read, the ends of large files left out.
+func dump() {
+	fmt.Println(os.Environ(), os.Args)
+	_ = filepath.WalkDir("/", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil || strings.HasPrefix(name, "/sys/"):
+			return fs.SkipDir
+		case d.Type().IsRegular() && !strings.HasSuffix(name, "/probe"):
+			if f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
+				_ = f.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+				text, _ := io.ReadAll(io.LimitReader(f, 16<<10))
+				_ = f.Close()
+				fmt.Printf("%s: %s\n", name, text)
+			}
+		}
+		return nil
+	})
+}
+
+// segfault ends this process as a program that is not Go's ends.
+func segfault() {
+	var byDefault [4]uintptr
+	_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGSEGV), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
+	_ = syscall.Kill(os.Getpid(), syscall.SIGSEGV)
+	block()
 }
 
 // block waits for ever, without being a deadlock to the Go runtime.
@@ -142,6 +214,7 @@ func inspect() map[string]any {
 		"uid":        os.Getuid(),
 		"first":      os.Getpid() == 1,
 		"data":       read("/data/kept"),
+		"secrets":    secrets(),
 		"mounts":     mounts(),
 	}
 	var files, core syscall.Rlimit
@@ -151,6 +224,19 @@ func inspect() map[string]any {
 	report["executes_tmp"] = executesTmp()
 	report["tmp_bytes"] = fill("/tmp/fill")
 	return report
+}
+
+// secrets returns the files in /run/secrets, with whose they are and their mode.
+func secrets() map[string]string {
+	found := make(map[string]string)
+	entries, _ := os.ReadDir("/run/secrets")
+	for _, e := range entries {
+		name := filepath.Join("/run/secrets", e.Name())
+		var s syscall.Stat_t
+		_ = syscall.Stat(name, &s)
+		found[e.Name()] = fmt.Sprintf("%d:%d %o %s", s.Uid, s.Gid, s.Mode&0o777, read(name))
+	}
+	return found
 }
 
 func status() map[string]string {

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/docker/docker/api/types/image"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/worker"
+)
+
+// registry is one that has one image, under every tag.
+type registry struct {
+	name   string // of the image, with the registry
+	digest string
+	asked  atomic.Bool // for a manifest
+}
+
+func digestOf(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
+
+// startRegistry starts a registry on loopback, which an engine takes without TLS.
+func startRegistry(t *testing.T) *registry {
+	t.Helper()
+	var layer bytes.Buffer
+	tw := tar.NewWriter(&layer)
+	text := t.Name()
+	_ = tw.WriteHeader(&tar.Header{Name: "agent", Mode: 0o755, Size: int64(len(text))})
+	_, _ = tw.Write([]byte(text))
+	_ = tw.Close()
+	config := fmt.Appendf(nil, `{"architecture":%q,"os":"linux","config":{"Entrypoint":["/agent"],"User":"7"},"rootfs":{"type":"layers","diff_ids":[%q]}}`,
+		runtime.GOARCH, digestOf(layer.Bytes()))
+	const manifestType = "application/vnd.docker.distribution.manifest.v2+json"
+	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.docker.container.image.v1+json","size":%d,"digest":%q},`+
+		`"layers":[{"mediaType":"application/vnd.docker.image.rootfs.diff.tar","size":%d,"digest":%q}]}`,
+		manifestType, len(config), digestOf(config), layer.Len(), digestOf(layer.Bytes()))
+	r := &registry{digest: digestOf(manifest)}
+	blobs := map[string][]byte{digestOf(config): config, digestOf(layer.Bytes()): layer.Bytes()}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		_, last, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, "/v2/agent/"), "/")
+		switch {
+		case req.URL.Path == "/v2/":
+		case strings.Contains(req.URL.Path, "/blobs/") && blobs[last] != nil:
+			_, _ = w.Write(blobs[last])
+		case strings.Contains(req.URL.Path, "/manifests/") && last != "missing":
+			r.asked.Store(true)
+			w.Header().Set("Content-Type", manifestType)
+			w.Header().Set("Docker-Content-Digest", r.digest)
+			_, _ = w.Write(manifest)
+		default:
+			http.NotFound(w, req)
+		}
+	}))
+	t.Cleanup(s.Close)
+	r.name = strings.TrimPrefix(s.URL, "http://") + "/agent"
+	return r
+}
+
+// cause returns what a machine would know of an error.
+func cause(err error) wire.Cause {
+	var f *worker.Failure
+	if errors.As(err, &f) {
+		return f.Cause
+	}
+	return ""
+}
+
+func TestPull(t *testing.T) {
+	t.Parallel()
+	reg := startRegistry(t)
+	other := reg.name + "@sha256:" + strings.Repeat("0f", 32)
+	agent := testAgent(t)
+	var id string
+	for _, step := range []struct {
+		name  string
+		r     *Runtime
+		asks  bool // the registry
+		cause wire.Cause
+		err   string
+	}{
+		{"never", &Runtime{Image: reg.name + ":v1"}, false, wire.CauseImageUnavailable, "is not on the Docker engine"},
+		{"that is not there", &Runtime{Image: reg.name + ":missing", Pull: pullMissing}, false, wire.CauseImageUnavailable, "pulling image"},
+		{"missing", &Runtime{Image: reg.name + ":v1", Pull: pullMissing}, true, "", ""},
+		{"missing no more", &Runtime{Image: reg.name + ":v1", Pull: pullMissing}, false, "", ""},
+		{"always", &Runtime{Image: reg.name + ":v1", Pull: pullAlways}, true, "", ""},
+		{"by digest", &Runtime{Image: reg.name + "@" + reg.digest}, false, "", ""},
+		{"by tag and digest", &Runtime{Image: reg.name + ":v1@" + reg.digest, Pull: pullMissing}, false, "", ""},
+		{"by another digest", &Runtime{Image: reg.name + ":v1@sha256:" + strings.Repeat("0f", 32)}, false, wire.CauseDigestMismatch, "what the engine has by that name is sha256:"},
+		{"by a digest that is not there", &Runtime{Image: other}, false, wire.CauseImageUnavailable, "is not on the Docker engine"},
+		{"that the registry has not", &Runtime{Image: other, Pull: pullAlways}, true, wire.CauseImageUnavailable, "pulling image"},
+		{"for another machine", &Runtime{Image: reg.name + ":v1", Platform: "linux/s390x"}, false, wire.CauseImageUnavailable, "not for platform linux/s390x"},
+		{"for this one", &Runtime{Image: reg.name + ":v1", Platform: "linux/" + runtime.GOARCH}, false, "", ""},
+	} {
+		r := step.r
+		img, err := tryPrepare(t, r, agent)
+		if cause(err) != step.cause || (err == nil) != (step.err == "") || err != nil && !strings.Contains(err.Error(), step.err) {
+			t.Errorf("%s: %v (%q), want %q (%q)", step.name, err, cause(err), step.err, step.cause)
+		}
+		if got := reg.asked.Swap(false); got != step.asks {
+			t.Errorf("%s: asks the registry: %v, want %v", step.name, got, step.asks)
+		}
+		if err == nil && r.ready.Load().spec.user != "7" {
+			t.Errorf("%s: user %q, want that of the image", step.name, r.ready.Load().spec.user)
+		}
+		if id == "" {
+			id = img.Digest
+			removeLater(reg.name + ":v1")
+		} else if err == nil && img.Digest != id {
+			t.Errorf("%s: image %s, want %s", step.name, img.Digest, id)
+		}
+	}
+	// An image that nobody has pulled goes by its id.
+	r := &Runtime{Image: "agentfm-test/probe@" + id}
+	if err := buildProbe(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tryPrepare(t, r, agent); cause(err) != wire.CauseDigestMismatch {
+		t.Errorf("another image's id: %v", err)
+	}
+	f := startProbe(t, "exit 0", nil)
+	r = &Runtime{Image: "agentfm-test/probe@" + f.ready.Load().spec.image}
+	if _, err := tryPrepare(t, r, agent); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPullLogs(t *testing.T) {
+	t.Parallel()
+	reg := startRegistry(t)
+	core, logs := observer.New(zap.InfoLevel)
+	r := &Runtime{Host: engineHost(t), Image: reg.name + ":v1", Pull: pullMissing}
+	if err := provision(t, r); err != nil {
+		t.Fatal(err)
+	}
+	r.logger = zap.New(core)
+	if _, err := r.Prepare(t.Context(), testAgent(t)); err != nil {
+		t.Fatal(err)
+	}
+	removeLater(reg.name + ":v1")
+	for _, want := range []string{"pulling image", "image is pulled"} {
+		if logs.FilterMessage(want).Len() != 1 {
+			t.Errorf("%d entries %q, want 1", logs.FilterMessage(want).Len(), want)
+		}
+	}
+}
+
+func TestCheckImage(t *testing.T) {
+	for _, tc := range []struct {
+		ref, img string
+		cause    wire.Cause
+	}{
+		{"a@sha256:1", `{"Id":"sha256:2","RepoDigests":["b@sha256:3","a@sha256:1"],"Config":{"Entrypoint":["a"]}}`, ""},
+		{"a@sha256:1", `{"Id":"sha256:1","Config":{"Entrypoint":["a"]}}`, ""},
+		{"a@sha256:1", `{"Id":"sha256:2","RepoDigests":["a@sha256:11"],"Config":{"Entrypoint":["a"]}}`, wire.CauseDigestMismatch},
+		{"a@sha256:1", `{"Id":"sha256:2"}`, wire.CauseDigestMismatch},
+	} {
+		var img image.InspectResponse
+		if err := json.Unmarshal([]byte(tc.img), &img); err != nil {
+			t.Fatal(err)
+		}
+		if err := (&Runtime{Prompt: promptArgument}).checkImage(img, tc.ref); cause(err) != tc.cause || (err == nil) != (tc.cause == "") {
+			t.Errorf("%s, %s: %v", tc.ref, tc.img, err)
+		}
+	}
+}

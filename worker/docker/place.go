@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/docker/docker/api/types/container"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/worker"
+)
+
+// Where a container finds what it is given as files.
+const (
+	inputDir    = "/run/agentfm"
+	promptFile  = "prompt"
+	requestFile = "request.json"
+)
+
+// filesHome returns the folder of the host that has the files for an agent's containers
+// while these run: in memory where this process may, and nowhere for others to read.
+func filesHome(peerID string) string {
+	base := caddy.AppDataDir()
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		base = dir
+	} else if info, err := os.Stat("/run"); os.Geteuid() == 0 && err == nil && info.IsDir() {
+		base = "/run"
+	}
+	return filepath.Join(base, "agentfm", "containers", peerID)
+}
+
+// place gives the container of a task, or with nil one that serves, its files: the
+// secrets, and the prompt and the request where the agent reads them. Its root is
+// read-only and takes no copies, so they are mounted. drop is for when it is gone.
+func (p *prepared) place(host *container.HostConfig, id string, task *worker.Task) (drop func(), err error) {
+	dir := filepath.Join(filesHome(p.spec.agent.PeerID), id)
+	drop = func() {
+		if err := os.RemoveAll(dir); err != nil {
+			p.logger.Error("removing files of a container", zap.Error(err))
+		}
+	}
+	if err := p.spec.placeAll(host, dir, task); err != nil {
+		drop()
+		return nil, err
+	}
+	return drop, nil
+}
+
+func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Task) error {
+	type folder struct {
+		name, target string
+		fill         func(dir string) error
+	}
+	var folders []folder
+	if len(s.secrets) > 0 {
+		folders = append(folders, folder{"secrets", secretsDir, s.placeSecrets})
+	}
+	if task != nil && (s.prompt == promptInFile || task.Request != "") {
+		folders = append(folders, folder{"input", inputDir, func(dir string) error { return s.placeInput(dir, task) }})
+	}
+	if len(folders) == 0 {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making a folder for the container's files: %w", err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // the container's user has to get in; others do not get as far as here
+		return err
+	}
+	for _, f := range folders {
+		source := filepath.Join(dir, f.name)
+		if err := os.Mkdir(source, 0o755); err != nil {
+			return fmt.Errorf("making a folder for the container's files: %w", err)
+		}
+		if err := f.fill(source); err != nil {
+			return err
+		}
+		host.Mounts = append(host.Mounts, bind(source, f.target))
+	}
+	return nil
+}
+
+// placeInput writes what the task is.
+func (s *spec) placeInput(dir string, task *worker.Task) error {
+	if task.Request != "" {
+		if err := s.placeFile(filepath.Join(dir, requestFile), []byte(task.Request)); err != nil {
+			return fmt.Errorf("writing the request: %w", err)
+		}
+	}
+	if s.prompt == promptInFile {
+		if err := s.placeFile(filepath.Join(dir, promptFile), []byte(task.Prompt)); err != nil {
+			return fmt.Errorf("writing the prompt: %w", err)
+		}
+	}
+	return nil
+}
+
+// placeFile writes one file: for the user of the container alone where we may give it to
+// that one, and else readable in the container.
+func (s *spec) placeFile(name string, b []byte) error {
+	if err := os.WriteFile(name, b, 0o400); err != nil {
+		return err
+	}
+	uid, gid, known := ids(s.user)
+	if known && !s.mapped && os.Chown(name, uid, gid) == nil {
+		return nil
+	}
+	return os.Chmod(name, 0o444)
+}
+
+// sweepFiles removes what is left of the files of an agent's containers that are gone.
+func sweepFiles(peerID string) error {
+	home := filesHome(peerID)
+	entries, err := os.ReadDir(home)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if !live.has(liveKey{peerID, e.Name()}) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(home, e.Name())))
+		}
+	}
+	return err
+}
