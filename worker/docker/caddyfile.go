@@ -21,6 +21,7 @@ func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"pids":     option.PositiveInt(&r.PIDs),
 		"env":      option.Map(&r.Env),
 		"env_file": option.String(&r.EnvFile),
+		"network":  networkOption(&r.Network),
 		"serve":    option.PositiveInt(&r.Serve),
 		"models":   option.Strings(&r.Models),
 		"rename":   option.Map(&r.Rename),

@@ -44,6 +44,7 @@ type spec struct {
 	init    bool                // the engine has an init to put in front of the agent
 	limits  limits
 	env     []string
+	network *outlet // what its containers can reach
 }
 
 // config returns the configuration of a task's container.
@@ -97,7 +98,7 @@ func (s *spec) hostConfig(task worker.Task) *container.HostConfig {
 // commonHost returns what all containers of the agent may do and use.
 func (s *spec) commonHost() *container.HostConfig {
 	return &container.HostConfig{
-		NetworkMode:    "none",
+		NetworkMode:    s.network.dockerMode(),
 		IpcMode:        container.IPCModePrivate,
 		ShmSize:        s.limits.tmpfs,
 		CapDrop:        []string{"ALL"},

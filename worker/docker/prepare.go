@@ -34,11 +34,12 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
-	if r.Serve != 0 {
-		if err := mayServe(e); err != nil {
+	if option := r.enters(); option != "" {
+		if err := mayEnterContainers(e, option); err != nil {
 			return worker.Image{}, err
 		}
 	}
+	r.outlet.warn(r.logger)
 	info, err := r.connect(ctx, e)
 	if err != nil {
 		return worker.Image{}, err
@@ -62,6 +63,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		init:    hasInit(info),
 		limits:  r.limits,
 		env:     r.environ,
+		network: r.outlet,
 	}
 	p := &prepared{engine: e, spec: s, logger: r.logger}
 	if r.Serve != 0 {
@@ -73,6 +75,18 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	r.logger.Debug("docker runtime is ready", zap.String("image", ref), zap.String("digest", img.ID),
 		zap.String("engine_version", info.ServerVersion), zap.Bool("init", s.init))
 	return worker.Image{Ref: ref, Digest: img.ID}, nil
+}
+
+// enters returns the option for which there must be a way into the container; empty for
+// none.
+func (r *Runtime) enters() string {
+	switch {
+	case r.Serve != 0:
+		return "serve"
+	case r.outlet.served():
+		return "network " + r.outlet.mode
+	}
+	return ""
 }
 
 // connect asks the engine about itself, and checks what every task would fail on.

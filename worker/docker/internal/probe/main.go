@@ -61,6 +61,8 @@ func main() {
 		files()
 	case "inspect":
 		_ = json.NewEncoder(os.Stdout).Encode(inspect())
+	case "first":
+		first(n)
 	case "serve":
 		serve(n)
 	default:
