@@ -170,7 +170,7 @@ func newInternet(t *testing.T, z zone, allow ...string) *internet {
 
 // ports puts the ports into a text.
 func (n *internet) ports(s string) string {
-	return strings.NewReplacer("TLS", strconv.Itoa(n.tls), "HTTP:", "HTTP:", ":WEB", ":"+strconv.Itoa(n.http)).Replace(s)
+	return strings.NewReplacer(":TLS", ":"+strconv.Itoa(n.tls), ":WEB", ":"+strconv.Itoa(n.http)).Replace(s)
 }
 
 // testZone has what a hostile name server may answer.

@@ -65,7 +65,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		env:     r.environ,
 		network: r.outlet,
 	}
-	p := &prepared{engine: e, spec: s, logger: r.logger}
+	p := &prepared{engine: e, spec: s, logger: r.logger.With(zap.String("agent", agent.Key))}
 	if r.Serve != 0 {
 		if err := r.prepareServer(ctx, agent, p); err != nil {
 			return worker.Image{}, err

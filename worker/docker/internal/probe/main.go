@@ -63,6 +63,10 @@ func main() {
 		_ = json.NewEncoder(os.Stdout).Encode(inspect())
 	case "first":
 		first(n)
+	case "listen":
+		listen(n)
+	case "reach":
+		reach(os.Args[1])
 	case "serve":
 		serve(n)
 	default:
