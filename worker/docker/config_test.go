@@ -79,7 +79,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 		{name: "rename alone", input: "docker {\nimage a\nrename b c\n}", err: "models, rename, routes: only with serve"},
 		{name: "routes alone", input: "docker {\nimage a\nroutes /v1/x\n}", err: "models, rename, routes: only with serve"},
 		{name: "argument on the line", input: `docker hr:v1`, err: "wrong argument count"},
-		{name: "unknown", input: "docker {\nnetwork host\n}", err: "unrecognized option 'network'"},
+		{name: "unknown", input: "docker {\nprivileged\n}", err: "unrecognized option 'privileged'"},
 		{name: "too few", input: "docker {\nimage\n}", err: "wrong argument count"},
 		{name: "too many", input: "docker {\nimage a b\n}", err: "wrong argument count"},
 		{name: "empty", input: "docker {\nimage \"\"\n}", err: "wrong argument count"},

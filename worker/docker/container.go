@@ -62,6 +62,7 @@ type spec struct {
 	mounts       []mount.Mount
 	secrets      []secret
 	env          []string
+	network      *outlet // what its containers can reach
 }
 
 // config returns the configuration of a task's container.
@@ -124,7 +125,7 @@ func (s *spec) hostConfig(task worker.Task) *container.HostConfig {
 // commonHost returns what all containers of the agent may do and use.
 func (s *spec) commonHost() *container.HostConfig {
 	return &container.HostConfig{
-		NetworkMode:    "none",
+		NetworkMode:    s.network.dockerMode(),
 		IpcMode:        container.IPCModePrivate,
 		ShmSize:        s.limits.tmpfs,
 		CapDrop:        []string{"ALL"},
