@@ -26,13 +26,14 @@ const (
 	maxPath = 1024
 	// maxPaths is how many bytes all paths of a zip may have: they are in memory.
 	maxPaths = 4 << 20
-	// maxLooked is how many entries are looked at.
-	maxLooked = 250_000
 	// walkTime is how long looking may take.
 	walkTime = 5 * time.Second
 	// walkBatch is how many entries of a folder are read at a time.
 	walkBatch = 512
 )
+
+// maxLooked is how many entries are looked at. A variable for tests.
+var maxLooked = 250_000
 
 // limits are those of the configuration.
 type limits struct {

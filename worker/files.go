@@ -3,15 +3,10 @@
 package worker
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -75,69 +70,4 @@ func (w countSent) Write(b []byte) (int, error) {
 	n, err := w.Writer.Write(b)
 	metrics.ArtifactSent(int64(n))
 	return n, err
-}
-
-// prune removes from a folder whatever is not collected: what waits takes no more room
-// than it has.
-func (z *zipped) prune(ctx context.Context) error {
-	if len(z.skipped) == 0 {
-		return nil
-	}
-	root, err := os.OpenRoot(z.dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	wanted := make(map[string]file, len(z.files))
-	for _, f := range z.files {
-		wanted[f.path] = f
-	}
-	return pruneFolder(ctx, root, ".", wanted)
-}
-
-// pruneFolder does so in one folder and those below it.
-func pruneFolder(ctx context.Context, root *os.Root, dir string, wanted map[string]file) error {
-	f, err := root.OpenFile(dir, os.O_RDONLY|syscall.O_NONBLOCK|openDir, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	var failed error
-	for {
-		names, err := f.Readdirnames(walkBatch)
-		for _, name := range names {
-			path := filepath.Join(dir, name)
-			switch found, ok := wanted[path]; {
-			case ctx.Err() != nil:
-				return nil // all goes
-			case !ok:
-				err := root.RemoveAll(path)
-				failed = cmp.Or(failed, err)
-			case found.dir:
-				err := pruneFolder(ctx, root, path, wanted)
-				failed = cmp.Or(failed, err)
-			}
-		}
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = nil
-			}
-			return cmp.Or(failed, err)
-		}
-	}
-}
-
-// removeAll removes a folder, also where an agent took away our right to.
-func removeAll(dir string) error {
-	err := os.RemoveAll(dir)
-	if err == nil {
-		return nil
-	}
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if d != nil && d.IsDir() {
-			_ = os.Chmod(path, 0o700) // before its entries are read
-		}
-		return nil
-	})
-	return os.RemoveAll(dir)
 }
