@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -80,9 +81,14 @@ func (a *Artifact) clean() {
 	}
 }
 
-// short returns the first bytes of a text, on one line.
+// short returns the first bytes of a text, without what cannot be printed.
 func short(s string) string {
-	return strings.ToValidUTF8(oneLine(s[:min(len(s), MaxSkippedName)]), "")
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s[:min(len(s), MaxSkippedName)])
 }
 
 // Ends of a task, as [Exit.Status].
