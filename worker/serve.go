@@ -4,7 +4,6 @@ package worker
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -213,14 +212,6 @@ type ending struct {
 	err     error // what the operator should know
 }
 
-// zipped is what a task left.
-type zipped struct {
-	*os.File
-	size    int64
-	sum     [sha256.Size]byte
-	skipped int // files that could not be read
-}
-
 // execute runs the agent, and collects its files in dir.
 func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir string, out io.Writer) ending {
 	ctx, cancel := context.WithDeadlineCause(t.ctx, t.end, &Failure{wire.CauseDeadline, fmt.Errorf("timed out after %s", time.Duration(g.config.Timeout))})
@@ -249,12 +240,9 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 		e.how, e.words, e.err = failed, exit.String(), errors.New(exit.String())
 		return e
 	}
-	if e.zip, err = zipFiles(ctx, filepath.Join(dir, "artifact.zip"), left); err != nil {
+	if e.zip, err = a.collect(ctx, g, req.TaskID, left); err != nil {
 		e.how, e.cause, e.words, e.err = failed, wire.CauseRuntimeError, "its files could not be collected", err
 		return e
-	}
-	if e.zip != nil && e.zip.skipped > 0 {
-		a.log().Warn("files of a task were left out: not readable", zap.String("task", req.TaskID), zap.Int("count", e.zip.skipped))
 	}
 	e.how = succeeded
 	return e
