@@ -37,8 +37,8 @@ func readHello(r io.Reader, name string) ([]byte, error) {
 	}).Handshake()
 	switch {
 	case !errors.Is(err, errHello):
-		if read.Len() == 0 {
-			return nil, io.ErrUnexpectedEOF // an agent that changed its mind
+		if read.Len() == 0 && errors.Is(err, io.EOF) {
+			return nil, io.EOF // an agent that changed its mind
 		}
 		return nil, fmt.Errorf("%w: through CONNECT to a name goes TLS alone, and this is not", errDenied)
 	case asked == "":

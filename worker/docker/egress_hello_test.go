@@ -60,7 +60,7 @@ func TestHello(t *testing.T) {
 		{"SSH", []byte("SSH-2.0-x\r\n"), "a.example.com", "goes TLS alone"},
 		{"half of it", hello[:len(hello)/2], "a.example.com", "goes TLS alone"},
 		{"too much", inRecords(append([]byte{0, 0, 0, 0, 0, 1, 1, 0, 0}, make([]byte, 1<<18)...), 1<<14), "a.example.com", "goes TLS alone"},
-		{"nothing", nil, "a.example.com", "unexpected EOF"},
+		{"nothing", nil, "a.example.com", "EOF"},
 	} {
 		got, err := readHello(iotest.OneByteReader(bytes.NewReader(tc.bytes)), tc.server)
 		if tc.err != "" {

@@ -33,8 +33,8 @@ import (
 // internet.
 const farAway = "127.0.0.2"
 
-// zone is what the names of a test lead to. It is asked with how often it was asked for
-// the name.
+// zone is what the names of a test lead to, "*" for all others. It is asked with how
+// often it was asked for the name.
 type zone map[string]func(n int) []string
 
 func always(addresses ...string) func(int) []string {
@@ -79,6 +79,9 @@ func (z zone) answer(question []byte, asked map[string]int) []byte {
 	m.Response, m.RCode, m.Additionals = true, dnsmessage.RCodeSuccess, nil
 	name := strings.TrimSuffix(q.Name.String(), ".")
 	addresses := z[name]
+	if addresses == nil {
+		addresses = z["*"]
+	}
 	if addresses == nil {
 		m.RCode = dnsmessage.RCodeNameError
 	} else {
@@ -397,4 +400,37 @@ func TestOwnAddresses(t *testing.T) {
 			t.Errorf("%s: %v", address, err)
 		}
 	}
+}
+
+// FuzzProxy wants no request to make the proxy look up anything that is not on its list.
+func FuzzProxy(f *testing.F) {
+	for _, s := range []string{
+		"CONNECT good.test:443 HTTP/1.1\r\nHost: x\r\n\r\n", "CONNECT other.test:443 HTTP/1.1\r\nHost: good.test:443\r\n\r\n",
+		"CONNECT good.test:443@other.test:443 HTTP/1.1\r\n\r\n", "CONNECT /good.test:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET http://good.test/a HTTP/1.1\r\nHost: other.test\r\n\r\n", "GET http://good.test:80@other.test/ HTTP/1.0\r\n\r\n",
+		"GET http://good.test:443/ HTTP/1.1\r\nHost: a\r\n\r\n", "GET http://127.0.0.1%2f@good.test/ HTTP/1.1\r\nHost: a\r\n\r\n",
+		"GET http://GOOD.TEST.:0080/ HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", "GET http://[::1]/ HTTP/1.1\r\nHost: a\r\n\r\n",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(s)))
+		if err != nil {
+			return
+		}
+		z := zone{"good.test": always(), "*": func(int) []string {
+			t.Errorf("another name is looked up for %q", s)
+			return nil
+		}}
+		p := newProxy(&egress{
+			rules:    []rule{{target: target{name: "good.test", port: 443}}, {target: target{name: "good.test", port: 80}}},
+			resolver: z.resolver(),
+		}, zap.NewNop())
+		defer p.Close()
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		if w.Code < 400 {
+			t.Errorf("%q: %d", s, w.Code)
+		}
+	})
 }

@@ -18,9 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dialTimeout is how long a server may take to accept a connection.
-const dialTimeout = 10 * time.Second
-
 // netns is the network namespace of a container. It stays that one: the process by
 // which it was found may end, and another get its number.
 type netns struct{ file *os.File }

@@ -157,19 +157,24 @@ func TestNetworkNone(t *testing.T) {
 	<-done
 }
 
-// What is served in a container is there before its program begins.
+// What is served in a container is there when it has the prompt. Where that is an
+// argument, a machine under load may be too slow once.
 func TestNetworkIsThereFirst(t *testing.T) {
 	t.Parallel()
-	for _, prompt := range []string{promptArgument, promptStdin} {
+	for prompt, may := range map[string]int{promptArgument: 1, promptStdin: 0} {
 		f := startProbe(t, "first 11434", func(r *Runtime) {
 			r.Prompt = prompt
 			r.Network = &Network{Mode: networkModel, URL: "http://127.0.0.1:1"}
 		})
-		exit, out := f.answer("x")
-		if refused, _, ok := strings.Cut(out, " "); exit.Code != 0 || !ok {
-			t.Errorf("%s: %+v %q", prompt, exit, out)
-		} else if refused != "0" { // a machine under load may be too slow
-			t.Logf("%s: refused %s times", prompt, refused)
+		late := 0
+		for range 3 {
+			if exit, out := f.answer("x"); exit.Code != 0 || !strings.HasPrefix(out, "0 ") {
+				t.Logf("%s: %+v, refused %s", prompt, exit, out)
+				late++
+			}
+		}
+		if late > may {
+			t.Errorf("%s: late for %d of 3 agents", prompt, late)
 		}
 	}
 }

@@ -36,6 +36,8 @@ const (
 	askTimeout = 10 * time.Second
 	// exitNotice is how much later than everybody else the engine may hear of an exit.
 	exitNotice = time.Second
+	// dialTimeout is how long a server may take to accept a connection.
+	dialTimeout = 10 * time.Second
 	// outputWait is how long the last output of a container may take after its exit.
 	outputWait = time.Second
 )

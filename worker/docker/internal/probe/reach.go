@@ -117,9 +117,10 @@ func (a attempt) make() (string, error) {
 	return string(b[:n]), err
 }
 
-// first connects to a port of its own as early as it can, and says how often it was
-// refused, and after how many microseconds it was not.
+// first connects to a port of its own as soon as it has the prompt, and says how often
+// it was refused, and after how many microseconds it was not.
 func first(port int) {
+	_, _ = io.Copy(io.Discard, os.Stdin)
 	refused, began := 0, time.Now()
 	for time.Since(began) < 10*time.Second {
 		c, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
