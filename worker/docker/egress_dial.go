@@ -18,8 +18,12 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/internal/ipclass"
 )
 
-// egressIdle is how long a connection to a server may be silent.
-const egressIdle = 10 * time.Minute
+const (
+	// egressIdle is how long a connection to a server may be silent.
+	egressIdle = 10 * time.Minute
+	// egressLinger is the same when the server has ended it.
+	egressLinger = 30 * time.Second
+)
 
 // errDenied says that an agent may not go somewhere.
 var errDenied = errors.New("this agent may not go there")

@@ -16,21 +16,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 )
-
-// Lines of one kind that a container may have in the log within a time.
-const (
-	logLines  = 20
-	logWindow = time.Minute
-)
-
-// seldom returns a logger for what an agent can cause at will.
-func seldom(logger *zap.Logger) *zap.Logger {
-	return logger.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
-		return zapcore.NewSamplerWithOptions(c, logWindow, logLines, 0)
-	}))
-}
 
 // proxy is the HTTP proxy of one container: CONNECT for TLS, and requests for http
 // URLs.
@@ -38,14 +24,14 @@ type proxy struct {
 	egress    *egress
 	forward   *httputil.ReverseProxy
 	transport *http.Transport
-	logger    *zap.Logger // whose lines are seldom
-	end       *zap.Logger
+	logger    *zap.Logger
 
+	lines, denials                fewLines // in the log
 	conns, denied, sent, received atomic.Int64
 }
 
 func newProxy(e *egress, logger *zap.Logger) *proxy {
-	p := &proxy{egress: e, logger: seldom(logger), end: logger}
+	p := &proxy{egress: e, logger: logger}
 	p.transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			t, err := e.find(address)
@@ -114,7 +100,7 @@ func (p *proxy) dial(ctx context.Context, t target) (*egressConn, error) {
 		sent, received := c.sent.Load(), c.received.Load()
 		p.sent.Add(sent)
 		p.received.Add(received)
-		p.logger.Debug("the agent had a connection", zap.Stringer("to", t), zap.Stringer("address", c.RemoteAddr()),
+		p.lines.write(p.logger, zap.DebugLevel, "the agent had a connection", zap.Stringer("to", t), zap.Stringer("address", c.RemoteAddr()),
 			zap.Int64("sent", sent), zap.Int64("received", received), zap.Duration("duration", time.Since(began)))
 	}
 	return c, nil
@@ -128,7 +114,7 @@ func (p *proxy) refuse(w http.ResponseWriter, r *http.Request, to string, err er
 		return
 	}
 	if r.Context().Err() == nil {
-		p.logger.Debug("the agent got no connection", zap.String("to", clip(to)), zap.Error(err))
+		p.lines.write(p.logger, zap.DebugLevel, "the agent got no connection", zap.String("to", clip(to)), zap.Error(err))
 	}
 	http.Error(w, "proxy: the server does not answer", http.StatusBadGateway)
 }
@@ -136,7 +122,7 @@ func (p *proxy) refuse(w http.ResponseWriter, r *http.Request, to string, err er
 // deny counts and logs what an agent may not do.
 func (p *proxy) deny(to string, err error) {
 	p.denied.Add(1)
-	p.logger.Info("the agent wanted to go where it may not", zap.String("to", clip(to)), zap.Error(err))
+	p.denials.write(p.logger, zap.InfoLevel, "the agent wanted to go where it may not", zap.String("to", clip(to)), zap.Error(err))
 }
 
 // clip shortens what an agent has made up.
@@ -148,7 +134,11 @@ func clip(s string) string {
 // Close implements io.Closer.
 func (p *proxy) Close() error {
 	p.transport.CloseIdleConnections()
-	p.end.Debug("the agent's connections", zap.Int64("count", p.conns.Load()), zap.Int64("denied", p.denied.Load()),
+	level := zap.DebugLevel
+	if p.denied.Load() > logLines { // the log has not told of all
+		level = zap.InfoLevel
+	}
+	p.logger.Log(level, "the agent's connections", zap.Int64("count", p.conns.Load()), zap.Int64("denied", p.denied.Load()),
 		zap.Int64("sent", p.sent.Load()), zap.Int64("received", p.received.Load()))
 	return nil
 }
@@ -212,6 +202,7 @@ func join(agent net.Conn, fromAgent io.Reader, server *egressConn) {
 	if c, ok := agent.(closeWriter); ok {
 		_ = c.CloseWrite()
 	}
+	server.idle.Reset(egressLinger)
 	up.Wait()
 }
 

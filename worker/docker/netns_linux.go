@@ -79,8 +79,7 @@ func (n *netns) dial(ctx context.Context, port int) (net.Conn, error) {
 	return conn, err
 }
 
-// findPause is the shortest pause between looks at the processes of this machine. It is
-// longer where a look takes long, so that looking takes a fifth of a CPU at most.
+// findPause is the shortest pause between looks at the processes of this machine.
 const findPause = 2 * time.Millisecond
 
 // findNetns waits for the network namespace of a container that is being started,
@@ -93,7 +92,7 @@ func findNetns(ctx context.Context, id string, old map[string]bool) (*netns, err
 	if err != nil {
 		return nil, err
 	}
-	for {
+	for start := time.Now(); ; {
 		began := time.Now()
 		for name := range processes() {
 			if old[name] {
@@ -110,8 +109,10 @@ func findNetns(ctx context.Context, id string, old map[string]bool) (*netns, err
 			}
 			n.close()
 		}
+		// A fifth of a CPU at most, and less for an engine that takes long.
+		pause := max(findPause, 4*time.Since(began), time.Since(start)/100)
 		select {
-		case <-time.After(max(findPause, 4*time.Since(began))):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
