@@ -134,8 +134,8 @@ func (c *egressConn) count(total *atomic.Int64, n int) {
 // Close implements net.Conn.
 func (c *egressConn) Close() error {
 	err := c.TCPConn.Close()
+	c.idle.Stop()
 	c.closed.Do(func() {
-		c.idle.Stop()
 		if c.onClose != nil {
 			c.onClose()
 		}

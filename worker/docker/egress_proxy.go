@@ -166,8 +166,8 @@ func (p *proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 		_ = agent.Close()
 		_ = server.Close()
 	}
-	defer context.AfterFunc(r.Context(), both)()
 	server.whenIdle(both)
+	defer context.AfterFunc(r.Context(), both)()
 	if _, err := io.WriteString(agent, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
 		return
 	}

@@ -246,10 +246,14 @@ func (o *outlet) settings() []any {
 	return []any{o.mode, o.port, fmt.Sprint(o.base), o.key, fmt.Sprint(o.egress.rules)}
 }
 
-// warn says what is given up.
-func (o *outlet) warn(logger *zap.Logger) {
-	if o != nil && networkWarnings[o.mode] != "" {
+// warnOfNetwork says what is given up by the network, and what may not work.
+func (r *Runtime) warnOfNetwork(logger *zap.Logger) {
+	if o := r.outlet; o != nil && networkWarnings[o.mode] != "" {
 		logger.Warn(networkWarnings[o.mode])
+	}
+	if option := r.enters(); option != "" && r.OCIRuntime != "" && r.OCIRuntime != defaultOCIRuntime {
+		logger.Warn("a runtime with a network stack of its own, such as gVisor's or a virtual machine's, has a loopback interface that "+
+			"the worker does not get to: there is no way in then", zap.String("option", option), zap.String("runtime", r.OCIRuntime))
 	}
 }
 

@@ -143,15 +143,32 @@ func TestNetworkSettings(t *testing.T) {
 }
 
 func TestNetworkWarnings(t *testing.T) {
-	for mode, want := range map[string]int{"": 0, networkNone: 0, networkBridge: 1, networkHost: 1} {
-		core, seen := observer.New(zapcore.DebugLevel)
-		o, err := newOutlet(&Network{Mode: mode}, 0, nil)
-		if err != nil {
+	for config, want := range map[string]string{
+		`"network":{}`: "",
+		`"network":{"mode":"none"},"oci_runtime":"runsc"`:                   "",
+		`"network":{"mode":"model","url":"http://x"}`:                       "",
+		`"network":{"mode":"model","url":"http://x"},"oci_runtime":"runc"`:  "",
+		`"network":{"mode":"bridge"}`:                                       "network bridge: ",
+		`"network":{"mode":"host"},"oci_runtime":"runsc"`:                   "network host: ",
+		`"network":{"mode":"model","url":"http://x"},"oci_runtime":"runsc"`: "a runtime with a network stack of its own",
+		`"network":{"mode":"egress","allow":["a:1"]},"oci_runtime":"runsc"`: "a runtime with a network stack of its own",
+		`"serve":80,"oci_runtime":"runsc"`:                                  "a runtime with a network stack of its own",
+	} {
+		var r Runtime
+		if err := caddy.StrictUnmarshalJSON([]byte(`{"image":"a",`+config+`}`), &r); err != nil {
 			t.Fatal(err)
 		}
-		o.warn(zap.New(core))
-		if n := seen.FilterLevelExact(zapcore.WarnLevel).Len(); n != want {
-			t.Errorf("%q: %d warnings, want %d", mode, n, want)
+		core, seen := observer.New(zapcore.WarnLevel)
+		if err := provision(t, &r); err != nil {
+			t.Fatal(err)
+		}
+		r.warnOfNetwork(zap.New(core))
+		var got string
+		for _, line := range seen.All() {
+			got += line.Message
+		}
+		if (want == "") != (got == "") || !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %q, want %q", config, got, want)
 		}
 	}
 }

@@ -39,7 +39,6 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 			return worker.Image{}, err
 		}
 	}
-	r.outlet.warn(r.logger)
 	info, version, err := r.connect(ctx, e)
 	if err != nil {
 		return worker.Image{}, err
@@ -100,6 +99,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		}
 	}
 	r.ready.Store(p)
+	r.warnOfNetwork(p.logger)
 	r.logger.Debug("docker runtime is ready", zap.String("image", ref), zap.String("digest", img.ID),
 		zap.String("engine_version", info.ServerVersion), zap.Bool("init", s.init))
 	return worker.Image{Ref: ref, Digest: img.ID}, nil
