@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // waiting is a handler that answers when it is told to, or when its request ends.
@@ -114,4 +116,58 @@ func TestLinkHeader(t *testing.T) {
 		all := make([]byte, 1<<20)
 		return !strings.Contains(string(all[:runtime.Stack(all, true)]), "closeWriteAndWait")
 	})
+}
+
+// A tunnel ends with its link, though net/http does not know of it any more.
+func TestLinkEndsTunnels(t *testing.T) {
+	far, err := net.Listen("tcp4", farAway+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	to, err := parseRule(far.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, k := openLink(t, newProxy(&egress{rules: []rule{to}}, zap.NewNop()), 1234)
+	c, err := n.dial(t.Context(), 1234)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: x\r\n\r\n", to)
+	server, err := far.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	_, _ = io.WriteString(server, "hello")
+	b := make([]byte, len("HTTP/1.1 200 Connection established\r\n\r\nhello"))
+	if _, err := io.ReadFull(c, b); err != nil || !strings.HasSuffix(string(b), "hello") {
+		t.Fatalf("%q %v", b, err)
+	}
+	k.close()
+	for _, end := range []net.Conn{c, server} {
+		if n, err := end.Read(b); n != 0 || err == nil {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+	}
+}
+
+func TestIdleConnection(t *testing.T) {
+	far, err := net.Listen("tcp4", farAway+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	to, _ := parseTarget(far.Addr().String())
+	c, err := new(egress).dial(t.Context(), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.idle.Reset(time.Millisecond)
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("an idle connection ends with %v", err)
+	}
 }

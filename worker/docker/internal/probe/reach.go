@@ -109,8 +109,10 @@ func (a attempt) make() (string, error) {
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(attemptTime / 4))
-	if _, err := io.WriteString(c, a.Send+"\n"); err != nil {
-		return "", err
+	if a.Send != "" || a.Do == "udp" { // others say something by themselves
+		if _, err := io.WriteString(c, a.Send+"\n"); err != nil {
+			return "", err
+		}
 	}
 	b := make([]byte, 512)
 	n, err := c.Read(b)
