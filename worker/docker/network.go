@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -116,6 +117,8 @@ type outlet struct {
 	base   *url.URL // mode model
 	key    string   // the header Authorization: a secret
 	egress egress   // mode egress
+
+	early func(ctx context.Context, id string, port int) func() *door // openEarly; tests have others
 }
 
 // newOutlet reads a Network for containers that use the port serve themselves, if
@@ -124,7 +127,7 @@ func newOutlet(n *Network, serve int, repl *caddy.Replacer) (*outlet, error) {
 	if n == nil {
 		return nil, nil
 	}
-	o := &outlet{mode: n.Mode}
+	o := &outlet{mode: n.Mode, early: openEarly}
 	switch {
 	case n.Mode == "":
 		o.mode = networkNone

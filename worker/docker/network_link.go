@@ -40,9 +40,9 @@ func (p *prepared) start(ctx context.Context, id string) (*link, error) {
 	if !o.served() {
 		return nil, p.startContainer(ctx, id)
 	}
-	early := openEarly(ctx, id, o.port)
+	opened := o.early(ctx, id, o.port)
 	err := p.startContainer(ctx, id)
-	d := early()
+	d := opened()
 	if err == nil {
 		d, err = p.confirm(ctx, id, d)
 	}

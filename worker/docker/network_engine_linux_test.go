@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -176,6 +177,34 @@ func TestNetworkIsThereFirst(t *testing.T) {
 		if late > may {
 			t.Errorf("%s: late for %d of 3 agents", prompt, late)
 		}
+	}
+}
+
+// Where it was not found early, or in another container, it is there a moment later, and
+// a prompt on standard input waits for it.
+func TestNetworkIsThereLater(t *testing.T) {
+	t.Parallel()
+	other, _ := newNetns(t)
+	wrong, err := (&netns{reopen(t, other)}).open(modelPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, d := range map[string]*door{"not found": nil, "in another container": wrong} {
+		for _, prompt := range []string{promptStdin, promptArgument} {
+			f := startProbe(t, "first 11434", func(r *Runtime) {
+				r.Prompt = prompt
+				r.Network = &Network{Mode: networkModel, URL: "http://127.0.0.1:1"}
+			})
+			f.outlet.early = func(context.Context, string, int) func() *door { return func() *door { return d } }
+			exit, out := f.answer("x")
+			if exit.Code != 0 || out == "never" || prompt == promptStdin && !strings.HasPrefix(out, "0 ") {
+				t.Errorf("%s, %s: %+v, %s", name, prompt, exit, out)
+			}
+		}
+	}
+	if c, err := other.dial(t.Context(), modelPort); err == nil {
+		c.Close()
+		t.Error("another container was left with a listener")
 	}
 }
 
