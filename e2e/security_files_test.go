@@ -64,7 +64,7 @@ func TestB12Files(t *testing.T) {
 		image := t.TempDir()
 		writeFile(t, image, "agent.sh", oddFiles)
 		writeFile(t, image, "Dockerfile", "FROM "+baseImage+"\nCOPY agent.sh /\nUSER 65534\nENV B=busybox MANY="+many+"\nENTRYPOINT [\"sh\", \"/agent.sh\"]\n")
-		w := m.worker(odd(fmt.Sprintf("docker {\n\t\t\t\thost %s\n\t\t\t\tbuild %s\n\t\t\t}", engine.host, image)))
+		w := m.worker(odd(fmt.Sprintf("docker {\n\t\t\t\thost %s\n\t\t\t\tbuild %s\n\t\t\t\tmemory 2GiB\n\t\t\t}", engine.host, image)))
 		m.oddFiles(t, w)
 	})
 }
