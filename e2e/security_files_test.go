@@ -21,6 +21,7 @@ import (
 // many files there are to be in one folder, and $OUTSIDE a file to be linked to.
 const oddFiles = `case "$1$($B cat)" in *nothing*) exit ;; esac
 cd "$AGENTFM_OUTPUT" || exit 1
+printf 'begun '
 printf plain >plain
 printf raw >"$(printf 'raw\377')"
 printf long >"$(printf '%0255d' 0)"
@@ -53,18 +54,18 @@ func TestB12Files(t *testing.T) {
 		outside := filepath.Join(t.TempDir(), "outside")
 		writeFile(t, filepath.Dir(outside), "outside", "secret")
 		w := m.worker(odd(command(writeScript(t, oddFiles), "MANY", many, "OUTSIDE", outside, "B", "env")))
+		defer w.stop() // before the next of that name
 		reasons := m.oddFiles(t, w)
 		if !strings.Contains(reasons, "linked from outside of the folder: 1: hard") {
 			t.Errorf("a file that is linked from outside: %s", reasons)
 		}
-		w.stop()
 	})
 	t.Run("container", func(t *testing.T) {
 		engine := newEngine(t)
 		image := t.TempDir()
 		writeFile(t, image, "agent.sh", oddFiles)
 		writeFile(t, image, "Dockerfile", "FROM "+baseImage+"\nCOPY agent.sh /\nUSER 65534\nENV B=busybox MANY="+many+"\nENTRYPOINT [\"sh\", \"/agent.sh\"]\n")
-		w := m.worker(odd(fmt.Sprintf("docker {\n\t\t\t\thost %s\n\t\t\t\tbuild %s\n\t\t\t}", engine.host, image)))
+		w := m.worker(odd(fmt.Sprintf("docker {\n\t\t\t\thost %s\n\t\t\t\tbuild %s\n\t\t\t\tmemory 2GiB\n\t\t\t}", engine.host, image)))
 		m.oddFiles(t, w)
 	})
 }
@@ -228,4 +229,39 @@ func TestL9LargeFiles(t *testing.T) {
 		t.Logf("%d MiB as a zip of %d MiB in %v, with the making and hashing", size>>20, fi.Size()>>20, took.Round(time.Millisecond))
 	}
 	w.in(t).await("end of the folder", func() bool { return len(w.taskFiles(t)) == 0 })
+}
+
+// F10: a transfer that breaks goes on where it was, though the worker has no copy of
+// the zip: it makes it again.
+func TestF10FilesMadeAgain(t *testing.T) {
+	size := scaled[int64](3<<20, 64<<20)
+	for _, percent := range scaled([]int64{50}, []int64{10, 50, 90}) {
+		m := newMesh(t, withKey)
+		l := &link{rate: scaled(6<<20, 32<<20)}
+		w := m.over(l, agent("files", "Files", "files", command(writeScript(t, fmt.Sprintf(
+			"head -c %d /dev/urandom >$AGENTFM_OUTPUT/f\nsha256sum <$AGENTFM_OUTPUT/f | cut -d' ' -f1\n", size)))))
+		m.gateway.awaitWorkers(1)
+		before := l.bytes.Load()
+		answered := make(chan received, 1)
+		go func() {
+			a, err := m.gateway.chat(t, "files", "x", false)
+			if err != nil {
+				t.Error(err)
+			}
+			answered <- a
+		}()
+		m.gateway.await("that much of the files", func() bool { return l.bytes.Load()-before > size*percent/100 })
+		l.cut()
+		a := <-answered
+		got, err := hashOf(filepath.Join(m.gateway.cmd.Dir, "artifacts", a.header.Get("X-AgentFM-Task")+".zip"))
+		switch {
+		case a.status == http.StatusOK && (err != nil || !strings.Contains(a.body, got)):
+			t.Errorf("%d %%: the files are not those of the task: %s, %v, %.200q", percent, got, err, a.body)
+		case a.status != http.StatusOK && (a.status < 500 || !strings.Contains(a.body, `"code"`) || !os.IsNotExist(err)):
+			t.Errorf("%d %%: %d %.300q; its files: %v", percent, a.status, a.body, err)
+		}
+		t.Logf("broken at %d %%: status %d, %d KiB of %d went over the link", percent, a.status, (l.bytes.Load()-before)>>10, size>>10)
+		m.gateway.stop()
+		w.stop()
+	}
 }

@@ -124,10 +124,7 @@ func (w *walk) folder(ctx context.Context, dir file) error {
 				w.skipped.add(isUnseen, dir.path)
 				return nil
 			}
-			path := d.Name()
-			if dir.path != "." {
-				path = dir.path + "/" + path
-			}
+			path := below(dir.path, d.Name())
 			if why := w.entry(path, d.Type()); why != "" {
 				w.skipped.add(why, path)
 			}
@@ -218,6 +215,14 @@ func (w *walk) settle() {
 		}
 		return false
 	})
+}
+
+// below returns the path of an entry of a folder.
+func below(dir, name string) string {
+	if dir == "." {
+		return name
+	}
+	return dir + "/" + name
 }
 
 // openFile opens what was found, when it still is what it was, or says why it is left

@@ -56,6 +56,10 @@ func sendFiles(ctx context.Context, h host.Host, task network.Stream, taskID str
 		return s.Close()
 	}
 	_ = s.Reset()
+	if errors.Is(err, errChanged) {
+		metrics.StreamError(metrics.Artifacts, metrics.Local)
+		return err
+	}
 	if ctx.Err() == nil { // else it is the task that ended
 		metrics.StreamError(metrics.Artifacts, mesh.StreamFailure(err))
 	}

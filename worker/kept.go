@@ -169,6 +169,7 @@ func (c *call) artifact(id string) {
 	case zip.err == nil:
 		return
 	case ctx.Err() == nil:
+		metrics.StreamError(metrics.Artifacts, metrics.Local)
 		c.a.log().Error("files of a task could not be sent", zap.String("task", id), zap.Error(zip.err))
 		c.a.dropKept(id, c.gateway) // nor will they be: so the gateway need not try again
 	}

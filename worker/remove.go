@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
 )
 
@@ -65,7 +64,7 @@ func emptyInto(root *os.Root, dir, to string, moved *int) error {
 		_ = root.Chmod(path, 0o700) // else it cannot be moved
 		for tries := 0; ; tries++ {
 			*moved++
-			err := root.Rename(path, filepath.Join(to, fmt.Sprintf(".removed-%d", *moved)))
+			err := root.Rename(path, below(to, fmt.Sprintf(".removed-%d", *moved)))
 			if err == nil || tries == 100 { // a name can be taken
 				return err
 			}
@@ -90,7 +89,7 @@ func eachIn(root *os.Root, dir string, f func(path string) error) error {
 		names, err := d.Readdirnames(walkBatch)
 		var failed error
 		for _, name := range names {
-			failed = cmp.Or(failed, f(filepath.Join(dir, name)))
+			failed = cmp.Or(failed, f(below(dir, name)))
 		}
 		if failed != nil || errors.Is(err, io.EOF) {
 			return failed
