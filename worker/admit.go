@@ -46,6 +46,8 @@ func (a *agent) admit(gateway peer.ID, conn network.Conn, req wire.TaskRequest) 
 		return nil, nil, &refusal{wire.RefusalRequest, wire.RefuseVersion()}
 	case g == nil:
 		return nil, nil, a.notReady()
+	case g.away() != "":
+		return nil, nil, &refusal{wire.RefusalUnavailable, wire.Refuse("Worker cannot start its agent now: busy (" + string(g.away()) + "). Try another worker.")}
 	case len(req.Data) > g.runtime.PromptLimit():
 		return nil, nil, unfit(fmt.Sprintf("The prompt has %d bytes; this agent takes at most %d.", len(req.Data), g.runtime.PromptLimit()))
 	case strings.Contains(req.Data, "\x00") && !g.runtime.PromptNUL():

@@ -27,8 +27,19 @@ type offered struct {
 	tag string
 }
 
+// away returns why the runtime can begin no task, if that is so.
+func (g *generation) away() wire.Cause {
+	if m, ok := g.runtime.(MayBeAway); ok && g.ready.Load() {
+		return m.Away()
+	}
+	return ""
+}
+
 // available reports whether the back-end of the agent answers, where it has one.
 func (g *generation) available() bool {
+	if g.away() != "" {
+		return false
+	}
 	s := serverOf(g.runtime)
 	if s == nil || !g.ready.Load() {
 		return true

@@ -40,6 +40,15 @@ type Runtime interface {
 	PromptNUL() bool
 }
 
+// MayBeAway is implemented by a Runtime that depends on something outside of this
+// process that may go away, and come back.
+type MayBeAway interface {
+	// Away returns why no task can begin now, after a Prepare that succeeded; empty when
+	// one can. The agent is busy meanwhile. It is called often, and must not block; a
+	// change is to be told to the Changed of [Agent].
+	Away() wire.Cause
+}
+
 // MayServe is implemented by a Runtime that is a [Server] by its settings.
 type MayServe interface {
 	// Server returns the server, or nil when it is none.
@@ -98,8 +107,8 @@ type Agent struct {
 	// Model is the advertised model engine; the agent finds it in the
 	// environment variable AGENTFM_MODEL.
 	Model string
-	// Changed is to be called when the Offer of a [Server] has changed. It does
-	// not block.
+	// Changed is to be called when the Offer of a [Server] has changed, or what
+	// [MayBeAway] tells. It does not block.
 	Changed func()
 	// Context ends when the runtime gets no more tasks and requests: another one
 	// has taken over, or the agent goes away. Those that it has may go on.

@@ -7,11 +7,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -270,6 +272,41 @@ func TestNotReady(t *testing.T) {
 
 // TestFiles leaves all kinds of things in the output folder. Only files and
 // folders travel, and nothing hangs.
+// TestAway wants an agent whose engine is gone to be busy, to say so, and to work again
+// when it is back.
+func TestAway(t *testing.T) {
+	var cause atomic.Pointer[wire.Cause]
+	set := func(c wire.Cause) { cause.Store(&c) }
+	set("")
+	a := ready(t, start(t, behaviour{run: echo, away: func() wire.Cause { return *cause.Load() }}, nil))
+	g := newGateway(t, a)
+	status := func() string {
+		now, _ := a.current(t.Context())
+		return now.Status
+	}
+	for _, c := range []wire.Cause{wire.CauseRuntimeError, wire.CauseImageUnavailable} {
+		set(c)
+		want := "❌ ERROR: Worker cannot start its agent now: busy (" + string(c) + "). Try another worker.\n"
+		if got := g.ask(t, "t1", "hello"); got != want || status() != wire.StatusBusy {
+			t.Errorf("got %q, status %s; want %q", got, status(), want)
+		}
+		set("")
+		if got := g.ask(t, "t1", "hello"); got != "hello"+noFiles || status() != wire.StatusAvailable {
+			t.Errorf("got %q, status %s, when it is back", got, status())
+		}
+	}
+}
+
+// TestNotReadyTellsWhy wants an agent without an image to say so, as machines read it.
+func TestNotReadyTellsWhy(t *testing.T) {
+	a := start(t, behaviour{prepare: func(context.Context) error {
+		return fmt.Errorf("preparing: %w", &Failure{wire.CauseDigestMismatch, errors.New("secret image")})
+	}}, nil)
+	g := newGateway(t, a)
+	want := "❌ ERROR: Worker is not ready yet: busy with its preparation (digest_mismatch). Try another worker.\n"
+	await.Until(t, "the agent says why", func() bool { return g.ask(t, "t1", "hello") == want })
+}
+
 func TestFiles(t *testing.T) {
 	a := ready(t, start(t, behaviour{run: func(_ context.Context, task Task) (Exit, error) {
 		if task.Prompt == "none" {

@@ -69,6 +69,7 @@ type behaviour struct {
 	prepare func(context.Context) error
 	run     func(context.Context, Task) (Exit, error)
 	limit   int
+	away    func() wire.Cause
 }
 
 func (*testRuntime) CaddyModule() caddy.ModuleInfo {
@@ -102,6 +103,13 @@ func (r *testRuntime) PromptLimit() int {
 }
 
 func (r *testRuntime) PromptNUL() bool { return false }
+
+func (r *testRuntime) Away() wire.Cause {
+	if away := r.behaviour().away; away != nil {
+		return away()
+	}
+	return ""
+}
 
 // start starts Caddy with one agent, "a", whose runtime follows b. The settings
 // are JSON members that are added to the agent's.

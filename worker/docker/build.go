@@ -51,6 +51,7 @@ func (r *Runtime) build(ctx context.Context, e engine, ref string) (string, erro
 	}()
 	id, err := r.sendBuild(ctx, e, source, build.ImageBuildOptions{
 		Tags:        []string{ref},
+		Platform:    r.Platform,
 		Dockerfile:  dockerfile,
 		Remove:      true,
 		ForceRemove: true,

@@ -18,6 +18,7 @@ func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"stderr":     option.String(&r.Stderr),
 		"memory":     option.String(&r.Memory),
 		"output":     option.String(&r.Output),
+		"grace":      option.DurationOrOff(&r.Grace),
 		"tmpfs":      option.String(&r.Tmpfs),
 		"cpus":       option.PositiveFloat(&r.CPUs),
 		"pids":       option.PositiveInt(&r.PIDs),

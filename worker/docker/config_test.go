@@ -37,6 +37,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				pids     64
 				tmpfs    16MiB
 				output   2MiB
+				grace    1.5s
 				env      API_KEY {env.HR_API_KEY}
 				env      EMPTY ""
 				env_file hr.env
@@ -54,7 +55,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				pull     missing
 			}`,
 			want: `{"image":"hr:v1","pull":"missing","platform":"linux/amd64","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","stderr":"log","memory":"1GiB",` +
-				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","output":"2MiB","user":"1000:1000","allow_root":true,"ulimits":{"fsize":"1024","nofile":"64:128"},` +
+				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","output":"2MiB","grace":1500000000,"user":"1000:1000","allow_root":true,"ulimits":{"fsize":"1024","nofile":"64:128"},` +
 				`"oci_runtime":"runsc","gpus":"device=0,1","mounts":[{"source":"/srv/data","target":"/data"},{"source":"/srv/more","target":"/more"}],` +
 				`"secrets":{"db":"/etc/db.key","key":"{env.HR_KEY}"},"env":{"API_KEY":"{env.HR_API_KEY}","EMPTY":""},"env_file":"hr.env"}`,
 		},
@@ -93,6 +94,8 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 		{name: "pids zero", input: "docker {\npids 0\n}", err: `pids: '0' is not a whole number above 0`},
 		{name: "env too few", input: "docker {\nenv A\n}", err: "env: want a name and a value"},
 		{name: "env too many", input: "docker {\nenv A b s3cret\n}", err: "env: want a name and a value"},
+		{name: "grace off", input: "docker {\nimage a\ngrace off\n}", want: `{"image":"a","grace":-1}`},
+		{name: "grace none", input: "docker {\nimage a\ngrace 0s\n}", err: "grace: '0s' is not a duration such as 90s, or off"},
 		{name: "secret too few", input: "docker {\nsecret A\n}", err: "secret: want a name and a value"},
 		{name: "secret twice", input: "docker {\nsecret A s3cret\nsecret A s3cret\n}", err: "secret: 'A' is already specified"},
 		{name: "mount too few", input: "docker {\nmount /a\n}", err: "mount: want a path on the host and a path in the container"},
@@ -198,6 +201,8 @@ func TestValidate(t *testing.T) {
 		{`{"image":"a","memory":"-1GiB"}`, "memory"},
 		{`{"image":"a","tmpfs":"none"}`, "reading tmpfs"},
 		{`{"image":"a","tmpfs":"0"}`, "tmpfs is 0, not a size above 0"},
+		{`{"image":"a","grace":-1}`, ""},
+		{`{"image":"a","grace":"21s"}`, "grace is 21s, not a duration up to 20s"},
 		{`{"image":"a","output":"some"}`, "reading output"},
 		{`{"image":"a","output":"0"}`, "output is 0, not a size above 0"},
 		{`{"image":"a","serve":80,"output":"1"}`, "stderr: not with serve"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
@@ -50,12 +51,14 @@ type spec struct {
 	image        string              // id of the image: its tag may move while the agent runs
 	user         string              // as in a Dockerfile
 	mapped       bool                // users of containers are others on the host
+	podman       bool                // the engine is Podman
 	volumes      map[string]struct{} // folders that the image declares as volumes
 	prompt       string              // how the agent gets it; empty with serve
 	stderrLogged bool                // standard error is for the log, not for the answer
 	init         bool                // the engine has an init to put in front of the agent
 	runtime      string              // of the engine's; empty for its default
 	security     []string            // of the engine's options, beside those that are always there
+	grace        time.Duration       // between being asked to end and being killed; not above 0 for none
 	limits       limits
 	ulimits      []units.Ulimit
 	gpus         []container.DeviceRequest
@@ -165,8 +168,11 @@ func (s *spec) ulimitList() []*container.Ulimit {
 // tmpfs returns the folders that are in memory: /tmp, and those that the image
 // declares as volumes, which the engine would make writable without a limit.
 func (s *spec) tmpfs() map[string]string {
-	options := fmt.Sprintf("rw,noexec,nosuid,nodev,size=%d,nr_inodes=%d,mode=1777", s.limits.tmpfs, max(s.limits.tmpfs/bytesPerFile, minTmpfsFiles))
-	if uid, _, known := ids(s.user); known {
+	options := fmt.Sprintf("rw,noexec,nosuid,nodev,size=%d,mode=1777", s.limits.tmpfs)
+	if !s.podman { // which takes no other options
+		options += fmt.Sprintf(",nr_inodes=%d", max(s.limits.tmpfs/bytesPerFile, minTmpfsFiles))
+	}
+	if uid, _, known := ids(s.user); known && !s.podman {
 		// Where the image has the folder, its mode counts, which may be for its owner alone.
 		options += fmt.Sprintf(",uid=%d", uid)
 	}

@@ -40,7 +40,7 @@ func TestContainerOfATask(t *testing.T) {
 			[]string{
 				`"NetworkMode":"none"`, `"IpcMode":"private"`, `"CapDrop":["ALL"]`, `"CapAdd":null`, `"Privileged":false`,
 				`"SecurityOpt":["no-new-privileges"]`, `"ReadonlyRootfs":true`, `"Init":false`,
-				`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,nr_inodes=16384,mode=1777"}`, `"ShmSize":67108864`,
+				`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777,nr_inodes=16384"}`, `"ShmSize":67108864`,
 				`"Mounts":[{"Type":"bind","Source":"/var/out/task_1","Target":"/tmp/output","BindOptions":{"Propagation":"rprivate"}}]`,
 				`"Memory":536870912`, `"MemorySwap":536870912`, `"NanoCpus":1500000000`, `"PidsLimit":256`,
 				`"Ulimits":[{"Name":"nofile","Hard":1024,"Soft":1024},{"Name":"core","Hard":0,"Soft":0}]`,
@@ -71,14 +71,18 @@ func TestContainerOfATask(t *testing.T) {
 				`"Runtime":"runsc"`, `"DeviceRequests":[{"Driver":"","Count":-1,"DeviceIDs":null,"Capabilities":[["gpu"]],"Options":null}]`,
 				`"Ulimits":[{"Name":"core","Hard":0,"Soft":0},{"Name":"fsize","Hard":2,"Soft":1},{"Name":"nofile","Hard":128,"Soft":64}]`,
 				`"Mounts":[{"Type":"bind","Source":"/srv/data","Target":"/data","ReadOnly":true,"BindOptions":{"Propagation":"rprivate","NonRecursive":true}},{`,
-				`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,nr_inodes=16384,mode=1777,uid=1000"}`, `"Privileged":false`, `"CapDrop":["ALL"]`,
+				`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777,nr_inodes=16384,uid=1000"}`, `"Privileged":false`, `"CapDrop":["ALL"]`,
 			},
+		},
+		{
+			"Podman", func(s *spec) { s.podman, s.user = true, "1000" }, nil,
+			[]string{`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777"}`},
 		},
 		{
 			"volumes of the image",
 			func(s *spec) { s.volumes = map[string]struct{}{"/data/": {}, "/tmp": {}, "/tmp/output": {}} },
 			nil,
-			[]string{`"Tmpfs":{"/data":"rw,noexec,nosuid,nodev,size=67108864,nr_inodes=16384,mode=1777","/tmp":"rw,noexec,nosuid,nodev,size=67108864,nr_inodes=16384,mode=1777"}`},
+			[]string{`"Tmpfs":{"/data":"rw,noexec,nosuid,nodev,size=67108864,mode=1777,nr_inodes=16384","/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777,nr_inodes=16384"}`},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

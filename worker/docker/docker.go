@@ -65,6 +65,10 @@ func init() {
 // as root beside the engine. `bridge` and `host` are what they are in Docker, and no
 // isolation; the log warns of them.
 //
+// While the engine does not answer, the agent is busy; what it has begun goes on, or ends
+// as a failure. Containers that could not be removed are removed within a minute of its
+// return.
+//
 // With `serve`, the container is not one for each task but a single one, of a model
 // server that speaks OpenAI's API, such as Ollama, vLLM or llama.cpp. It is called as
 // its image says, listens on 127.0.0.1 or on all addresses, and goes on from request
@@ -103,6 +107,7 @@ func init() {
 //		pids     <number>
 //		tmpfs    <size>
 //		output   <size>
+//		grace    <duration>|off
 //		env      <name> <value>
 //		env_file <file>
 //		secret   <name> <file>|<placeholder>
@@ -131,8 +136,10 @@ type Runtime struct {
 	Image string `json:"image,omitempty"`
 
 	// Pull says when the image is pulled: `never`, `missing` when the engine does not
-	// have it, or `always` before the agent starts. It is pulled without credentials: for
-	// a registry that wants some, pull it yourself. Not with `build`. Default: `never`.
+	// have it, or `always` before the agent starts. The registry gets the credentials that
+	// `docker login` has left in `config.json` in `DOCKER_CONFIG`, or in `.docker` in the
+	// home of Caddy's user; credential helpers are not asked. Not with `build`. Default:
+	// `never`.
 	Pull string `json:"pull,omitempty"`
 
 	// Platform is what the image must be for, such as `linux/amd64` or `linux/arm64/v8`.
@@ -201,6 +208,13 @@ type Runtime struct {
 	// it says more, the task ends, as a failure. Not with `serve`. Default: `1GiB`.
 	Output string `json:"output,omitempty"`
 
+	// Grace is how long an agent has to end by itself when its task is stopped, because the
+	// client went away or the time is over, before it is killed; rounded up to seconds, at
+	// most 20s, and -1 for none. It gets SIGTERM, or the signal that the image names, and
+	// its task keeps its slot for that time. An agent that says too much is killed at once.
+	// Default: 2s, with `serve` 10s.
+	Grace caddy.Duration `json:"grace,omitempty"`
+
 	// User is whom the agent runs as: a name that the image has, or a number, and perhaps
 	// a group after a colon. Root is refused. Default: the user of the image; where that
 	// is root, or the image names none, it is `65534:65534`.
@@ -262,6 +276,8 @@ type Runtime struct {
 	outlet   *outlet  // of Network
 	environ  []string // NAME=value, from EnvFile and Env: secrets
 	ready    atomic.Pointer[prepared]
+	away     atomic.Pointer[wire.Cause] // why no task can begin; nil when one can
+	watched  sync.Once
 
 	// With Serve.
 	upstream *upstream.Runtime
@@ -320,4 +336,5 @@ var (
 	_ caddy.Validator       = (*Runtime)(nil)
 	_ caddyfile.Unmarshaler = (*Runtime)(nil)
 	_ worker.Runtime        = (*Runtime)(nil)
+	_ worker.MayBeAway      = (*Runtime)(nil)
 )

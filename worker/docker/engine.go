@@ -22,6 +22,7 @@ import (
 // engine is what this package needs of the Docker Engine API.
 type engine interface {
 	DaemonHost() string
+	Ping(ctx context.Context) (types.Ping, error)
 	Info(ctx context.Context) (system.Info, error)
 	ServerVersion(ctx context.Context) (types.Version, error)
 	ImageBuild(ctx context.Context, buildContext io.Reader, options build.ImageBuildOptions) (build.ImageBuildResponse, error)

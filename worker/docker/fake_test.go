@@ -110,6 +110,11 @@ func (e *fakeEngine) ContainerStart(context.Context, string, container.StartOpti
 	return e.startErr
 }
 
+func (e *fakeEngine) ContainerStop(_ context.Context, _ string, options container.StopOptions) error {
+	e.call(fmt.Sprint("stop ", *options.Timeout))
+	return nil
+}
+
 func (e *fakeEngine) ContainerInspect(context.Context, string) (container.InspectResponse, error) {
 	e.call("inspect")
 	return container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{State: &container.State{}}}, e.inspectErr
@@ -178,6 +183,25 @@ func TestCancelDuringCreate(t *testing.T) {
 	}
 	if e.there {
 		t.Errorf("the container is left, after %v", e.calls)
+	}
+	if got := strings.Join(e.calls, " "); strings.Contains(got, "stop") {
+		t.Errorf("calls are %q, without a grace", got)
+	}
+}
+
+// A task that is stopped asks its agent to end, and rounds its grace up.
+func TestCancelAsksFirst(t *testing.T) {
+	e := newFakeEngine()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	p := e.prepared()
+	p.spec.grace = 1500 * time.Millisecond
+	p.engine = cancellingEngine{e, func() { cancel(errTest) }}
+	task := worker.Task{ID: "t1", Output: newRecorder(), OutputDir: t.TempDir()}
+	if _, err := p.run(ctx, task); !errors.Is(err, errTest) {
+		t.Errorf("error is %v, want %v", err, errTest)
+	}
+	if got := strings.Join(e.calls, " "); !strings.HasSuffix(got, "stop 2 remove") {
+		t.Errorf("calls are %q", got)
 	}
 }
 

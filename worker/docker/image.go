@@ -29,8 +29,12 @@ const (
 	pullAlways  = "always"
 )
 
-// pullProgress is how often the log tells how far a pull is.
-const pullProgress = 10 * time.Second
+const (
+	// pullProgress is how often the log tells how far a pull is.
+	pullProgress = 10 * time.Second
+	// pullSilence is how long an engine that pulls may say nothing.
+	pullSilence = 5 * time.Minute
+)
 
 // unavailable and mismatch say why an agent has no image.
 func unavailable(err error) error {
@@ -138,7 +142,15 @@ func fits(got, want ocispec.Platform) bool {
 func (r *Runtime) pull(ctx context.Context, e engine, ref string) error {
 	start := time.Now()
 	r.logger.Info("pulling image", zap.String("image", ref))
-	answer, err := e.ImagePull(ctx, ref, image.PullOptions{Platform: r.Platform})
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(pullSilence, func() { cancel(fmt.Errorf("the engine has said nothing for %v", pullSilence)) })
+	defer silence.Stop()
+	auth, err := registryAuth(ref)
+	if err != nil {
+		return fmt.Errorf("looking for credentials: %w", err)
+	}
+	answer, err := e.ImagePull(ctx, ref, image.PullOptions{Platform: r.Platform, RegistryAuth: auth})
 	if err != nil {
 		return err
 	}
@@ -153,7 +165,11 @@ func (r *Runtime) pull(ctx context.Context, e engine, ref string) error {
 				Message string `json:"message"`
 			} `json:"errorDetail"`
 		}
-		switch err := dec.Decode(&m); {
+		err := dec.Decode(&m)
+		silence.Reset(pullSilence)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
 		case errors.Is(err, io.EOF):
 			r.logger.Info("image is pulled", zap.String("image", ref), zap.Duration("duration", time.Since(start)))
 			return nil

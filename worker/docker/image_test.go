@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -24,17 +26,18 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
-// registry is one that has one image, under every tag.
-type registry struct {
+// fakeRegistry is one that has one image, under every tag.
+type fakeRegistry struct {
 	name   string // of the image, with the registry
 	digest string
 	asked  atomic.Bool // for a manifest
+	locked atomic.Bool // it wants the user "ann" with the password "s3cret"
 }
 
 func digestOf(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
 
 // startRegistry starts a registry on loopback, which an engine takes without TLS.
-func startRegistry(t *testing.T) *registry {
+func startRegistry(t *testing.T) *fakeRegistry {
 	t.Helper()
 	var layer bytes.Buffer
 	tw := tar.NewWriter(&layer)
@@ -48,9 +51,14 @@ func startRegistry(t *testing.T) *registry {
 	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.docker.container.image.v1+json","size":%d,"digest":%q},`+
 		`"layers":[{"mediaType":"application/vnd.docker.image.rootfs.diff.tar","size":%d,"digest":%q}]}`,
 		manifestType, len(config), digestOf(config), layer.Len(), digestOf(layer.Bytes()))
-	r := &registry{digest: digestOf(manifest)}
+	r := &fakeRegistry{digest: digestOf(manifest)}
 	blobs := map[string][]byte{digestOf(config): config, digestOf(layer.Bytes()): layer.Bytes()}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if user, password, _ := req.BasicAuth(); r.locked.Load() && (user != "ann" || password != "s3cret") {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
 		_, last, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, "/v2/agent/"), "/")
 		switch {
 		case req.URL.Path == "/v2/":
@@ -174,6 +182,44 @@ func TestCheckImage(t *testing.T) {
 		}
 		if err := (&Runtime{Prompt: promptArgument}).checkImage(img, tc.ref); cause(err) != tc.cause || (err == nil) != (tc.cause == "") {
 			t.Errorf("%s, %s: %v", tc.ref, tc.img, err)
+		}
+	}
+}
+
+func TestPullWithCredentials(t *testing.T) {
+	reg := startRegistry(t)
+	reg.locked.Store(true)
+	host, _, _ := strings.Cut(reg.name, "/")
+	dir := folder(t, nil)
+	t.Setenv("DOCKER_CONFIG", dir)
+	for _, tc := range []struct {
+		name, config string
+		err          string // in the error; empty: none
+	}{
+		{"no file", "", "no basic auth credentials"},
+		{"another registry", `{"auths":{"registry.example.com":{"auth":"YW5uOnMzY3JldA=="}}}`, "no basic auth credentials"},
+		{"a helper", `{"auths":{"` + host + `":{}},"credsStore":"pass"}`, "no basic auth credentials"},
+		{"a wrong password", `{"auths":{"` + host + `":{"auth":"YW5uOnMzY3JldDI="}}}`, "pulling image"},
+		{"nonsense", `{"auths":s3cret`, "is not as docker login writes it"},
+		{"no login", `{"auths":{"` + host + `":{"auth":"s3cret"}}}`, "no login for " + host},
+		{"the right one", `{"auths":{"https://` + host + `/v1/":{"auth":"YW5uOnMzY3JldA=="}}}`, ""},
+	} {
+		if tc.config != "" {
+			if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(tc.config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := tryPrepare(t, &Runtime{Image: reg.name + ":locked", Pull: pullMissing}, testAgent(t))
+		if (err == nil) != (tc.err == "") || err != nil && (!strings.Contains(err.Error(), tc.err) || strings.Contains(err.Error(), "s3cret")) {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.err)
+		}
+	}
+	removeLater(reg.name + ":locked")
+	for key, want := range map[string]string{
+		"https://index.docker.io/v1/": "docker.io", "registry.example.com:5000": "registry.example.com:5000", "http://a/b": "a",
+	} {
+		if got := registryOf(key); got != want {
+			t.Errorf("%s: %q, want %q", key, got, want)
 		}
 	}
 }

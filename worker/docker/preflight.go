@@ -78,9 +78,8 @@ func seccompOf(options []string) (profile string, ok bool) {
 // seccomp profile, but for an engine whose operator has chosen one. Podman takes none
 // from us: it looks for a file of that name.
 func securityOptions(info system.Info, version types.Version) ([]string, error) {
-	podman := slices.ContainsFunc(version.Components, func(c types.ComponentVersion) bool { return strings.HasPrefix(c.Name, "Podman") })
 	profile, ok := seccompOf(info.SecurityOptions)
-	if !ok || podman || !slices.Contains([]string{"", "builtin", "default", "unconfined"}, profile) {
+	if !ok || isPodman(version) || !slices.Contains([]string{"", "builtin", "default", "unconfined"}, profile) {
 		return nil, nil
 	}
 	ours, err := seccompProfile()
@@ -88,6 +87,11 @@ func securityOptions(info system.Info, version types.Version) ([]string, error) 
 		return nil, err
 	}
 	return []string{"seccomp=" + ours}, nil
+}
+
+// isPodman reports whether the engine is Podman, which speaks Docker's API.
+func isPodman(version types.Version) bool {
+	return slices.ContainsFunc(version.Components, func(c types.ComponentVersion) bool { return strings.HasPrefix(c.Name, "Podman") })
 }
 
 // runcCVEs returns what a version of runc is open to, of what lets an agent out.

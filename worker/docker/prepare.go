@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/docker/docker/api/types"
@@ -21,9 +22,10 @@ const connectLimit = 10 * time.Second
 
 // prepared is an agent whose image is there: what its tasks run with.
 type prepared struct {
-	engine engine
-	spec   spec
-	logger *zap.Logger
+	engine    engine
+	spec      spec
+	logger    *zap.Logger
+	imageGone atomic.Bool // as a task has found out
 }
 
 // Prepare connects to the engine, removes the containers that an earlier
@@ -71,9 +73,11 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		image:        img.ID,
 		user:         r.userOf(img.Config.User),
 		mapped:       mapped(info),
+		podman:       isPodman(version),
 		volumes:      img.Config.Volumes,
 		prompt:       prompt,
 		stderrLogged: r.Stderr == stderrLog,
+		grace:        time.Duration(r.Grace),
 		init:         hasInit(info),
 		runtime:      r.OCIRuntime,
 		security:     security,
@@ -100,6 +104,9 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	}
 	r.ready.Store(p)
 	r.warnOfNetwork(p.logger)
+	if agent.Go != nil {
+		r.watched.Do(func() { agent.Go(func() { r.watch(agent) }) })
+	}
 	r.logger.Debug("docker runtime is ready", zap.String("image", ref), zap.String("digest", img.ID),
 		zap.String("engine_version", info.ServerVersion), zap.Bool("init", s.init))
 	return worker.Image{Ref: ref, Digest: img.ID}, nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -18,6 +19,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
@@ -68,6 +70,7 @@ func TestPrepareBuilds(t *testing.T) {
 			if got := r.ready.Load().spec.image; got != img.Digest {
 				t.Errorf("tasks run with %s, want %s", got, img.Digest)
 			}
+			r.Platform = "linux/" + runtime.GOARCH // builds the same again
 			again, err := r.Prepare(t.Context(), agent)
 			if err != nil || again != img {
 				t.Errorf("prepared again: %+v %v, want %+v", again, err, img)
@@ -199,6 +202,32 @@ func TestPrepareSweeps(t *testing.T) {
 	}
 	cancel(errTest)
 	<-done
+}
+
+// A reload whose build fails leaves the agent that there is as it is.
+func TestFailedBuildAtReload(t *testing.T) {
+	t.Parallel()
+	base := startProbe(t, "exit 0", nil)
+	dir := folder(t, map[string]string{"Dockerfile": "FROM " + probeImage + "\nENV PROBE=argument\n"})
+	agent := testAgent(t)
+	agent.Key = "reload"
+	first := &Runtime{Build: dir}
+	img, err := tryPrepare(t, first, agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removeLater(img.Ref)
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+probeImage+"\nENV PROBE=stdin\nRUN [\"/nothing-here\"]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tryPrepare(t, &Runtime{Build: dir}, agent); cause(err) != wire.CauseImageUnavailable {
+		t.Errorf("prepared again: %v", err)
+	}
+	f := &fixture{Runtime: first, agent: agent, t: t}
+	if exit, got := f.answer("as before"); exit.Code != 0 || got != "as before" {
+		t.Errorf("%+v, %q", exit, got)
+	}
+	base.wantContainers(0)
 }
 
 func TestBuildLogs(t *testing.T) {

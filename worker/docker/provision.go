@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/docker/docker/api/types/container"
@@ -39,6 +40,11 @@ const (
 	defaultOutput = "1GiB"
 	defaultCPUs   = 1
 	defaultPIDs   = 256
+
+	// Times to end, and the longest: stopped tasks of a worker that exits have no longer.
+	defaultGrace      = 2 * time.Second
+	defaultServeGrace = 10 * time.Second
+	maxGrace          = 20 * time.Second
 
 	minMemory = 6 << 20
 	minCPUs   = 0.01
@@ -136,6 +142,12 @@ func (r *Runtime) setDefaults() {
 	if r.Stderr == "" && r.Serve == 0 {
 		r.Stderr = stderrAnswer
 	}
+	switch {
+	case r.Grace == 0 && r.Serve != 0:
+		r.Grace = caddy.Duration(defaultServeGrace)
+	case r.Grace == 0:
+		r.Grace = caddy.Duration(defaultGrace)
+	}
 	if r.Pull == "" {
 		r.Pull = pullNever
 	}
@@ -181,6 +193,8 @@ func (r *Runtime) Validate() error {
 		return fmt.Errorf("output is %s, not a size above 0", r.Output)
 	case math.IsNaN(r.CPUs) || math.IsInf(r.CPUs, 0) || r.CPUs < minCPUs:
 		return fmt.Errorf("cpus is %v, not a number from %v", r.CPUs, minCPUs)
+	case r.Grace < -1 || time.Duration(r.Grace) > maxGrace:
+		return fmt.Errorf("grace is %v, not a duration up to %v, or -1", time.Duration(r.Grace), maxGrace)
 	case r.PIDs < 0:
 		return fmt.Errorf("pids is %d, not a number above 0", r.PIDs)
 	case r.User != "" && isRoot(r.User) && !r.AllowRoot:

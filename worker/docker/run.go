@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
 	"sync"
@@ -62,10 +63,11 @@ func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, erro
 		err = fmt.Errorf("creating container: %w", err)
 		if cerrdefs.IsNotFound(err) {
 			err = unavailable(err) // somebody has removed it
+			p.imageGone.Store(true)
 		}
 		return worker.Exit{}, err
 	}
-	defer p.remove(id)
+	defer p.end(ctx, id)
 	return p.attend(ctx, id, task, &streams)
 }
 
@@ -119,8 +121,28 @@ func (p *prepared) removeLost(labels map[string]string) {
 	}
 }
 
-// remove kills and removes a container. If the engine refuses, the sweep of the
-// next Prepare tries again.
+// end removes a container. One that still runs because ctx has ended may end by itself
+// first.
+func (p *prepared) end(ctx context.Context, id string) {
+	if ctx.Err() != nil && p.spec.grace > 0 {
+		p.stop(ctx, id)
+	}
+	p.remove(id)
+}
+
+// stop asks a container to end, kills it after its grace, and returns when it has ended.
+func (p *prepared) stop(ctx context.Context, id string) {
+	seconds := int(math.Ceil(p.spec.grace.Seconds()))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.spec.grace+connectLimit)
+	defer cancel()
+	err := p.engine.ContainerStop(ctx, id, container.StopOptions{Timeout: &seconds})
+	if err != nil && !cerrdefs.IsNotFound(err) {
+		p.logger.Warn("stopping container", zap.String("container", id), zap.Error(err))
+	}
+}
+
+// remove kills and removes a container. If the engine refuses, the next
+// sweep tries again.
 func (p *prepared) remove(id string) {
 	if err := removeContainer(context.Background(), p.engine, id); err != nil {
 		p.logger.Error("removing container", zap.String("container", id), zap.Error(err))

@@ -5,6 +5,7 @@ package docker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/image"
 	"go.uber.org/zap"
@@ -293,6 +295,40 @@ func TestOutputComesAtOnceAndCancelKills(t *testing.T) {
 		t.Errorf("Run returned %v, want %v", err, errTest)
 	}
 	f.wantContainers(0)
+}
+
+// An agent that is stopped may end by itself, if it does so in time.
+func TestGrace(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		mode        string
+		grace       time.Duration
+		least, most time.Duration
+		said        bool
+	}{
+		{"term", 20 * time.Second, 0, 10 * time.Second, true},
+		{"stubborn", time.Second, time.Second, 10 * time.Second, false},
+		{"stubborn", -1, 0, 10 * time.Second, false},
+	} {
+		t.Run(fmt.Sprint(tc.mode, tc.grace), func(t *testing.T) {
+			t.Parallel()
+			f := startProbe(t, tc.mode, func(r *Runtime) { r.Grace = caddy.Duration(tc.grace) })
+			task, out := f.task("")
+			cancel, done := f.start(task)
+			out.await(t, "waiting")
+			began := time.Now()
+			cancel(errTest)
+			if err := <-done; !errors.Is(err, errTest) {
+				t.Errorf("Run returned %v, want %v", err, errTest)
+			}
+			if took := time.Since(began); took < tc.least || took > tc.most {
+				t.Errorf("it took %v", took)
+			}
+			if _, err := os.Stat(filepath.Join(task.OutputDir, "bye")); (err == nil) != tc.said {
+				t.Errorf("the agent's last word: %v", err)
+			}
+		})
+	}
 }
 
 func TestCancelledBefore(t *testing.T) {

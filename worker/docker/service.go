@@ -28,8 +28,6 @@ const (
 	serviceSteady   = time.Minute
 	// engineRetry is how often an engine that has gone away is asked again.
 	engineRetry = 2 * time.Second
-	// stopGrace is how long a container that serves has to end by itself.
-	stopGrace = 10 * time.Second
 	// progressInterval is how often the log tells that a server is still starting.
 	progressInterval = 10 * time.Second
 	// askTimeout is how long a server may take for an answer while it starts.
@@ -441,14 +439,9 @@ func (s *service) howEnded(ctx context.Context, id string, code int) error {
 // remove removes a container. One that still runs because ctx has ended may end by
 // itself first.
 func (s *service) remove(ctx context.Context, id string) {
-	if ctx.Err() != nil {
-		seconds := int(stopGrace.Seconds())
-		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*stopGrace)
-		defer cancel()
-		err := s.engine.ContainerStop(limited, id, container.StopOptions{Timeout: &seconds})
-		if err != nil && !cerrdefs.IsNotFound(err) {
-			s.log().Warn("stopping the model server", zap.String("container", id), zap.Error(err))
-		}
+	if ctx.Err() != nil && s.spec.grace > 0 {
+		p := prepared{engine: s.engine, spec: s.spec, logger: s.log()}
+		p.stop(ctx, id)
 	}
 	if err := removeContainer(context.Background(), s.engine, id); err != nil {
 		s.log().Error("removing container", zap.String("container", id), zap.Error(err))

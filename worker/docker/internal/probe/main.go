@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -49,6 +50,16 @@ func main() {
 		block()
 	case "segfault":
 		segfault()
+	case "term": // is asked to end, and leaves a word
+		asked := make(chan os.Signal, 1)
+		signal.Notify(asked, syscall.SIGTERM)
+		fmt.Print("waiting")
+		<-asked
+		check(os.WriteFile(filepath.Join(os.Getenv("AGENTFM_OUTPUT"), "bye"), nil, 0o644))
+	case "stubborn": // does not end
+		signal.Ignore(syscall.SIGTERM)
+		fmt.Print("waiting")
+		block()
 	case "block": // half a line, then nothing for ever
 		fmt.Print("waiting")
 		block()

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/client"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/worker"
+)
+
+// sickEngine answers a ping and an inspection of an image as it is told.
+type sickEngine struct {
+	*fakeEngine
+	ping, image error
+}
+
+func (e *sickEngine) Ping(context.Context) (types.Ping, error) { return types.Ping{}, e.ping }
+
+func (e *sickEngine) ImageInspect(context.Context, string, ...client.ImageInspectOption) (image.InspectResponse, error) {
+	return image.InspectResponse{}, e.image
+}
+
+func TestCheck(t *testing.T) {
+	gone := errors.Join(errTest, cerrdefs.ErrNotFound)
+	for _, tc := range []struct {
+		name        string
+		ping, image error
+		imageGone   bool // as a task has found out
+		want        wire.Cause
+		stays       bool // gone
+	}{
+		{"well", nil, gone, false, "", false},
+		{"no engine", errTest, nil, false, wire.CauseRuntimeError, false},
+		{"no engine and no image", errTest, gone, true, wire.CauseRuntimeError, true},
+		{"no image", nil, gone, true, wire.CauseImageUnavailable, true},
+		{"the image is back", nil, nil, true, "", false},
+		{"nobody knows of the image", nil, errTest, true, "", true},
+	} {
+		e := &sickEngine{newFakeEngine(), tc.ping, tc.image}
+		p := &prepared{engine: e, logger: zap.NewNop()}
+		p.imageGone.Store(tc.imageGone)
+		cause, err := p.check(t.Context())
+		if cause != tc.want || (err == nil) != (tc.want == "") || p.imageGone.Load() != tc.stays {
+			t.Errorf("%s: %q, %v, gone %v", tc.name, cause, err, p.imageGone.Load())
+		}
+		r := &Runtime{logger: zap.NewNop()}
+		if news := r.turn(cause, err); news != (tc.want != "") || r.Away() != tc.want || r.turn(cause, err) {
+			t.Errorf("%s: news %v, away %q", tc.name, news, r.Away())
+		}
+		if r.turn("", nil) != (tc.want != "") || r.Away() != "" {
+			t.Errorf("%s: away %q when all is well", tc.name, r.Away())
+		}
+	}
+}
+
+// ownEngine is an engine that a test may stop.
+type ownEngine struct {
+	t    *testing.T
+	dir  string
+	cmd  *exec.Cmd
+	host string
+}
+
+// startOwnEngine starts an engine beside the one of the other tests, with the probe.
+func startOwnEngine(t *testing.T) *ownEngine {
+	t.Helper()
+	host := engineHost(t)
+	if err := buildProbe(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := exec.LookPath("dockerd"); err != nil || os.Geteuid() != 0 {
+		if os.Getenv(envStrict) == "1" {
+			t.Fatalf("an engine of its own needs root and dockerd: %v", err)
+		}
+		t.Skip("an engine of its own needs root and dockerd")
+	}
+	dir, err := os.MkdirTemp("", "agentfm-engine-") // a socket's name is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &ownEngine{t: t, dir: dir, host: "unix://" + filepath.Join(dir, "e.sock")}
+	t.Cleanup(func() {
+		if e.cmd != nil {
+			e.stop()
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	e.start()
+	from, err := newEngine(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	saved, err := from.(*client.Client).ImageSave(t.Context(), []string{probeImage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer saved.Close()
+	loaded, err := e.client().ImageLoad(t.Context(), saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loaded.Body.Close()
+	if _, err := io.Copy(io.Discard, loaded.Body); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func (e *ownEngine) client() *client.Client {
+	e.t.Helper()
+	c, err := newEngine(e.host)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return c.(*client.Client)
+}
+
+// start starts the engine and returns when it answers.
+func (e *ownEngine) start() {
+	e.t.Helper()
+	in := func(name string) string { return filepath.Join(e.dir, name) }
+	e.cmd = exec.Command("dockerd", "--host", e.host, "--data-root", in("data"), "--exec-root", in("exec"), "--pidfile", in("pid"),
+		"--bridge", "none", "--iptables=false", "--ip6tables=false")
+	log, err := os.OpenFile(in("log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer log.Close()
+	e.cmd.Stdout, e.cmd.Stderr = log, log
+	if err := e.cmd.Start(); err != nil {
+		e.t.Fatal(err)
+	}
+	eventually(e.t, "the engine answers", func() bool {
+		_, err := e.client().Ping(e.t.Context())
+		return err == nil
+	})
+}
+
+// stop stops the engine.
+func (e *ownEngine) stop() {
+	_ = e.cmd.Process.Signal(syscall.SIGTERM)
+	_ = e.cmd.Wait()
+	e.cmd = nil
+}
+
+// An engine that is restarted or hangs: the agent is busy while it is away,
+// tasks end, nothing is left, and the agent works again soon after.
+func TestEngineGoesAway(t *testing.T) {
+	t.Parallel()
+	e := startOwnEngine(t)
+	r := &Runtime{Host: e.host, Image: probeImage, Env: map[string]string{"PROBE": "block"}}
+	if err := provision(t, r); err != nil {
+		t.Fatal(err)
+	}
+	f := &fixture{Runtime: r, agent: testAgent(t), t: t}
+	var services sync.WaitGroup
+	var news atomic.Int32
+	ctx, retire := context.WithCancel(t.Context())
+	defer services.Wait()
+	defer retire()
+	f.agent.Context, f.agent.Go, f.agent.Changed = ctx, services.Go, func() { news.Add(1) }
+	if _, err := f.Prepare(t.Context(), f.agent); err != nil {
+		t.Fatal(err)
+	}
+	for i, fault := range []struct {
+		name string
+		off  func()
+		on   func()
+		ends bool // what runs
+	}{
+		{"restart", e.stop, e.start, true},
+		{"another restart", e.stop, e.start, true},
+		{"hang", func() { _ = e.cmd.Process.Signal(syscall.SIGSTOP) }, func() { _ = e.cmd.Process.Signal(syscall.SIGCONT) }, false},
+	} {
+		task, out := f.task("")
+		cancel, done := f.start(task)
+		out.await(t, "waiting")
+		fault.off()
+		eventually(t, fault.name+": the agent is busy", func() bool { return r.Away() == wire.CauseRuntimeError })
+		fault.on()
+		back := time.Now()
+		eventually(t, fault.name+": the agent is back", func() bool { return r.Away() == "" })
+		if took := time.Since(back); took > 15*time.Second {
+			t.Errorf("%s: back after %v", fault.name, took)
+		}
+		if fault.ends {
+			if err := <-done; err != nil && errors.Is(err, errTest) {
+				t.Errorf("%s: the task ended with %v", fault.name, err)
+			}
+		} else {
+			cancel(errTest)
+			if err := <-done; !errors.Is(err, errTest) {
+				t.Errorf("%s: the task ended with %v, want %v", fault.name, err, errTest)
+			}
+		}
+		eventually(t, fault.name+": no container is left", func() bool {
+			left, err := containers(t.Context(), f.client(), labelAgent+"="+f.agent.PeerID)
+			return err == nil && len(left) == 0
+		})
+		if got := int(news.Load()); got != 2*(i+1) {
+			t.Errorf("%s: told %d times, want %d", fault.name, got, 2*(i+1))
+		}
+		cancel(nil)
+	}
+}
+
+func TestSweepOfWhatCouldNotBeRemoved(t *testing.T) {
+	t.Parallel()
+	f := startProbe(t, "block", nil)
+	f.agent.Context = t.Context()
+	p := f.ready.Load()
+	task, _ := f.task("")
+	if _, err := p.create(t.Context(), p.spec.config(task), p.spec.hostConfig(task)); err != nil {
+		t.Fatal(err)
+	}
+	running, out := f.task("")
+	cancel, done := f.start(running)
+	out.await(t, "waiting")
+	if err := p.sweep(f.agent); err != nil {
+		t.Error(err)
+	}
+	f.wantContainers(1)
+	cancel(errTest)
+	<-done
+}
+
+// Interface guard
+var _ worker.MayBeAway = (*Runtime)(nil)
