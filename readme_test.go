@@ -54,7 +54,7 @@ func TestReadmeJSON(t *testing.T) {
 // TestReadmeCaddyfile fills the reference in and adapts it.
 func TestReadmeCaddyfile(t *testing.T) {
 	replace := strings.NewReplacer(
-		"<multiaddr>... | off", "off", "mdns|dht... | off", "mdns dht", "argument|stdin|file", "file", "argument|stdin", "stdin", "answer|log", "log",
+		"<multiaddr>... | off", "off", "mdns|dht... | off", "mdns dht", "argument|stdin|file", "stdin", "argument|stdin", "stdin", "answer|log", "log",
 		"<percent>|off", "50", "<matcher>", "/v1/*", "[", "", "]", "", "<program> <args>...", "cat -u",
 		"<name> <value>", "A b", "<size>", "1MiB", "<n>", "1", "<number>", "2", "<duration>|off", "off", "<duration>", "1m",
 		"policy        <name>", "policy sticky",

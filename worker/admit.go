@@ -48,13 +48,23 @@ func (a *agent) admit(gateway peer.ID, conn network.Conn, req wire.TaskRequest) 
 		return nil, nil, a.notReady()
 	case g.away() != "":
 		return nil, nil, &refusal{wire.RefusalUnavailable, wire.Refuse("Worker cannot start its agent now: busy (" + string(g.away()) + "). Try another worker.")}
-	case len(req.Data) > g.runtime.PromptLimit():
-		return nil, nil, unfit(fmt.Sprintf("The prompt has %d bytes; this agent takes at most %d.", len(req.Data), g.runtime.PromptLimit()))
-	case strings.Contains(req.Data, "\x00") && !g.runtime.PromptNUL():
-		return nil, nil, unfit("The prompt contains a NUL byte, which this agent cannot be given.")
+	}
+	if refused := g.unfitPrompt(req.Data); refused != nil {
+		return nil, nil, refused
 	}
 	t, refused := a.take(g, req.TaskID, gateway, conn)
 	return t, g, refused
+}
+
+// unfitPrompt is the refusal of a prompt that the runtime cannot take; nil for none.
+func (g *generation) unfitPrompt(prompt string) *refusal {
+	switch {
+	case len(prompt) > g.runtime.PromptLimit():
+		return unfit(fmt.Sprintf("The prompt has %d bytes; this agent takes at most %d.", len(prompt), g.runtime.PromptLimit()))
+	case strings.Contains(prompt, "\x00") && !g.runtime.PromptNUL():
+		return unfit("The prompt contains a NUL byte, which this agent cannot be given.")
+	}
+	return nil
 }
 
 // take takes a slot, or says why there is none.

@@ -100,9 +100,10 @@ var agentKey = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}$`)
 // capability is the form of a capability.
 var capability = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 
-// Errors of what has no default.
+// Errors of what has no default, or is part of names.
 var (
 	errNoModel   = errors.New("model: required; the name by which clients ask for the agent")
+	errAgentKey  = errors.New("the key must be letters, digits, hyphens and underscores")
 	errNoRuntime = errors.New("runtime: required; one of docker, openai, process")
 )
 
@@ -113,7 +114,7 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 	}
 	g := &generation{key: key, config: *c, mesh: app, logger: ctx.Logger().With(caddyAgent(key))}
 	if !agentKey.MatchString(key) {
-		return nil, errors.New("the key must be letters, digits, hyphens and underscores")
+		return nil, errAgentKey
 	}
 	repl := caddy.NewReplacer()
 	for _, s := range []*string{&g.config.Name, &g.config.Model, &g.config.Description, &g.config.Author, &g.config.Identity} {
@@ -140,6 +141,15 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 			return nil, fmt.Errorf("expose: %w", err)
 		}
 	}
+	if g.runtime, err = loadRuntime(ctx, c); err != nil {
+		return nil, err
+	}
+	g.defaults()
+	return g, nil
+}
+
+// loadRuntime loads the runtime of an agent.
+func loadRuntime(ctx caddy.Context, c *Config) (Runtime, error) {
 	if c.RuntimeRaw == nil {
 		return nil, errNoRuntime
 	}
@@ -151,9 +161,7 @@ func (c *Config) provision(ctx caddy.Context, key string, app *mesh.App) (*gener
 	if !ok {
 		return nil, fmt.Errorf("runtime: %T is not a worker.Runtime", mod)
 	}
-	g.runtime = rt
-	g.defaults()
-	return g, nil
+	return rt, nil
 }
 
 // serves reports whether the runtime answers OpenAI's API itself.

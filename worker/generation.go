@@ -87,7 +87,7 @@ func (g *generation) leave() {
 func (g *generation) prepare(ctx context.Context, a *agent) {
 	for wait := time.Second; ; wait = min(2*wait, prepareBackoff) {
 		began := time.Now()
-		image, err := g.runtime.Prepare(ctx, Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, Changed: a.touch, Context: g.life, Go: a.services.Go})
+		image, err := g.runtime.Prepare(ctx, Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, TasksDir: a.tasksDir, Changed: a.touch, Context: g.life, Go: a.services.Go})
 		if ctx.Err() != nil {
 			return
 		}

@@ -107,6 +107,10 @@ type Agent struct {
 	// Model is the advertised model engine; the agent finds it in the
 	// environment variable AGENTFM_MODEL.
 	Model string
+	// TasksDir is the absolute path of a private folder on the file system of the
+	// OutputDir of each [Task], for folders that the runtime makes before there is a
+	// task. It is emptied when the agent opens.
+	TasksDir string
 	// Changed is to be called when the Offer of a [Server] has changed, or what
 	// [MayBeAway] tells. It does not block.
 	Changed func()
@@ -144,7 +148,7 @@ type Task struct {
 	Output io.Writer
 	// OutputDir is the absolute path of an empty folder. What the agent leaves in it (a container
 	// sees it as /tmp/output, a process finds it in AGENTFM_OUTPUT) becomes
-	// the task's artifact.
+	// the task's artifact. The runtime may put another folder in its place.
 	OutputDir string
 }
 

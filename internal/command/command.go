@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package command adds `agentfm` to Caddy's command line: what an operator wants
-// to see of a running gateway, and new keys.
+// to see of a running gateway, new keys, and an agent tried out.
 package command
 
 import (
@@ -24,10 +24,10 @@ func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "agentfm",
 		Usage: "<command>",
-		Short: "Shows what an AgentFM gateway sees of its mesh, and makes keys",
+		Short: "Shows what an AgentFM gateway sees of its mesh, makes keys, and tries agents",
 		Long: `
 Asks the running Caddy, over its admin API, what it sees of the AgentFM mesh;
-and makes keys.
+makes keys; and runs one task of an agent without a mesh.
 
 The address of the admin API is --address, or that of the configuration --config,
 or Caddy's default. On a terminal, lists are tables; elsewhere, the same as lines
@@ -36,7 +36,7 @@ answers.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand())
+			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand(), testCommand())
 		},
 	})
 }

@@ -15,6 +15,7 @@ func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"build":      option.String(&r.Build),
 		"host":       option.String(&r.Host),
 		"prompt":     option.String(&r.Prompt),
+		"warm":       option.PositiveInt(&r.Warm),
 		"stderr":     option.String(&r.Stderr),
 		"memory":     option.String(&r.Memory),
 		"output":     option.String(&r.Output),

@@ -31,6 +31,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				build    ./agents/hr
 				host     unix:///run/docker.sock
 				prompt   stdin
+				warm     2
 				stderr   log
 				memory   1GiB
 				cpus     0.5
@@ -54,7 +55,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				platform linux/amd64
 				pull     missing
 			}`,
-			want: `{"image":"hr:v1","pull":"missing","platform":"linux/amd64","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","stderr":"log","memory":"1GiB",` +
+			want: `{"image":"hr:v1","pull":"missing","platform":"linux/amd64","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","warm":2,"stderr":"log","memory":"1GiB",` +
 				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","output":"2MiB","grace":1500000000,"user":"1000:1000","allow_root":true,"ulimits":{"fsize":"1024","nofile":"64:128"},` +
 				`"oci_runtime":"runsc","gpus":"device=0,1","mounts":[{"source":"/srv/data","target":"/data"},{"source":"/srv/more","target":"/more"}],` +
 				`"secrets":{"db":"/etc/db.key","key":"{env.HR_KEY}"},"env":{"API_KEY":"{env.HR_API_KEY}","EMPTY":""},"env_file":"hr.env"}`,
@@ -79,6 +80,10 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 		{name: "models alone", input: "docker {\nimage a\nmodels b\n}", err: "models, rename, routes: only with serve"},
 		{name: "rename alone", input: "docker {\nimage a\nrename b c\n}", err: "models, rename, routes: only with serve"},
 		{name: "routes alone", input: "docker {\nimage a\nroutes /v1/x\n}", err: "models, rename, routes: only with serve"},
+		{name: "warm alone", input: "docker {\nimage a\nwarm 1\n}", err: "warm: needs prompt stdin"},
+		{name: "warm and serve", input: "docker {\nimage a\nwarm 1\nserve 80\n}", err: "warm: not with serve"},
+		{name: "warm none", input: "docker {\nimage a\nprompt stdin\nwarm 0\n}", err: "warm: '0' is not a whole number above 0"},
+		{name: "warm twice", input: "docker {\nwarm 1\nwarm 1\n}", err: "option 'warm' is already specified"},
 		{name: "argument on the line", input: `docker hr:v1`, err: "wrong argument count"},
 		{name: "unknown", input: "docker {\nprivileged\n}", err: "unrecognized option 'privileged'"},
 		{name: "too few", input: "docker {\nimage\n}", err: "wrong argument count"},
@@ -194,6 +199,12 @@ func TestValidate(t *testing.T) {
 		{`{}`, "image or build is required"},
 		{`{"image":"a","prompt":"file","stderr":"log"}`, ""},
 		{`{"image":"a","prompt":"socket"}`, `prompt is "socket", not argument, stdin, file`},
+		{`{"image":"a","prompt":"stdin","warm":256}`, ""},
+		{`{"image":"a","prompt":"stdin","warm":257}`, "warm is 257, not a number from 1 to 256"},
+		{`{"image":"a","prompt":"stdin","warm":-1}`, "warm is -1"},
+		{`{"image":"a","warm":1}`, "warm: needs prompt stdin"},
+		{`{"image":"a","prompt":"file","warm":1}`, "warm: needs prompt stdin"},
+		{`{"image":"a","serve":80,"warm":1}`, "warm: not with serve"},
 		{`{"image":"a","stderr":"file"}`, `stderr is "file", not answer or log`},
 		{`{"image":"a","serve":80,"stderr":"log"}`, "output, stderr: not with serve"},
 		{`{"image":"a","memory":"lots"}`, "reading memory"},

@@ -20,6 +20,7 @@ const (
 	labelAgent = "agentfm.agent" // peer id
 	labelTask  = "agentfm.task"  // task id
 	labelServe = "agentfm.serve" // in place of a task id, for one that serves
+	labelWarm  = "agentfm.warm"  // the same, for one that was started before its task
 	labelKey   = "agentfm.key"   // name of the agent in the configuration
 )
 
@@ -66,12 +67,13 @@ type spec struct {
 	secrets      []secret
 	env          []string
 	network      *outlet // what its containers can reach
+	warm         bool    // containers may be started before their tasks
 }
 
 // config returns the configuration of a task's container.
 func (s *spec) config(task worker.Task) *container.Config {
 	env := []string{"AGENTFM_OUTPUT=" + outputDir}
-	if task.Request != "" {
+	if task.Request != "" || s.warm {
 		env = append(env, "AGENTFM_REQUEST="+path.Join(inputDir, requestFile))
 	}
 	if s.prompt == promptInFile {

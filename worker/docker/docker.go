@@ -85,6 +85,16 @@ func init() {
 // another container, and the old one is stopped when that one answers and the old
 // one's last request is done: both must fit into the machine for that time.
 //
+// With `warm`, that many containers are started ahead, and wait for their prompts on
+// standard input; each gets one task and is removed after it, as any other. So a task
+// begins at once where one waits, and as usual where none does: a burst that is longer
+// than `warm` gets fresh ones meanwhile. All agents together start 5 ahead in a second,
+// and have 256 that wait. What an agent does before it reads, it does before there is a
+// task: it finds the file that `AGENTFM_REQUEST` names, if there is one, when it has read
+// the prompt, and secrets are as old as the container. One that waits takes memory, and
+// processor time, as its limits allow, and is replaced after an hour, or when it exits. A
+// reload that changes nothing of the container keeps those that wait.
+//
 // Placeholders are replaced in `image`, `build`, `host`, `env_file`, the values of
 // `env` and `secret` and the arguments of `network`, once, when the configuration is
 // loaded; one that has no
@@ -97,6 +107,7 @@ func init() {
 //		build    <folder>
 //		host     <address>
 //		prompt   argument|stdin|file
+//		warm     <number>
 //		stderr   answer|log
 //		serve    <port>
 //		models   <name>...
@@ -160,6 +171,10 @@ type Runtime struct {
 	// the last two at most 1 MiB. Default: what the image's label `agentfm.prompt`
 	// says, else `argument`.
 	Prompt string `json:"prompt,omitempty"`
+
+	// Warm is how many containers are started ahead, at most 256. It needs `prompt stdin`.
+	// Default: none.
+	Warm int `json:"warm,omitempty"`
 
 	// Stderr says where the agent's standard error goes: to the `answer`, as with
 	// AgentFM 1.3, or to the `log`, at the level debug, at most 64 KiB of a task. Not with

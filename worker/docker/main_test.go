@@ -107,7 +107,7 @@ func (c cleaner) Run() int {
 }
 
 // engineHost returns the address of the real engine, or skips the test.
-func engineHost(t *testing.T) string {
+func engineHost(t testing.TB) string {
 	t.Helper()
 	host := os.Getenv(envHost)
 	if host == "" {
@@ -121,7 +121,7 @@ func engineHost(t *testing.T) string {
 }
 
 // provision loads a runtime as Caddy does.
-func provision(t *testing.T, r *Runtime) error {
+func provision(t testing.TB, r *Runtime) error {
 	t.Helper()
 	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
 	t.Cleanup(cancel)
@@ -136,12 +136,12 @@ func provision(t *testing.T, r *Runtime) error {
 type fixture struct {
 	*Runtime
 	agent worker.Agent
-	t     *testing.T
+	t     testing.TB
 }
 
 // startProbe prepares an agent that does what mode says; set changes its settings.
 // No container of it may be left when the test ends.
-func startProbe(t *testing.T, mode string, set func(*Runtime)) *fixture {
+func startProbe(t testing.TB, mode string, set func(*Runtime)) *fixture {
 	t.Helper()
 	host := engineHost(t)
 	if err := buildProbe(); err != nil {
@@ -163,7 +163,7 @@ func startProbe(t *testing.T, mode string, set func(*Runtime)) *fixture {
 }
 
 // testAgent returns an agent that only this run of this test has.
-func testAgent(t *testing.T) worker.Agent {
+func testAgent(t testing.TB) worker.Agent {
 	name := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
 	return worker.Agent{Key: "Probe", PeerID: fmt.Sprintf("test-%s-%d", name, time.Now().UnixNano()), Model: "llama3.2"}
 }
@@ -251,7 +251,7 @@ func (r *recorder) String() string {
 }
 
 // await returns when the output is want.
-func (r *recorder) await(t *testing.T, want string) {
+func (r *recorder) await(t testing.TB, want string) {
 	t.Helper()
 	deadline := time.After(patience)
 	for r.String() != want {
@@ -264,7 +264,7 @@ func (r *recorder) await(t *testing.T, want string) {
 }
 
 // eventually waits for a condition that nothing announces.
-func eventually(t *testing.T, what string, condition func() bool) {
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	deadline := time.After(patience)
 	tick := time.NewTicker(10 * time.Millisecond)

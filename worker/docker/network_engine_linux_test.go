@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/network"
+
+	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
 // attempt is what the probe is to try, and whether it may succeed.
@@ -244,6 +246,19 @@ func TestNetworkModel(t *testing.T) {
 		if !slices.Contains(got.Env, want) {
 			t.Errorf("environment %v lacks %s", got.Env, want)
 		}
+	}
+}
+
+// A container that is started ahead reaches its model server, too.
+func TestNetworkWarm(t *testing.T) {
+	t.Parallel()
+	model := httptest.NewServer(http.NotFoundHandler())
+	defer model.Close()
+	f := startWarm(t, fmt.Sprintf("first %d", modelPort), 1, func(r *Runtime) { r.Network = &Network{Mode: networkModel, URL: model.URL} })
+	f.waiting(1)
+	task, out := f.task("x")
+	if exit, err := f.Run(t.Context(), task); err != nil || exit != (worker.Exit{}) || !strings.HasPrefix(out.String(), "0 ") {
+		t.Errorf("%+v, %v: %s", exit, err, out)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 // Where a container finds what it is given as files.
 const (
 	inputDir    = "/run/agentfm"
+	inputName   = "input" // of that folder on the host
 	promptFile  = "prompt"
 	requestFile = "request.json"
 )
@@ -60,8 +61,8 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	if len(s.secrets) > 0 {
 		folders = append(folders, folder{"secrets", secretsDir, s.placeSecrets})
 	}
-	if task != nil && (s.prompt == promptInFile || task.Request != "") {
-		folders = append(folders, folder{"input", inputDir, func(dir string) error { return s.placeInput(dir, task) }})
+	if task != nil && (s.prompt == promptInFile || s.warm || task.Request != "") {
+		folders = append(folders, folder{inputName, inputDir, func(dir string) error { return s.placeInput(dir, task) }})
 	}
 	if len(folders) == 0 {
 		return nil

@@ -25,6 +25,7 @@ type prepared struct {
 	engine    engine
 	spec      spec
 	logger    *zap.Logger
+	warm      *warmPool   // nil for none
 	imageGone atomic.Bool // as a task has found out
 }
 
@@ -88,6 +89,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		secrets:      r.secrets,
 		env:          r.environ,
 		network:      r.outlet,
+		warm:         r.Warm > 0,
 	}
 	if err := r.check(&s); err != nil {
 		return worker.Image{}, err
@@ -99,6 +101,11 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	p := &prepared{engine: e, spec: s, logger: r.logger.With(zap.String("agent", agent.Key))}
 	if r.Serve != 0 {
 		if err := r.prepareServer(ctx, agent, p); err != nil {
+			return worker.Image{}, err
+		}
+	}
+	if r.Warm > 0 {
+		if err := r.joinWarm(agent, p); err != nil {
 			return worker.Image{}, err
 		}
 	}

@@ -183,6 +183,8 @@ func (r *Runtime) Validate() error {
 		return fmt.Errorf("serve is %d, not a port", r.Serve)
 	case r.Prompt != "" && !slices.Contains(prompts, r.Prompt):
 		return fmt.Errorf("prompt is %q, not %s", r.Prompt, strings.Join(prompts, ", "))
+	case r.Warm < 0 || r.Warm > maxWarm:
+		return fmt.Errorf("warm is %d, not a number from 1 to %d", r.Warm, maxWarm)
 	case r.Serve == 0 && r.Stderr != stderrAnswer && r.Stderr != stderrLog:
 		return fmt.Errorf("stderr is %q, not %s or %s", r.Stderr, stderrAnswer, stderrLog)
 	case r.limits.memory < minMemory:

@@ -30,15 +30,37 @@ const (
 	codeKilled = 128 + 9
 )
 
-// run runs a task in a fresh container, which is gone when run returns.
+// run runs a task in a container of its own, which is gone when run returns: in one that
+// was started ahead, or else in a fresh one.
 func (p *prepared) run(ctx context.Context, task worker.Task) (worker.Exit, error) {
 	if ctx.Err() != nil {
 		return worker.Exit{}, context.Cause(ctx)
 	}
-	// The agent runs as whatever user its image names. Others do not get here:
-	// the folder above is private.
-	if err := os.Chmod(task.OutputDir, 0o777); err != nil {
-		return worker.Exit{}, fmt.Errorf("opening the output folder to the agent: %w", err)
+	if p.warm != nil && task.Model == p.spec.agent.Model {
+		if c := p.warm.take(); c != nil {
+			exit, err := p.runWarm(ctx, c, task)
+			if !errors.Is(err, errNotWarm) {
+				return exit, err
+			}
+			p.logger.Warn("a task gets a fresh container", zap.String("task", task.ID), zap.Error(err))
+		}
+	}
+	return p.runFresh(ctx, task)
+}
+
+// openToAgent opens a folder to whatever user the agent's image names. Others do not get
+// here: the folder above is private.
+func openToAgent(dir string) error {
+	if err := os.Chmod(dir, 0o777); err != nil {
+		return fmt.Errorf("opening the output folder to the agent: %w", err)
+	}
+	return nil
+}
+
+// runFresh runs a task in a fresh container.
+func (p *prepared) runFresh(ctx context.Context, task worker.Task) (worker.Exit, error) {
+	if err := openToAgent(task.OutputDir); err != nil {
+		return worker.Exit{}, err
 	}
 	key := liveKey{p.spec.agent.PeerID, task.ID}
 	live.add(key)
@@ -157,11 +179,9 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 	defer fail(nil)
 
 	// Attached, and waiting, before the start: so nothing is missed.
-	conn, err := p.engine.ContainerAttach(ctx, id, container.AttachOptions{
-		Stream: true, Stdin: p.spec.prompt == promptStdin, Stdout: true, Stderr: true,
-	})
+	conn, err := p.attach(ctx, id)
 	if err != nil {
-		fail(fmt.Errorf("attaching to container: %w", err))
+		fail(err)
 		return worker.Exit{}, context.Cause(ctx)
 	}
 	defer conn.Close()
@@ -176,6 +196,29 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 		streams.Go(func() { feed(conn, task.Prompt) })
 	}
 
+	state, err := p.finish(ctx, fail, id, output, delivered, exited, lost)
+	if err != nil {
+		return worker.Exit{}, err
+	}
+	return p.spec.exit(state), nil
+}
+
+// attach connects to the streams of a container.
+func (p *prepared) attach(ctx context.Context, id string) (types.HijackedResponse, error) {
+	conn, err := p.engine.ContainerAttach(ctx, id, container.AttachOptions{
+		Stream: true, Stdin: p.spec.prompt == promptStdin, Stdout: true, Stderr: true,
+	})
+	if err != nil {
+		return conn, fmt.Errorf("attaching to container: %w", err)
+	}
+	return conn, nil
+}
+
+// finish waits until a container has exited and its output is delivered, and returns how
+// it ended.
+func (p *prepared) finish(ctx context.Context, fail context.CancelCauseFunc, id string, output *backlog, delivered <-chan struct{},
+	exited <-chan container.WaitResponse, lost <-chan error,
+) (*container.State, error) {
 	state, err := p.exited(ctx, id, exited, lost)
 	if err != nil {
 		fail(err)
@@ -187,9 +230,9 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 	case <-ctx.Done():
 	}
 	if ctx.Err() != nil {
-		return worker.Exit{}, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
-	return p.spec.exit(state), nil
+	return state, nil
 }
 
 // pump passes on the output of a container; stderr is for a part of it that is not passed

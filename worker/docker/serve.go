@@ -18,6 +18,7 @@ import (
 
 // Errors of options that do not go together.
 var (
+	errServeWarm   = errors.New("warm: not with serve, whose container runs all the time")
 	errServePrompt = errors.New("prompt: not with serve, which passes requests on as they are")
 	errServeOutput = errors.New("output, stderr: not with serve, whose answers are the server's")
 	errOnlyServe   = errors.New("models, rename, routes: only with serve")
@@ -41,6 +42,10 @@ func (r *Runtime) Server() worker.Server {
 // together checks which options are there.
 func (r *Runtime) together() error {
 	switch {
+	case r.Serve != 0 && r.Warm != 0:
+		return errServeWarm
+	case r.Warm != 0 && r.Prompt != promptStdin:
+		return errWarmPrompt
 	case r.Serve != 0 && r.Prompt != "":
 		return errServePrompt
 	case r.Serve != 0 && (r.Output != "" || r.Stderr != ""):

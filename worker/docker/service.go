@@ -98,8 +98,14 @@ type serviceUser struct {
 
 // serviceKeyOf returns the key of the service for what is prepared.
 func serviceKeyOf(p *prepared, port int) serviceKey {
+	return settingsKey(p, port, p.spec.serveConfig(""))
+}
+
+// settingsKey returns the key of containers that are kept while nothing of them changes;
+// number is what else there is to tell.
+func settingsKey(p *prepared, number int, config *container.Config) serviceKey {
 	// where the engine is, and all that it is told of the container
-	b, _ := json.Marshal([]any{p.engine.DaemonHost(), port, p.spec.serveConfig(""), p.spec.commonHost(), p.spec.secretKey(), p.spec.network.settings()})
+	b, _ := json.Marshal([]any{p.engine.DaemonHost(), number, config, p.spec.commonHost(), p.spec.secretKey(), p.spec.network.settings()})
 	return serviceKey{p.spec.agent.PeerID, sha256.Sum256(b)}
 }
 

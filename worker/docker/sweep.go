@@ -27,7 +27,8 @@ const (
 // which must not take the old one's containers for leftovers.
 var live = liveContainers{keys: make(map[liveKey]struct{})}
 
-// liveKey identifies a container: id is that of its task, or its own when it serves.
+// liveKey identifies a container: id is that of its task, or its own when it
+// serves or was started ahead.
 type liveKey struct{ peerID, id string }
 
 type liveContainers struct {
@@ -64,7 +65,7 @@ func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) err
 	for _, c := range found {
 		// Its key is live before a container is there, so what is
 		// listed here and not live belongs to nobody.
-		id := cmp.Or(c.Labels[labelTask], c.Labels[labelServe])
+		id := cmp.Or(c.Labels[labelTask], c.Labels[labelServe], c.Labels[labelWarm])
 		if live.has(liveKey{peerID, id}) {
 			continue
 		}

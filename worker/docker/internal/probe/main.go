@@ -34,6 +34,8 @@ func main() {
 		}
 	case "stdin":
 		_, _ = io.Copy(os.Stdout, os.Stdin)
+	case "once":
+		once()
 	case "file":
 		fmt.Print(read(os.Getenv("AGENTFM_PROMPT")), len(os.Args))
 	case "request":
@@ -101,6 +103,17 @@ func main() {
 	default:
 		fmt.Println("unknown PROBE", mode)
 		os.Exit(2)
+	}
+}
+
+// once reads its prompt, leaves it as a file, and says who it is. A prompt "block" blocks it.
+func once() {
+	prompt, _ := io.ReadAll(os.Stdin)
+	host, _ := os.Hostname()
+	_ = os.WriteFile("/tmp/output/prompt", prompt, 0o644)
+	fmt.Println(host, string(prompt), os.Getenv("AGENTFM_MODEL"), read(os.Getenv("AGENTFM_REQUEST")))
+	if string(prompt) == "block" {
+		block()
 	}
 }
 
