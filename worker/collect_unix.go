@@ -25,3 +25,8 @@ func idOf(fi fs.FileInfo) fileID {
 func namesOf(fi fs.FileInfo) int {
 	return int(fi.Sys().(*syscall.Stat_t).Nlink)
 }
+
+// diskOf returns how much of the disk a file takes, in bytes.
+func diskOf(fi fs.FileInfo) int64 {
+	return int64(fi.Sys().(*syscall.Stat_t).Blocks) * 512
+}

@@ -70,7 +70,9 @@ type Config struct {
 	MaxFiles int `json:"max_files,omitempty"`
 
 	// MaxFilesSize is the size of all files of a task that are collected, in bytes, at
-	// most 5 GiB. What has no room is left out. Default: 5 GiB.
+	// most 5 GiB. What has no room is left out. A task whose files take twice as much of
+	// the disk, are over 250,000 or in folders over 256 deep is stopped within a second
+	// or little more. Default: 5 GiB.
 	MaxFilesSize int64 `json:"max_files_size,omitempty"`
 
 	// AllowPeers are the peer ids of the gateways that may send tasks. Default:

@@ -220,7 +220,9 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 	if err := os.Mkdir(left, 0o700); err != nil {
 		return ending{how: failed, cause: wire.CauseRuntimeError, words: "the worker has no folder for it", err: err}
 	}
-	exit, err := g.runtime.Run(ctx, Task{ID: req.TaskID, Prompt: req.Data, Request: string(req.Request), Model: g.config.Model, Output: out, OutputDir: left})
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	exit, err := g.guarded(ctx, stop, Task{ID: req.TaskID, Prompt: req.Data, Request: string(req.Request), Model: g.config.Model, Output: out, OutputDir: left})
 	e := ending{started: err == nil, code: exit.Code, cause: exit.cause()}
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errGatewayGone):

@@ -110,7 +110,7 @@ const (
 	CauseSignal           Cause = "signal"            // a signal ended the agent
 	CauseOOMKilled        Cause = "oom_killed"        // it needed more memory than it may have
 	CauseDeadline         Cause = "deadline"          // the time of the task was over
-	CauseOutputLimit      Cause = "output_limit"      // it said more than it may
+	CauseOutputLimit      Cause = "output_limit"      // it said, or wrote into files, more than it may
 	CauseCancelled        Cause = "cancelled"         // somebody wanted it stopped: the gateway, or the worker when it ends
 	CauseImageUnavailable Cause = "image_unavailable" // there is no image to start it from
 	CauseDigestMismatch   Cause = "digest_mismatch"   // the image is another than the one that is meant

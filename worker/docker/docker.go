@@ -43,9 +43,10 @@ func init() {
 // and processes. Its seccomp profile is Docker's without `io_uring` and `ptrace`, or
 // that which the engine's operator has set.
 // It runs as the user that its image names, unless that is root. A volume that the
-// image declares is an empty folder in memory, like `/tmp`. The size of
-// `/tmp/output` is not limited here. A container shares the kernel of its host:
-// it contains mistakes and prompts that go wrong, but it is not a virtual machine.
+// image declares is an empty folder in memory, like `/tmp`. `/tmp/output` is on the
+// host's disk, within the agent's `max_files_size`. A container shares the kernel of
+// its host: it contains mistakes and prompts that go wrong, but it is not a virtual
+// machine.
 //
 // The image must be on the engine already, or be pulled (`pull`), or be built from a
 // folder when the agent starts, for which the engine pulls what the Dockerfile builds
