@@ -67,7 +67,7 @@ var allowed = map[string][]string{
 	"mesh":                         {"mesh/wire", "router", "internal/ipclass", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
-	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/option"},
+	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/ipclass", "internal/option"},
 	"worker/upstream":              {"worker", "openai", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
 	"handler/auth":                 {"internal/metrics", "internal/option"},

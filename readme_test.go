@@ -63,10 +63,10 @@ func TestReadmeCaddyfile(t *testing.T) {
 		"<origin>...", "https://app.example.com",
 		"<kebab-case>", "a-b", "<name or file>", "x", "<text>", "x", "<dir>", "/x", "<folder>", "/x", "<file>", "/x",
 		"<url>", "http://x", "<key>", "x", "<model>...", "a b", "<offered> <model>", "a b", "<route>...", "/v1/x",
-		"<reference>", "x", "never|missing|always", "never", "<os>/<arch>", "linux/amd64", "<host path> <path>", "/srv/x /x",
+		"<host:port>...", "api.example.com:443", "<reference>", "x", "never|missing|always", "never", "<os>/<arch>", "linux/amd64", "<host path> <path>", "/srv/x /x",
 		"secret   <name>", "secret x", "ulimit   <name> <soft>:<hard>", "ulimit nofile 64:64", "<user>", "1000", "runtime  <name>", "runtime x", "<port>", "8080", "<address>", "unix:///x",
 	)
-	keys := []string{"first", "second", "third", "fourth"}
+	keys := []string{"first", "second", "third", "fourth", "fifth", "sixth"}
 	for _, block := range blocks(t, "caddyfile") {
 		for _, key := range keys {
 			block = strings.Replace(block, "agent <key>", "agent "+key, 1)

@@ -55,7 +55,7 @@ func scaled[T any](everyday, night T) T {
 
 // patience is how long a condition may take to come true. It is long for a
 // machine that is busy with other tests, and never slept through.
-var patience = scaled(2*time.Minute, 10*time.Minute)
+var patience = scaled(2*time.Minute, 30*time.Minute)
 
 var httpClient = &http.Client{Timeout: patience}
 

@@ -42,7 +42,9 @@ type attacked struct {
 
 func newAttacked(t *testing.T, maxTasks int) *attacked {
 	t.Helper()
-	a := &attacked{mesh: newMesh(t, withKey), model: newModelServer(t)}
+	// At night, answers take longer than the default of a task's time.
+	site := replaceOnce(t, withKey, "\n\t}", "\n\t\ttask_timeout 1h\n\t}")
+	a := &attacked{mesh: newMesh(t, site), model: newModelServer(t)}
 	a.worker = a.mesh.worker(openAIAgent("mock", "mock", a.model.url, maxTasks))
 	a.gateway.awaitModel("mock")
 	return a

@@ -234,7 +234,7 @@ func (p *process) nodeAddress() string {
 
 // openAIAgent returns the block of an agent whose model is a server.
 func openAIAgent(key, model, url string, maxTasks int) string {
-	return fmt.Sprintf("\t\tagent %s {\n\t\t\tname %q\n\t\t\tmodel %s\n\t\t\tmax_tasks %d\n\t\t\tmax_cpu off\n\t\t\truntime openai {\n\t\t\t\tbase_url %s\n\t\t\t\troutes /v1/chat/completions\n\t\t\t}\n\t\t}\n",
+	return fmt.Sprintf("\t\tagent %s {\n\t\t\tname %q\n\t\t\tmodel %s\n\t\t\tmax_tasks %d\n\t\t\tmax_cpu off\n\t\t\ttimeout 1h\n\t\t\truntime openai {\n\t\t\t\tbase_url %s\n\t\t\t\troutes /v1/chat/completions\n\t\t\t}\n\t\t}\n",
 		key, key, model, maxTasks, url)
 }
 

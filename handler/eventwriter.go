@@ -35,6 +35,13 @@ func (w *eventWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// hasFailed reports whether the client did not take what was written last.
+func (w *eventWriter) hasFailed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failed
+}
+
 // served says who serves the task; of several, the first. When a heartbeat came
 // before, it is too late for the headers.
 func (w *eventWriter) served(s mesh.Served) {

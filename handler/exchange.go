@@ -17,6 +17,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -189,31 +190,64 @@ func (s sender) Write(p []byte) (int, error) {
 // served says in headers, in placeholders and in the access log who serves the
 // task. Of several tasks it is the first.
 func (x *exchange) served(s mesh.Served) {
+	first := x.task.Peer == ""
 	x.task = s
-	queued := s.Queued.Milliseconds()
+	values := [...]string{s.Peer, headerText(s.Agent), s.TaskID, s.Tier.String(), strconv.Itoa(s.Attempts), strconv.FormatInt(s.Queued.Milliseconds(), 10)}
 	h := x.w.Header()
-	// As Go has these names, which it would make of others each time.
-	h.Set("X-Agentfm-Peer", s.Peer)
-	h.Set("X-Agentfm-Agent", headerText(s.Agent))
-	h.Set("X-Agentfm-Task", s.TaskID)
-	h.Set("X-Agentfm-Tier", s.Tier.String())
-	h.Set("X-Agentfm-Attempts", strconv.Itoa(s.Attempts))
-	h.Set("X-Agentfm-Queue-Ms", strconv.FormatInt(queued, 10))
+	for i, name := range servedHeaders {
+		h[name] = values[i : i+1 : i+1]
+	}
 	if fields, ok := x.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		fields.Set(zap.Dict("agentfm",
-			zap.String("peer", s.Peer), zap.String("agent", s.Agent), zap.String("model", s.Model), zap.String("task", s.TaskID),
-			zap.Stringer("tier", s.Tier), zap.Int("attempts", s.Attempts), zap.Int64("queue_ms", queued)))
+		fields.Set(zap.Object("agentfm", servedFields(s)))
 	}
-	if x.repl == nil {
-		return
+	if first && x.repl != nil {
+		x.repl.Map(x.placeholder)
 	}
-	x.repl.Set("http.agentfm.peer", s.Peer)
-	x.repl.Set("http.agentfm.agent", s.Agent)
-	x.repl.Set("http.agentfm.model", s.Model)
-	x.repl.Set("http.agentfm.task", s.TaskID)
-	x.repl.Set("http.agentfm.tier", s.Tier.String())
-	x.repl.Set("http.agentfm.attempts", s.Attempts)
-	x.repl.Set("http.agentfm.queue_ms", queued)
+}
+
+// servedHeaders say who serves, spelled as Go has them.
+var servedHeaders = [...]string{
+	"X-Agentfm-Peer", "X-Agentfm-Agent", "X-Agentfm-Task", "X-Agentfm-Tier", "X-Agentfm-Attempts", "X-Agentfm-Queue-Ms",
+}
+
+// servedFields says in a log who serves.
+type servedFields mesh.Served
+
+// MarshalLogObject implements zapcore.ObjectMarshaler.
+func (s servedFields) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddString("peer", s.Peer)
+	enc.AddString("agent", s.Agent)
+	enc.AddString("model", s.Model)
+	enc.AddString("task", s.TaskID)
+	enc.AddString("tier", s.Tier.String())
+	enc.AddInt("attempts", s.Attempts)
+	enc.AddInt64("queue_ms", s.Queued.Milliseconds())
+	return nil
+}
+
+// placeholder returns the value of a placeholder that says who serves.
+func (x *exchange) placeholder(key string) (any, bool) {
+	name, ok := strings.CutPrefix(key, "http.agentfm.")
+	if !ok {
+		return nil, false
+	}
+	switch name {
+	case "peer":
+		return x.task.Peer, true
+	case "agent":
+		return x.task.Agent, true
+	case "model":
+		return x.task.Model, true
+	case "task":
+		return x.task.TaskID, true
+	case "tier":
+		return x.task.Tier.String(), true
+	case "attempts":
+		return x.task.Attempts, true
+	case "queue_ms":
+		return x.task.Queued.Milliseconds(), true
+	}
+	return nil, false
 }
 
 // attempted says of an error of a dispatch whose failure it is, when nobody served.
@@ -226,6 +260,9 @@ func (x *exchange) attempted(err error) {
 // headerText makes a stranger's text fit for a header: every byte that is not
 // printable ASCII, and the percent sign, becomes percent and two hex digits.
 func headerText(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' || r == '%' }) {
+		return s
+	}
 	var b strings.Builder
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '%' {

@@ -129,9 +129,10 @@ func (l *fakeLease) OpenArtifact(id string) (*os.File, error) {
 
 // script is what a task does: it gives out its output, then its end.
 type script struct {
-	output []string // one element a read
-	end    error    // nil stands for io.EOF
-	hang   bool     // no end before the client is gone
+	output []string      // one element a read
+	end    error         // nil stands for io.EOF
+	hang   bool          // no end before the client is gone
+	pause  time.Duration // before each read
 	files  bool
 	// response is the head of an answer that is passed on.
 	response *mesh.Response
@@ -147,6 +148,7 @@ type fakeRun struct {
 }
 
 func (r *fakeRun) Read(p []byte) (int, error) {
+	time.Sleep(r.pause)
 	if len(r.output) == 0 {
 		if r.hang {
 			<-r.ctx.Done()

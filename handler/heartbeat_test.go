@@ -211,3 +211,15 @@ func TestHandleRefusals(t *testing.T) {
 		t.Errorf("got %v", a.header)
 	}
 }
+
+// TestHeartbeatAtTheEnd has heartbeats come while an answer ends.
+func TestHeartbeatAtTheEnd(t *testing.T) {
+	f := natively("/v1/chat/completions", eventsType, 200, script{output: []string{"data: 1\n\n", "data: [DONE]\n\n"}, pause: 2 * time.Millisecond})
+	g := serve(t, f, heartbeat(time.Millisecond))
+	for range 100 {
+		got := g.do(t, http.MethodPost, "/v1/chat/completions", streaming(chatBody, false))
+		if text := strings.ReplaceAll(got.body, ": ping\n", ""); got.status != 200 || text != "data: 1\n\ndata: [DONE]\n\n" {
+			t.Fatalf("got %d %q", got.status, got.body)
+		}
+	}
+}

@@ -222,7 +222,7 @@ var buffers = sync.Pool{New: func() any { return new(buffer) }}
 
 // putBack gives a buffer back. One of which a write failed may still be under way.
 func (p *passage) putBack(b *buffer) {
-	if !p.out.failed {
+	if !p.out.hasFailed() { // of a heartbeat, perhaps, which may go on meanwhile
 		buffers.Put(b)
 	}
 }

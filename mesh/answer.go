@@ -59,6 +59,8 @@ func (a *textAnswer) Read(p []byte) (int, error) {
 	return n, err
 }
 
+func (a *textAnswer) limit(t time.Time) { _ = a.SetReadDeadline(t) }
+
 func (a *textAnswer) hasFiles() bool { return a.out.Files() }
 
 func (a *textAnswer) end(whole bool) {
@@ -146,7 +148,7 @@ func (a *taskAnswer) Read(p []byte) (int, error) {
 			}
 		}
 		// The end of the body is to be read before the stream serves the next request.
-		_ = a.SetReadDeadline(time.Now().Add(restTimeout))
+		a.limit(time.Now().Add(restTimeout))
 		n, restErr := io.Copy(io.Discard, io.LimitReader(a.exchange, maxRefusal+1))
 		a.whole = restErr == nil && n <= maxRefusal
 	}

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
@@ -135,4 +137,5 @@ type WorkerInfo struct {
 	FirstSeen, LastSeen time.Time
 
 	profile profileState
+	id      peer.ID // Telemetry.PeerID, decoded; empty when it cannot be
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
@@ -55,12 +56,25 @@ func (d *directory) update(t wire.Telemetry) {
 			return
 		}
 		w = &WorkerInfo{FirstSeen: now}
+		w.id, _ = peer.Decode(t.PeerID)
 		d.workers[t.PeerID] = w
 	}
 	w.Telemetry, w.LastSeen = t, now
 	if d.learn(w) {
 		d.serves(w)
 	}
+}
+
+// id returns the peer id of a worker. To decode it each time would cost more than to
+// look it up.
+func (d *directory) id(worker string) (peer.ID, error) {
+	d.mu.RLock()
+	w := d.workers[worker]
+	d.mu.RUnlock()
+	if w != nil && w.id != "" {
+		return w.id, nil
+	}
+	return peer.Decode(worker)
 }
 
 // serves makes a worker one that requests may go to, by what it last said.

@@ -88,13 +88,15 @@ func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, 
 	}
 	x := &exchange{pool: p, stream: s}
 	x.stop = context.AfterFunc(ctx, func() { _ = s.Reset() })
-	_ = s.SetWriteDeadline(req.writeDeadline(deadline))
 	if len(req.body) <= inlineBody && !req.hasBody {
-		err = req.write(s, id)
+		s.limit(req.writeDeadline(deadline))
+		err = req.write(s)
 	} else {
+		_ = s.SetWriteDeadline(req.writeDeadline(deadline))
+		s.timed = true
 		x.writing = make(chan error, 1)
 		go func() {
-			err := req.write(s, id)
+			err := req.write(s)
 			if timedOut(err) {
 				_ = s.Reset() // or the answer would be waited for
 			}
@@ -116,13 +118,13 @@ func (q *httpRequest) writeDeadline(deadline time.Time) time.Time {
 }
 
 // write writes the request.
-func (q *httpRequest) write(s *httpStream, id peer.ID) error {
+func (q *httpRequest) write(s *httpStream) error {
 	w := s.w
 	w.Reset(s) // after an error it would give that again
 	if q.stream != nil {
 		return errors.Join(q.stream(w), w.Flush())
 	}
-	for _, text := range []string{q.method, " ", q.target, " HTTP/1.1\r\nHost: ", id.String(), "\r\n"} {
+	for _, text := range []string{q.method, " ", q.target, " HTTP/1.1\r\nHost: ", s.host, "\r\n"} {
 		_, _ = w.WriteString(text) // Flush tells of any error
 	}
 	_ = q.header.Write(w)
@@ -139,7 +141,7 @@ func (q *httpRequest) write(s *httpStream, id peer.ID) error {
 // readHead reads the head of the answer.
 func (x *exchange) readHead(method string, deadline time.Time) error {
 	s := x.stream
-	_ = s.SetReadDeadline(deadline)
+	s.limit(deadline)
 	s.budget = maxHead
 	for range 8 { // of status 1xx
 		resp, err := http.ReadResponse(s.r, &http.Request{Method: method})
@@ -157,13 +159,14 @@ func (x *exchange) readHead(method string, deadline time.Time) error {
 // Read reads the body of the answer. What ended early is not io.EOF.
 func (x *exchange) Read(p []byte) (int, error) { return x.resp.Body.Read(p) }
 
-// SetReadDeadline bounds the reading of the body.
-func (x *exchange) SetReadDeadline(t time.Time) error { return x.stream.SetReadDeadline(t) }
+// limit bounds the reading of the body.
+func (x *exchange) limit(t time.Time) { x.stream.limit(t) }
 
 // end gives the stream back when its answer was read to the end, and breaks it off
 // when not.
 func (x *exchange) end(whole bool) {
-	stopped := x.stop()
+	inTime := x.stream.unlimited()
+	inTime = x.stop() && inTime
 	if x.writing != nil {
 		select {
 		case err := <-x.writing:
@@ -175,7 +178,11 @@ func (x *exchange) end(whole bool) {
 		}
 	}
 	switch {
-	case whole && stopped && !x.resp.Close && x.stream.r.Buffered() == 0:
+	case whole && inTime && !x.resp.Close && x.stream.r.Buffered() == 0:
+		if x.stream.timed {
+			_ = x.stream.SetWriteDeadline(time.Time{})
+			x.stream.timed = false
+		}
 		x.pool.put(x.stream)
 	case whole:
 		_ = x.stream.Close()
@@ -219,7 +226,7 @@ func (x *exchange) refusal() error {
 	if reason == "" {
 		return nil
 	}
-	_ = x.SetReadDeadline(time.Now().Add(restTimeout))
+	x.limit(time.Now().Add(restTimeout))
 	body := x.rest()
 	kind := wire.ErrRefused
 	switch reason {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -35,6 +36,10 @@ var errHash = errors.New("its hash is not the one that was announced")
 func (r *Run) fetchArtifact(id peer.ID, a *wire.Artifact) error {
 	ctx, cancel := context.WithTimeout(r.ctx, ArtifactTimeout)
 	defer cancel()
+	if a.Skipped > 0 {
+		r.node.log().Info("a worker has left out files of a task", zap.Stringer("peer", id), zap.String("task", r.task.id),
+			zap.Int("count", a.Skipped), zap.Any("files", a.SkippedFiles))
+	}
 	f := &fetch{run: r, worker: id, artifact: a, sum: sha256.New()}
 	err := f.store(ctx)
 	if err != nil && r.ctx.Err() == nil {
@@ -139,6 +144,6 @@ type pacedBody struct {
 
 // Read implements io.Reader.
 func (b *pacedBody) Read(p []byte) (int, error) {
-	_ = b.x.SetReadDeadline(within(FrameTimeout, b.deadline))
+	b.x.limit(within(FrameTimeout, b.deadline))
 	return b.x.Read(p)
 }

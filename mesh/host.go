@@ -21,6 +21,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/routing"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
@@ -146,6 +147,7 @@ func newHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 		// TLS first: it is half as expensive as Noise, which AgentFM 1.3 speaks
 		libp2p.Security(libp2ptls.ID, libp2ptls.New),
 		libp2p.Security(noise.ID, noise.New),
+		libp2p.Muxer(yamux.ID, muxer{yamux.DefaultTransport}),
 		libp2p.EnableRelay(),
 		libp2p.EnableHolePunching(),
 		libp2p.EnableNATService(),
@@ -254,7 +256,7 @@ func resourceManager() (network.ResourceManager, error) {
 	base := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&base)
 	task := rcmgr.ResourceLimits{Streams: 32768, StreamsInbound: 16384, StreamsOutbound: 16384, Memory: 1 << 30}
-	taskPeer := rcmgr.ResourceLimits{Streams: peerStreams, StreamsInbound: peerStreams, StreamsOutbound: peerStreams, Memory: 128 << 20}
+	taskPeer := rcmgr.ResourceLimits{Streams: peerStreams, StreamsInbound: peerStreams, StreamsOutbound: peerStreams, Memory: 256 << 20}
 	limits := rcmgr.PartialLimitConfig{
 		System: rcmgr.ResourceLimits{
 			Streams: 65536, StreamsInbound: 32768, StreamsOutbound: 65536,
@@ -276,6 +278,8 @@ func resourceManager() (network.ResourceManager, error) {
 			wire.ArtifactProtocol: {Streams: 512, StreamsInbound: 256, StreamsOutbound: 256},
 		},
 		Conn: rcmgr.ResourceLimits{Memory: 64 << 20},
+		// A body may have 32 MiB, and what is reserved for one may take three fifths.
+		Stream: rcmgr.ResourceLimits{Memory: 96 << 20},
 	}.Build(base.AutoScale())
 	return rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits),
 		rcmgr.WithMetricsDisabled(),

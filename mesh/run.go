@@ -13,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/peer"
-
 	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
@@ -44,7 +42,8 @@ type answer interface {
 	// Read gives out the agent's output, or the body of the worker's answer. It ends
 	// with io.EOF when all went well and the files that it left have arrived.
 	io.Reader
-	SetReadDeadline(time.Time) error
+	// limit sets the deadline for what is still to be read.
+	limit(time.Time)
 	// hasFiles reports, after io.EOF, whether there are files.
 	hasFiles() bool
 	// end gives back what the answer holds. The worker stops when it was not whole.
@@ -66,7 +65,7 @@ func (r *Run) Response() *Response {
 
 // open sends the task to the worker, by the newest protocol that it speaks.
 func (r *Run) open(d *dispatch) error {
-	id, err := peer.Decode(r.served.Peer)
+	id, err := r.node.directory.id(r.served.Peer)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
@@ -104,7 +103,7 @@ func (r *Run) readFirst(d *dispatch) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		r.working, r.buf, r.first, r.err = true, buf, buf[:k], err
 		if d.first.Before(d.deadline) {
-			_ = r.answer.SetReadDeadline(d.deadline)
+			r.answer.limit(d.deadline)
 		}
 		return nil
 	}

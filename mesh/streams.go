@@ -6,8 +6,11 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -51,6 +54,39 @@ type httpStream struct {
 	budget int  // bytes that may still be read of the head of its answer; -1 for no limit
 	reused bool // it has served a request
 	since  time.Time
+	host   string // the worker, as the header of a request has it
+
+	// timer resets the stream at the deadline. One timer is cheaper than the
+	// deadlines of the stream itself, which are made anew each time.
+	timer *time.Timer
+	late  atomic.Bool // it has
+	timed bool        // a deadline for writing was set beside it
+}
+
+func newHTTPStream(raw network.Stream, id peer.ID) *httpStream {
+	s := &httpStream{Stream: raw, budget: -1, host: id.String()}
+	s.r, s.w = bufio.NewReaderSize(s, 4<<10), bufio.NewWriterSize(s, 4<<10)
+	s.timer = time.AfterFunc(time.Hour, func() {
+		s.late.Store(true)
+		_ = s.Reset()
+	})
+	s.timer.Stop()
+	return s
+}
+
+// limit sets the deadline for what is read and written, at which the stream is
+// reset.
+func (s *httpStream) limit(t time.Time) { s.timer.Reset(time.Until(t)) }
+
+// unlimited takes the deadline away; false when it has come.
+func (s *httpStream) unlimited() bool { return s.timer.Stop() && !s.late.Load() }
+
+// failure is the error of reading or writing.
+func (s *httpStream) failure(err error) error {
+	if err != nil && err != io.EOF && s.late.Load() {
+		return os.ErrDeadlineExceeded
+	}
+	return err
 }
 
 // errHeadTooLarge says that the head of an answer is over its limit.
@@ -59,32 +95,34 @@ var errHeadTooLarge = errors.New("the head of the answer is too large")
 // Read implements io.Reader.
 func (s *httpStream) Read(p []byte) (int, error) {
 	if s.budget < 0 {
-		return s.Stream.Read(p)
+		n, err := s.Stream.Read(p)
+		return n, s.failure(err)
 	}
 	if s.budget == 0 {
 		return 0, errHeadTooLarge
 	}
 	n, err := s.Stream.Read(p[:min(len(p), s.budget)])
 	s.budget -= n
-	return n, err
+	return n, s.failure(err)
 }
 
 // Write implements io.Writer.
 func (s *httpStream) Write(p []byte) (int, error) {
 	n, err := s.Stream.Write(p)
 	s.sent += n
-	return n, err
+	return n, s.failure(err)
 }
 
-// get returns a stream to a worker: one that is open, or else a new one, which must
-// be open by the deadline. Its deadlines are to be set.
+// get returns a stream to a worker: one that should be open, or else a new one, which
+// must be open by the deadline.
 func (p *streamPool) get(ctx context.Context, id peer.ID, deadline time.Time, fresh bool) (*httpStream, error) {
 	for !fresh {
 		s := p.pop(id)
 		if s == nil {
 			break
 		}
-		if s.alive() {
+		// One that was used a moment ago is not asked: to ask costs.
+		if time.Since(s.since) < sweepInterval || s.alive() {
 			s.reused, s.sent = true, 0
 			return s, nil
 		}
@@ -96,9 +134,7 @@ func (p *streamPool) get(ctx context.Context, id peer.ID, deadline time.Time, fr
 	if err != nil {
 		return nil, err
 	}
-	s := &httpStream{Stream: raw, budget: -1}
-	s.r, s.w = bufio.NewReaderSize(s, 4<<10), bufio.NewWriterSize(s, 4<<10)
-	return s, nil
+	return newHTTPStream(raw, id), nil
 }
 
 // pop takes the stream to a worker that was used last.
@@ -126,10 +162,11 @@ func (p *streamPool) keep(id peer.ID, list []*httpStream) {
 }
 
 // alive reports whether the worker has kept its side open and has sent nothing
-// that was not asked for. It does not wait. The deadline for reading has passed then.
+// that was not asked for. It does not wait.
 func (s *httpStream) alive() bool {
 	_ = s.SetReadDeadline(time.Unix(1, 0))
 	_, err := s.r.Peek(1)
+	_ = s.SetReadDeadline(time.Time{})
 	return timedOut(err)
 }
 
@@ -139,7 +176,6 @@ func timedOut(err error) bool {
 }
 
 // put keeps a stream, whose request has been answered to the last byte, for the next.
-// Its deadlines may pass meanwhile: who gets it sets them.
 func (p *streamPool) put(s *httpStream) {
 	s.since = time.Now()
 	if !p.add(s.Conn().RemotePeer(), s) {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/option"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -98,7 +97,7 @@ func (l *Lease) roundTrip(r *http.Request) (*http.Response, error) {
 		closeBody(r)
 		return nil, fmt.Errorf("%q: %w", name, errNoSuchWorker)
 	}
-	id, err := peer.Decode(slot.Worker.Peer)
+	id, err := l.node.directory.id(slot.Worker.Peer)
 	if err != nil {
 		closeBody(r)
 		return nil, err
@@ -154,7 +153,7 @@ type transportBody struct {
 
 // Read implements io.Reader.
 func (b *transportBody) Read(p []byte) (int, error) {
-	_ = b.x.SetReadDeadline(time.Now().Add(transportPatience))
+	b.x.limit(time.Now().Add(transportPatience))
 	n, err := b.body.Read(p)
 	if err == io.EOF {
 		b.whole = true

@@ -72,7 +72,7 @@ func (h Head) WithModel(body []byte, model string) ([]byte, error) {
 // readJSON reads the head of a JSON object.
 func (h *Head) readJSON(body []byte) error {
 	var failed error
-	top := scanner{b: body}
+	top := scanner{b: body, names: make([][]byte, 0, 8)}
 	ok := top.whole(func(name []byte, start, end int) {
 		if failed == nil {
 			failed = h.field(string(name), body, start, end)

@@ -29,6 +29,8 @@ const runtimes = "agentfm.runtimes"
 //			max_cpu     <percent>|off
 //			max_gpu     <percent>|off
 //			timeout     <duration>
+//			max_files      <n>
+//			max_files_size <size>
 //			allow_peers <peer id>...
 //			identity    <name or file>
 //			listen      <multiaddr>...
@@ -63,19 +65,21 @@ func (a *App) unmarshalAgent(d *caddyfile.Dispenser) error {
 	c, serves := new(Config), false
 	a.Agents[key] = c
 	err := option.Set{
-		"name":        option.String(&c.Name),
-		"model":       option.String(&c.Model),
-		"description": option.String(&c.Description),
-		"author":      option.String(&c.Author),
-		"capability":  option.String(&c.Capability),
-		"max_tasks":   option.PositiveInt(&c.MaxTasks),
-		"max_cpu":     option.Percent(&c.MaxCPU),
-		"max_gpu":     option.Percent(&c.MaxGPU),
-		"timeout":     option.Duration(&c.Timeout),
-		"allow_peers": option.Strings(&c.AllowPeers),
-		"identity":    option.String(&c.Identity),
-		"listen":      option.Strings(&c.Listen),
-		"expose":      option.Func(c.unmarshalExpose),
+		"name":           option.String(&c.Name),
+		"model":          option.String(&c.Model),
+		"description":    option.String(&c.Description),
+		"author":         option.String(&c.Author),
+		"capability":     option.String(&c.Capability),
+		"max_tasks":      option.PositiveInt(&c.MaxTasks),
+		"max_cpu":        option.Percent(&c.MaxCPU),
+		"max_gpu":        option.Percent(&c.MaxGPU),
+		"timeout":        option.Duration(&c.Timeout),
+		"max_files":      option.PositiveInt(&c.MaxFiles),
+		"max_files_size": option.Size(&c.MaxFilesSize),
+		"allow_peers":    option.Strings(&c.AllowPeers),
+		"identity":       option.String(&c.Identity),
+		"listen":         option.Strings(&c.Listen),
+		"expose":         option.Func(c.unmarshalExpose),
 		"runtime": option.Func(func(d *caddyfile.Dispenser) error {
 			var err error
 			serves, err = c.unmarshalRuntime(d)

@@ -16,12 +16,15 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 // Defaults of an agent.
 const (
 	defaultMaxTasks   = 1
 	defaultMaxPercent = 80
+	defaultMaxFiles   = 10_000
+	mostFiles         = 100_000 // that may be set
 )
 
 // Config is one agent.
@@ -61,6 +64,16 @@ type Config struct {
 
 	// Timeout is how long one task may run. Default: 10m.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// MaxFiles is how many files and folders of a task are collected, at most 100000.
+	// Others are left out. Default: 10000.
+	MaxFiles int `json:"max_files,omitempty"`
+
+	// MaxFilesSize is the size of all files of a task that are collected, in bytes, at
+	// most 5 GiB. What has no room is left out. A task whose files take twice as much of
+	// the disk, are over 250,000 or in folders over 256 deep is stopped within a second
+	// or little more. Default: 5 GiB.
+	MaxFilesSize int64 `json:"max_files_size,omitempty"`
 
 	// AllowPeers are the peer ids of the gateways that may send tasks. Default:
 	// every peer of the mesh.
@@ -180,6 +193,8 @@ func (g *generation) defaults() {
 	if c.Timeout == 0 {
 		c.Timeout = caddy.Duration(mesh.TaskTimeout)
 	}
+	c.MaxFiles = cmp.Or(c.MaxFiles, defaultMaxFiles)
+	c.MaxFilesSize = cmp.Or(c.MaxFilesSize, wire.MaxArtifact)
 }
 
 // validate checks the settings of one agent.
@@ -206,6 +221,10 @@ func (g *generation) validate() error {
 		return fmt.Errorf("max_cpu: %v is neither a percentage nor -1", c.MaxCPU)
 	case !percent(c.MaxGPU):
 		return fmt.Errorf("max_gpu: %v is neither a percentage nor -1", c.MaxGPU)
+	case c.MaxFiles < 1 || c.MaxFiles > mostFiles:
+		return fmt.Errorf("max_files: %d is not within 1 and %d", c.MaxFiles, mostFiles)
+	case c.MaxFilesSize < 1 || c.MaxFilesSize > wire.MaxArtifact:
+		return fmt.Errorf("max_files_size: %d is not within 1 byte and 5 GiB", c.MaxFilesSize)
 	case c.Timeout < 0:
 		return fmt.Errorf("timeout: %s is negative", time.Duration(c.Timeout))
 	}

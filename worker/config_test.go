@@ -31,6 +31,8 @@ func TestConfigRefuses(t *testing.T) {
 		"max_cpu":         {"a", `{"model":"m","max_cpu":101,"runtime":{"runtime":"test"}}`, "max_cpu"},
 		"max_gpu":         {"a", `{"model":"m","max_gpu":-2,"runtime":{"runtime":"test"}}`, "max_gpu"},
 		"timeout":         {"a", `{"model":"m","timeout":-5,"runtime":{"runtime":"test"}}`, "timeout"},
+		"max_files":       {"a", `{"model":"m","max_files":100001,"runtime":{"runtime":"test"}}`, "max_files"},
+		"max_files_size":  {"a", `{"model":"m","max_files_size":-1,"runtime":{"runtime":"test"}}`, "max_files_size"},
 		"allow_peers":     {"a", `{"model":"m","allow_peers":["me"],"runtime":{"runtime":"test"}}`, "not a peer id"},
 		"listen":          {"a", `{"model":"m","listen":["here"],"runtime":{"runtime":"test"}}`, "listen"},
 	} {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/net/gostream"
 	"go.uber.org/zap"
@@ -222,13 +223,15 @@ func (c *call) readBody(limit int64) ([]byte, *refusal) {
 	}
 	c.budget = &budgetReader{r: http.MaxBytesReader(c.w, c.r.Body, limit), scope: c.stream.Scope()}
 	_ = c.rc.SetReadDeadline(time.Now().Add(bodyTimeout(max(c.r.ContentLength, 0))))
-	body, err := wire.ReadBody(c.budget, c.r.ContentLength, budgetStep)
-	if err != nil {
-		text := "The body did not arrive."
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			text = fmt.Sprintf("The body is over %d bytes.", limit)
-		}
-		return nil, unfit(text)
+	body, err := wire.ReadBody(c.budget, c.r.ContentLength, maxBudgetStep)
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, unfit(fmt.Sprintf("The body is over %d bytes.", limit))
+	}
+	switch {
+	case errors.Is(err, network.ErrResourceLimitExceeded):
+		return nil, busy(wire.Refuse("Worker has no memory for the body now: busy. Try another worker."))
+	case err != nil:
+		return nil, unfit("The body did not arrive.")
 	}
 	_ = c.rc.SetReadDeadline(time.Time{})
 	return body, nil

@@ -597,7 +597,7 @@ func TestServe(t *testing.T) {
 		_, _ = fmt.Fprintf(w, "%s %s %s %v", r.Method, r.URL.RequestURI(), body, err)
 	}}, map[string]any{"max_tasks": 1})
 	g := newGateway(t, a)
-	big := strings.Repeat("y", 3<<20)
+	big := strings.Repeat("y", maxBody)
 	for body, want := range map[string]string{"{}": "POST /v1/chat/completions?a=b {} <nil>", big: "POST /v1/chat/completions?a=b " + big + " <nil>", "nothing": ""} {
 		got := g.do(t, "POST", chats+"?a=b", body)
 		if got.StatusCode != 200 || got.body != want || got.err != nil || got.Header.Get("X-Running") != "1" && body != "nothing" ||

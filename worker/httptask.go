@@ -4,36 +4,14 @@ package worker
 
 import (
 	"context"
-	"encoding/hex"
-	"errors"
-	"io"
 	"net/http"
 	"os"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
-	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
-	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
-
-// Files that a task has left wait for its gateway.
-const (
-	keepTime = 10 * time.Minute // without being asked for
-	maxKept  = 256              // of one agent
-)
-
-// kept is the zip of a task that is waiting for its gateway.
-type kept struct {
-	*zipped
-	gateway peer.ID
-	since   time.Time
-	fetched bool          // the gateway has asked; under the agent's mutex
-	asked   chan struct{} // gets a value when it does
-	drop    chan struct{} // closed when it has all, or wants none
-}
 
 // task serves a task: it is read, gets a slot, and answers with events.
 func (c *call) task() {
@@ -95,12 +73,8 @@ func (c *call) run(g *generation, t *running, req wire.TaskRequest, events *wire
 	case c.a.keep(req.TaskID, c.gateway, e.zip, dir):
 		return e, true
 	}
-	_ = e.zip.Close()
 	return ending{how: failed, cause: wire.CauseRuntimeError, words: errTooManyKept.Error(), err: errTooManyKept}, false
 }
-
-// errTooManyKept says that the files of a task found no place.
-var errTooManyKept = errors.New("the files of too many tasks wait for their gateways")
 
 // exit writes how the task ended.
 func (c *call) exit(events *wire.EventWriter, e ending) error {
@@ -108,7 +82,7 @@ func (c *call) exit(events *wire.EventWriter, e ending) error {
 	case e.how == cancelled:
 		return nil
 	case e.zip != nil:
-		if err := events.Artifact(wire.Artifact{Size: e.zip.size, SHA256: hex.EncodeToString(e.zip.sum[:]), Skipped: e.zip.skipped}); err != nil {
+		if err := events.Artifact(e.zip.artifact()); err != nil {
 			return err
 		}
 	}
@@ -136,117 +110,6 @@ func (p *pipe) Write(b []byte) (int, error) {
 		p.t.stop(errGatewayGone)
 	}
 	return n, err
-}
-
-// keep keeps a zip for the gateway of its task, and its folder. When too many wait,
-// the oldest that its gateway has not asked for makes room; false when there is none.
-// An agent that is leaving waits until the gateway has it.
-func (a *agent) keep(id string, gateway peer.ID, z *zipped, dir string) bool {
-	k := &kept{zipped: z, gateway: gateway, since: time.Now(), asked: make(chan struct{}, 1), drop: make(chan struct{})}
-	a.mu.Lock()
-	if _, taken := a.kept[id]; taken || len(a.kept) >= maxKept && !a.evictKept() {
-		a.mu.Unlock()
-		return false
-	}
-	a.kept[id] = k
-	a.mu.Unlock()
-	metrics.ArtifactBuilt()
-	go func() {
-		defer a.done()
-		defer a.remove(dir)
-		defer z.Close()
-		defer func() {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			if a.kept[id] == k { // and not the next of that id
-				delete(a.kept, id)
-			}
-		}()
-		for wait := keepTime; ; wait = mesh.ArtifactTimeout {
-			select {
-			case <-k.asked:
-			case <-k.drop:
-				return
-			case <-a.base.Done():
-				return
-			case <-time.After(wait):
-				return
-			}
-		}
-	}()
-	return true
-}
-
-// evictKept drops the zip that has waited the longest without being asked for. The
-// caller holds a.mu.
-func (a *agent) evictKept() bool {
-	oldest := ""
-	for id, k := range a.kept {
-		if !k.fetched && (oldest == "" || k.since.Before(a.kept[oldest].since)) {
-			oldest = id
-		}
-	}
-	if oldest == "" {
-		return false
-	}
-	close(a.kept[oldest].drop)
-	delete(a.kept, oldest)
-	return true
-}
-
-// dropKept drops the zip of a task of a gateway; false when there is none.
-func (a *agent) dropKept(id string, gateway peer.ID) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	k := a.kept[id]
-	if k == nil || k.gateway != gateway {
-		return false
-	}
-	delete(a.kept, id)
-	close(k.drop)
-	return true
-}
-
-// artifact serves the zip of a task to the gateway of that task, in parts as well.
-func (c *call) artifact(id string) {
-	k := c.a.keptFor(id, c.gateway)
-	if k == nil {
-		c.fail(http.StatusNotFound, "task_not_found", "There are no files of this task.")
-		return
-	}
-	select {
-	case k.asked <- struct{}{}:
-	default:
-	}
-	h := c.w.Header()
-	h.Set("Content-Type", "application/zip")
-	h.Set("ETag", wire.ArtifactTag(hex.EncodeToString(k.sum[:])))
-	http.ServeContent(&fileWriter{c.w, c.rc}, c.r, "", time.Time{}, io.NewSectionReader(k.File, 0, k.size))
-}
-
-// fileWriter writes a zip, each piece in its time.
-type fileWriter struct {
-	http.ResponseWriter
-	rc *http.ResponseController
-}
-
-// Write implements io.Writer.
-func (w *fileWriter) Write(p []byte) (int, error) {
-	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
-	n, err := w.ResponseWriter.Write(p)
-	metrics.ArtifactSent(int64(n))
-	return n, err
-}
-
-// keptFor returns the zip of a task of a gateway; nil when there is none.
-func (a *agent) keptFor(id string, gateway peer.ID) *kept {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if k := a.kept[id]; k != nil && k.gateway == gateway {
-		k.fetched = true
-		return k
-	}
-	return nil
 }
 
 // forget stops a task of the gateway, or drops what it has left.

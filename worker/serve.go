@@ -4,7 +4,6 @@ package worker
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -115,16 +114,21 @@ type budgetReader struct {
 	reserved int
 }
 
-// budgetStep is how much memory is reserved at a time.
-const budgetStep = 32 << 10
+// Memory is reserved in steps that double: thousands of small requests at one time
+// take little, and a large one takes few steps.
+const (
+	minBudgetStep = 2 << 10
+	maxBudgetStep = 32 << 10
+)
 
 // Read implements io.Reader.
 func (b *budgetReader) Read(p []byte) (int, error) {
 	if b.read >= b.reserved {
-		if err := b.scope.ReserveMemory(budgetStep, network.ReservationPriorityMedium); err != nil {
+		step := min(max(b.reserved, minBudgetStep), maxBudgetStep)
+		if err := b.scope.ReserveMemory(step, network.ReservationPriorityMedium); err != nil {
 			return 0, err
 		}
-		b.reserved += budgetStep
+		b.reserved += step
 	}
 	n, err := b.r.Read(p[:min(len(p), b.reserved-b.read)])
 	b.read += n
@@ -208,14 +212,6 @@ type ending struct {
 	err     error // what the operator should know
 }
 
-// zipped is what a task left.
-type zipped struct {
-	*os.File
-	size    int64
-	sum     [sha256.Size]byte
-	skipped int // files that could not be read
-}
-
 // execute runs the agent, and collects its files in dir.
 func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir string, out io.Writer) ending {
 	ctx, cancel := context.WithDeadlineCause(t.ctx, t.end, &Failure{wire.CauseDeadline, fmt.Errorf("timed out after %s", time.Duration(g.config.Timeout))})
@@ -224,7 +220,9 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 	if err := os.Mkdir(left, 0o700); err != nil {
 		return ending{how: failed, cause: wire.CauseRuntimeError, words: "the worker has no folder for it", err: err}
 	}
-	exit, err := g.runtime.Run(ctx, Task{ID: req.TaskID, Prompt: req.Data, Request: string(req.Request), Model: g.config.Model, Output: out, OutputDir: left})
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	exit, err := g.guarded(ctx, stop, Task{ID: req.TaskID, Prompt: req.Data, Request: string(req.Request), Model: g.config.Model, Output: out, OutputDir: left})
 	e := ending{started: err == nil, code: exit.Code, cause: exit.cause()}
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errGatewayGone):
@@ -244,12 +242,9 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 		e.how, e.words, e.err = failed, exit.String(), errors.New(exit.String())
 		return e
 	}
-	if e.zip, err = zipFiles(ctx, filepath.Join(dir, "artifact.zip"), left); err != nil {
+	if e.zip, err = a.collect(ctx, g, req.TaskID, left); err != nil {
 		e.how, e.cause, e.words, e.err = failed, wire.CauseRuntimeError, "its files could not be collected", err
 		return e
-	}
-	if e.zip != nil && e.zip.skipped > 0 {
-		a.log().Warn("files of a task were left out: not readable", zap.String("task", req.TaskID), zap.Int("count", e.zip.skipped))
 	}
 	e.how = succeeded
 	return e

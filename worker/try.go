@@ -110,9 +110,8 @@ func (t Trial) run(ctx context.Context, a *agent, g *generation) (Outcome, error
 	if e.zip == nil {
 		return out, nil
 	}
-	defer e.zip.Close()
 	out.HasFiles = true
-	if _, err := io.Copy(t.Files, e.zip); err != nil {
+	if err := e.zip.write(ctx, t.Files); err != nil {
 		out.Cause, out.Err = wire.CauseRuntimeError, fmt.Errorf("writing the files: %w", err)
 	}
 	return out, nil

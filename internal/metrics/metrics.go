@@ -185,15 +185,18 @@ func newStreams(protocols []Protocol, reasons []Reason) *prometheus.CounterVec {
 }
 
 // counters is a counter with one label, whose values are those of L.
-type counters[L ~string] struct{ vec *prometheus.CounterVec }
+type counters[L ~string] struct {
+	vec *prometheus.CounterVec
+	by  map[L]prometheus.Counter
+}
 
 // newCounters returns a counter with every value of its label at zero.
 func newCounters[L ~string](name, help, label string, values ...L) counters[L] {
-	c := counters[L]{prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})}
+	c := counters[L]{prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label}), make(map[L]prometheus.Counter)}
 	for _, v := range values {
-		c.vec.WithLabelValues(string(v))
+		c.by[v] = c.vec.WithLabelValues(string(v))
 	}
 	return c
 }
 
-func (c counters[L]) inc(v L) { c.vec.WithLabelValues(string(v)).Inc() }
+func (c counters[L]) inc(v L) { c.by[v].Inc() }

@@ -74,6 +74,19 @@ func String(v *string) Option {
 	})
 }
 
+// Key reads exactly one argument, a secret, into v. Errors do not show it.
+func Key(v *string) Option {
+	return Func(func(d *caddyfile.Dispenser) error {
+		name := d.Val()
+		args := d.RemainingArgs()
+		if len(args) != 1 || args[0] == "" {
+			return d.Errf("%s: want one key", name)
+		}
+		*v = args[0]
+		return noBlock(d)
+	})
+}
+
 // Strings reads one or more arguments into v.
 func Strings(v *[]string) Option {
 	return Func(func(d *caddyfile.Dispenser) error {

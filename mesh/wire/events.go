@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -43,8 +45,51 @@ type Artifact struct {
 	Size int64 `json:"size"`
 	// SHA256 is the hash of the zip, as 64 hex digits.
 	SHA256 string `json:"sha256"`
-	// Skipped counts the files that could not be collected.
+	// Skipped counts the files that were left out.
 	Skipped int `json:"skipped,omitempty"`
+	// SkippedFiles says which these are, and why: at most [MaxSkipped] reasons.
+	SkippedFiles []Skipped `json:"skipped_files,omitempty"`
+}
+
+// Skipped are the files that were left out of a zip for one reason.
+type Skipped struct {
+	Reason string `json:"reason"`
+	Count  int    `json:"count"`
+	// Names are the first of them, at most [MaxSkippedNames], each of at most
+	// [MaxSkippedName] bytes. What is not printable is escaped.
+	Names []string `json:"names,omitempty"`
+}
+
+// Limits of what is told of files that were left out, such that the event is one that
+// can be read.
+const (
+	MaxSkipped      = 16
+	MaxSkippedNames = 5
+	MaxSkippedName  = 120
+)
+
+// clean puts what another side tells within its bounds.
+func (a *Artifact) clean() {
+	a.Skipped = max(a.Skipped, 0)
+	a.SkippedFiles = a.SkippedFiles[:min(len(a.SkippedFiles), MaxSkipped)]
+	for i := range a.SkippedFiles {
+		s := &a.SkippedFiles[i]
+		s.Reason, s.Count = short(s.Reason), max(s.Count, 0)
+		s.Names = s.Names[:min(len(s.Names), MaxSkippedNames)]
+		for j := range s.Names {
+			s.Names[j] = short(s.Names[j])
+		}
+	}
+}
+
+// short returns the first bytes of a text, without what cannot be printed.
+func short(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s[:min(len(s), MaxSkippedName)])
 }
 
 // Ends of a task, as [Exit.Status].
@@ -65,7 +110,7 @@ const (
 	CauseSignal           Cause = "signal"            // a signal ended the agent
 	CauseOOMKilled        Cause = "oom_killed"        // it needed more memory than it may have
 	CauseDeadline         Cause = "deadline"          // the time of the task was over
-	CauseOutputLimit      Cause = "output_limit"      // it said more than it may
+	CauseOutputLimit      Cause = "output_limit"      // it said, or wrote into files, more than it may
 	CauseCancelled        Cause = "cancelled"         // somebody wanted it stopped: the gateway, or the worker when it ends
 	CauseImageUnavailable Cause = "image_unavailable" // there is no image to start it from
 	CauseDigestMismatch   Cause = "digest_mismatch"   // the image is another than the one that is meant
@@ -242,6 +287,7 @@ func (r *EventReader) event(data []byte) error {
 		if a.Size <= 0 || a.Size > MaxArtifact || len(a.SHA256) != 64 || r.artifact != nil {
 			return fmt.Errorf("%w: artifact of %d bytes", ErrBadFrame, a.Size)
 		}
+		a.clean()
 		r.artifact = &a
 	case eventExit:
 		var e Exit

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -22,6 +23,7 @@ func FuzzEventReader(f *testing.F) {
 		"event: output\r\ndata: {\"bytes\":\"/w==\",\"text\":\"x\"}\r\n\r\nevent: exit\r\ndata: {\"status\":\"failed\",\"reason\":\"a\\u001bb\"}\r\n\r\n",
 		"event: artifact\ndata: {\"size\":5,\"sha256\":\"" + strings.Repeat("0", 64) + "\"}\n\nevent: artifact\ndata: {\"size\":1}\n\n",
 		"event: artifact\ndata: {\"size\":9223372036854775807,\"sha256\":\"\"}\n\n",
+		"event: artifact\ndata: {\"size\":1,\"sha256\":\"" + strings.Repeat("0", 64) + "\",\"skipped\":-1,\"skipped_files\":[{\"reason\":\"a\\nb\",\"count\":-2,\"names\":[\"\\u202e\",\"" + strings.Repeat("n", 200) + "\",\"\",\"\",\"\",\"\",\"\"]}]}\n\n",
 		": comment\n\nevent: later\ndata: [1]\n\ndata: {}\n\nevent: exit\n",
 		"event: output\ndata: " + strings.Repeat("x", maxEvent) + "\n\n",
 		"event: exit\ndata: {\"status\":\"ok\"}\n\nevent: output\ndata: {\"text\":\"late\"}\n\n",
@@ -36,6 +38,8 @@ func FuzzEventReader(f *testing.F) {
 		}
 		if a := whole.Artifact(); a != nil && (a.Size <= 0 || a.Size > MaxArtifact || len(a.SHA256) != 64) {
 			t.Fatalf("artifact %+v", a)
+		} else if a != nil {
+			checkSkipped(t, a)
 		}
 		if err != nil && !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrAgentFailed) && !errors.Is(err, ErrBadFrame) && !errors.Is(err, ErrFrameTooLarge) {
 			t.Fatalf("an error of no kind: %v", err)
@@ -49,6 +53,49 @@ func FuzzEventReader(f *testing.F) {
 			t.Fatalf("byte by byte: %q, %v instead of %q, %v", again, err2, out, err)
 		}
 	})
+}
+
+// checkSkipped wants what is told of files that were left out to be within its bounds.
+func checkSkipped(t *testing.T, a *Artifact) {
+	t.Helper()
+	texts := []string{}
+	for _, s := range a.SkippedFiles {
+		if s.Count < 0 || len(s.Names) > MaxSkippedNames {
+			t.Fatalf("skipped %+v", s)
+		}
+		texts = append(append(texts, s.Reason), s.Names...)
+	}
+	for _, text := range texts {
+		if len(text) > MaxSkippedName || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Fatalf("skipped %q", text)
+		}
+	}
+	if a.Skipped < 0 || len(a.SkippedFiles) > MaxSkipped {
+		t.Fatalf("skipped %+v", a)
+	}
+}
+
+// TestSkippedFits wants the largest list of what was left out to be an event that can
+// be read.
+func TestSkippedFits(t *testing.T) {
+	a := Artifact{Size: 1, SHA256: strings.Repeat("0", 64), Skipped: 1 << 40}
+	for range MaxSkipped {
+		s := Skipped{Reason: strings.Repeat("r", 60), Count: 1 << 40}
+		for range MaxSkippedNames {
+			s.Names = append(s.Names, strings.Repeat(`\`, MaxSkippedName))
+		}
+		a.SkippedFiles = append(a.SkippedFiles, s)
+	}
+	var b bytes.Buffer
+	w := NewEventWriter(&b)
+	if err := errors.Join(w.Artifact(a), w.Exit(Exit{Status: ExitOK})); err != nil {
+		t.Fatal(err)
+	}
+	r := NewEventReader(&b)
+	_, err := io.ReadAll(r)
+	if got := r.Artifact(); err != nil || got == nil || len(got.SkippedFiles) != MaxSkipped || got.SkippedFiles[15].Names[4] != a.SkippedFiles[15].Names[4] {
+		t.Errorf("%v, %+v", err, got)
+	}
 }
 
 // FuzzEvents wants an agent's output to come out as it went in, and never to be

@@ -55,14 +55,14 @@ var Routes = [...]string{
 	"/v1/rerank",
 }
 
-// Headers of a worker's answers.
+// Headers of a worker's answers, spelled as Go has them.
 const (
 	// HeaderRefusal says that the worker did not begin to work, and why. Such a
 	// request may be sent to another.
-	HeaderRefusal = "AgentFM-Refusal"
+	HeaderRefusal = "Agentfm-Refusal"
 	// HeaderLoad is how many tasks the worker runs and how many it takes at once,
 	// as "2/8".
-	HeaderLoad = "AgentFM-Load"
+	HeaderLoad = "Agentfm-Load"
 )
 
 // Refusal is a value of [HeaderRefusal].

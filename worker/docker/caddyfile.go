@@ -25,6 +25,7 @@ func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"pids":       option.PositiveInt(&r.PIDs),
 		"env":        option.Map(&r.Env),
 		"env_file":   option.String(&r.EnvFile),
+		"network":    networkOption(&r.Network),
 		"secret":     option.Map(&r.Secrets),
 		"mount":      readMount(&r.Mounts),
 		"user":       option.String(&r.User),

@@ -85,7 +85,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 		{name: "warm none", input: "docker {\nimage a\nprompt stdin\nwarm 0\n}", err: "warm: '0' is not a whole number above 0"},
 		{name: "warm twice", input: "docker {\nwarm 1\nwarm 1\n}", err: "option 'warm' is already specified"},
 		{name: "argument on the line", input: `docker hr:v1`, err: "wrong argument count"},
-		{name: "unknown", input: "docker {\nnetwork host\n}", err: "unrecognized option 'network'"},
+		{name: "unknown", input: "docker {\nprivileged\n}", err: "unrecognized option 'privileged'"},
 		{name: "too few", input: "docker {\nimage\n}", err: "wrong argument count"},
 		{name: "too many", input: "docker {\nimage a b\n}", err: "wrong argument count"},
 		{name: "empty", input: "docker {\nimage \"\"\n}", err: "wrong argument count"},

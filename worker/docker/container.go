@@ -66,7 +66,8 @@ type spec struct {
 	mounts       []mount.Mount
 	secrets      []secret
 	env          []string
-	warm         bool // containers may be started before their tasks
+	network      *outlet // what its containers can reach
+	warm         bool    // containers may be started before their tasks
 }
 
 // config returns the configuration of a task's container.
@@ -129,7 +130,7 @@ func (s *spec) hostConfig(task worker.Task) *container.HostConfig {
 // commonHost returns what all containers of the agent may do and use.
 func (s *spec) commonHost() *container.HostConfig {
 	return &container.HostConfig{
-		NetworkMode:    "none",
+		NetworkMode:    s.network.dockerMode(),
 		IpcMode:        container.IPCModePrivate,
 		ShmSize:        s.limits.tmpfs,
 		CapDrop:        []string{"ALL"},

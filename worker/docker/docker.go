@@ -38,13 +38,15 @@ func init() {
 // request is the file that `AGENTFM_REQUEST` names; it is missing when the gateway did
 // not send it, or it is too large.
 //
-// A container has no network, no capabilities, no new privileges, a read-only
-// file system with a small `/tmp`, and limits on memory, CPU and processes. Its
-// seccomp profile is Docker's without `io_uring` and `ptrace`, or that which the
-// engine's operator has set.
-// It runs as the user that its image names, unless that is root. A volume that the image declares is an empty folder in memory, like `/tmp`. The size of
-// `/tmp/output` is not limited here. A container shares the kernel of its host:
-// it contains mistakes and prompts that go wrong, but it is not a virtual machine.
+// A container has no network (unless `network` is set), no capabilities, no new
+// privileges, a read-only file system with a small `/tmp`, and limits on memory, CPU
+// and processes. Its seccomp profile is Docker's without `io_uring` and `ptrace`, or
+// that which the engine's operator has set.
+// It runs as the user that its image names, unless that is root. A volume that the
+// image declares is an empty folder in memory, like `/tmp`. `/tmp/output` is on the
+// host's disk, within the agent's `max_files_size`. A container shares the kernel of
+// its host: it contains mistakes and prompts that go wrong, but it is not a virtual
+// machine.
 //
 // The image must be on the engine already, or be pulled (`pull`), or be built from a
 // folder when the agent starts, for which the engine pulls what the Dockerfile builds
@@ -52,6 +54,17 @@ func init() {
 // or name them in its `.dockerignore`. The engine must see the folders of this
 // process under the same paths, since `/tmp/output` is one of them: it runs on
 // the same host.
+//
+// With `network`, a container can reach something. `model` is one model server: the
+// worker listens within the container, and passes on requests below `/v1` to that server
+// and to nothing else. `OPENAI_BASE_URL` leads there, and `OPENAI_API_KEY` has a value
+// that is no key, unless `env` has them. `egress` is a list of servers, by a proxy within
+// the container; `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` and the same in lower case are
+// set for it. A name on the list leads to addresses of the public internet alone, and by
+// `CONNECT` goes TLS to that name alone; an address on the list may be any, and anything
+// goes there. Both modes leave the container no other way out. They need Linux, and Caddy
+// as root beside the engine. `bridge` and `host` are what they are in Docker, and no
+// isolation; the log warns of them.
 //
 // While the engine does not answer, the agent is busy; what it has begun goes on, or ends
 // as a failure. Containers that could not be removed are removed within a minute of its
@@ -61,10 +74,11 @@ func init() {
 // server that speaks OpenAI's API, such as Ollama, vLLM or llama.cpp. It is called as
 // its image says, listens on 127.0.0.1 or on all addresses, and goes on from request
 // to request; they are passed on to it as the runtime `openai` does. It has no network
-// all the same: requests come to it through its own network namespace, which needs
-// Linux, and Caddy as root beside the engine. So its models are in the image, it
-// writes to `/tmp` and to the image's volumes, and it needs more than the default of
-// `memory`, `cpus` and perhaps `tmpfs`, which is the size of `/dev/shm` too. The agent
+// all the same, or that of `network`: requests come to it through its own network
+// namespace, which needs Linux, and Caddy as root beside the engine. So its models are
+// in the image, it writes to `/tmp` and to the image's volumes, and it needs more than
+// the default of `memory`, `cpus` and perhaps `tmpfs`, which is the size of `/dev/shm`
+// too. The agent
 // is ready when the server answers `GET /v1/models`. When the container exits, the
 // agent offers nothing, and it is started again after a pause of 1 second, which
 // doubles up to a minute; the log has the end of its output. A reload that changes
@@ -82,8 +96,9 @@ func init() {
 // processor time, as its limits allow, and is replaced after an hour, or when it exits. A
 // reload that changes nothing of the container keeps those that wait.
 //
-// Placeholders are replaced in `image`, `build`, `host`, `env_file` and the
-// values of `env` and `secret`, once, when the configuration is loaded; one that has no
+// Placeholders are replaced in `image`, `build`, `host`, `env_file`, the values of
+// `env` and `secret` and the arguments of `network`, once, when the configuration is
+// loaded; one that has no
 // value there is an error.
 //
 // Syntax:
@@ -116,6 +131,13 @@ func init() {
 //		gpus     all|<number>|device=<id>,...
 //		platform <os>/<architecture>[/<variant>]
 //		pull     never|missing|always
+//		network  none
+//		network  model <url> {
+//			api_key <key>
+//		}
+//		network  egress <host>:<port>...
+//		network  bridge
+//		network  host
 //	}
 type Runtime struct {
 	// Image is the reference of an image that is on the engine, for example
@@ -258,12 +280,16 @@ type Runtime struct {
 	// is loaded. Default: none, also where the build folder holds an `.env`.
 	EnvFile string `json:"env_file,omitempty"`
 
+	// Network is what a container can reach. Default: nothing.
+	Network *Network `json:"network,omitempty"`
+
 	logger   *zap.Logger
 	limits   limits
 	ulimits  []units.Ulimit
 	platform *ocispec.Platform
 	devices  []container.DeviceRequest
 	secrets  []secret
+	outlet   *outlet  // of Network
 	environ  []string // NAME=value, from EnvFile and Env: secrets
 	ready    atomic.Pointer[prepared]
 	away     atomic.Pointer[wire.Cause] // why no task can begin; nil when one can

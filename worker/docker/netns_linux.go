@@ -18,9 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dialTimeout is how long a server may take to accept a connection.
-const dialTimeout = 10 * time.Second
-
 // netns is the network namespace of a container. It stays that one: the process by
 // which it was found may end, and another get its number.
 type netns struct{ file *os.File }
@@ -80,6 +77,94 @@ func (n *netns) dial(ctx context.Context, port int) (net.Conn, error) {
 		return err
 	})
 	return conn, err
+}
+
+// findPause is the shortest pause between looks at the processes of this machine.
+const findPause = 2 * time.Millisecond
+
+// findNetns waits for the network namespace of a container that is being started,
+// among the processes that are not in old. It returns it as soon as it is there, which
+// is some time before the container's program begins. The process by which it is found
+// may be anybody's who is named like the container: it is to be compared with that of
+// the container when that runs.
+func findNetns(ctx context.Context, id string, old map[string]bool) (*netns, error) {
+	own, err := os.Stat("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	for start := time.Now(); ; {
+		began := time.Now()
+		for name := range processes() {
+			if old[name] {
+				continue
+			}
+			pid, _ := strconv.Atoi(name)
+			n, err := openNetns(pid, id)
+			if err != nil {
+				continue
+			}
+			// Before it has a network of its own, it has the engine's.
+			if info, err := n.file.Stat(); err == nil && !os.SameFile(info, own) {
+				return n, nil
+			}
+			n.close()
+		}
+		// A fifth of a CPU at most, and less for an engine that takes long.
+		pause := max(findPause, 4*time.Since(began), time.Since(start)/100)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// processes returns the ids of the processes of this machine.
+func processes() map[string]bool {
+	ids := make(map[string]bool)
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return ids
+	}
+	defer proc.Close()
+	names, _ := proc.Readdirnames(-1)
+	for _, name := range names {
+		if name[0] >= '0' && name[0] <= '9' {
+			ids[name] = true
+		}
+	}
+	return ids
+}
+
+// listen listens on a port of the loopback interface within the namespace, which need
+// not be up yet.
+func (n *netns) listen(port int) (net.Listener, error) {
+	free := func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
+		return errors.Join(err, os.NewSyscallError("setsockopt", failed))
+	}
+	var l net.Listener
+	err := inThread(func() error {
+		if err := setns(n.file); err != nil {
+			return fmt.Errorf("entering the container's network: %w", err)
+		}
+		var err error
+		c := net.ListenConfig{Control: free}
+		l, err = c.Listen(context.Background(), "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		return err
+	})
+	return l, err
+}
+
+// same reports whether two namespaces are one.
+func (n *netns) same(other *netns) bool {
+	a, err := n.file.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := other.file.Stat()
+	return err == nil && os.SameFile(a, b)
 }
 
 // close gives the namespace back.

@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -126,5 +128,63 @@ func TestNamespaceOfAnotherProcess(t *testing.T) {
 		if !errors.Is(err, errNotBeside) || !strings.Contains(err.Error(), want) {
 			t.Errorf("process %d: %v, want %q", pid, err, want)
 		}
+	}
+}
+
+// reopen returns another file of a namespace.
+func reopen(t *testing.T, n *netns) *os.File {
+	t.Helper()
+	fd, err := unix.Dup(int(n.file.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), n.file.Name())
+}
+
+func TestListenInANamespace(t *testing.T) {
+	n, _ := newNetns(t)
+	other, _ := newNetns(t)
+	l, err := n.listen(4321)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := n.dial(t.Context(), 4321)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if c, err := other.dial(t.Context(), 4321); err == nil {
+		c.Close()
+		t.Error("the listener can be reached from another namespace")
+	}
+	if c, err := net.Dial("tcp4", "127.0.0.1:4321"); err == nil {
+		c.Close()
+		t.Error("the listener can be reached from here")
+	}
+	if again := (&netns{reopen(t, n)}); !n.same(again) || n.same(other) {
+		t.Errorf("is itself: %v, is another: %v", n.same(again), n.same(other))
+	} else {
+		again.close()
+	}
+}
+
+// Nothing but a new process that is named like the container counts, and not in this
+// process's own namespace.
+func TestFindNoNamespace(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if n, err := findNetns(ctx, strings.Repeat("ab", 32), processes()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, %v", n, err)
+	}
+	group, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if n, err := findNetns(ctx, strings.TrimSpace(string(group)), nil); err == nil {
+		n.close()
+		t.Error("the own namespace counts for a container's")
 	}
 }

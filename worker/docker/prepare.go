@@ -37,8 +37,8 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
-	if r.Serve != 0 {
-		if err := mayServe(e); err != nil {
+	if option := r.enters(); option != "" {
+		if err := mayEnterContainers(e, option); err != nil {
 			return worker.Image{}, err
 		}
 	}
@@ -88,6 +88,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		mounts:       mounts,
 		secrets:      r.secrets,
 		env:          r.environ,
+		network:      r.outlet,
 		warm:         r.Warm > 0,
 	}
 	if err := r.check(&s); err != nil {
@@ -97,7 +98,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if s.user != img.Config.User {
 		r.logger.Info("the agent does not run as its image says", zap.String("image", ref), zap.String("user", s.user), zap.String("image_user", img.Config.User))
 	}
-	p := &prepared{engine: e, spec: s, logger: r.logger}
+	p := &prepared{engine: e, spec: s, logger: r.logger.With(zap.String("agent", agent.Key))}
 	if r.Serve != 0 {
 		if err := r.prepareServer(ctx, agent, p); err != nil {
 			return worker.Image{}, err
@@ -109,6 +110,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		}
 	}
 	r.ready.Store(p)
+	r.warnOfNetwork(p.logger)
 	if agent.Go != nil {
 		r.watched.Do(func() {
 			agent.Go(func() {
@@ -120,6 +122,18 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	r.logger.Debug("docker runtime is ready", zap.String("image", ref), zap.String("digest", img.ID),
 		zap.String("engine_version", info.ServerVersion), zap.Bool("init", s.init))
 	return worker.Image{Ref: ref, Digest: img.ID}, nil
+}
+
+// enters returns the option for which there must be a way into the container; empty for
+// none.
+func (r *Runtime) enters() string {
+	switch {
+	case r.Serve != 0:
+		return "serve"
+	case r.outlet.served():
+		return "network " + r.outlet.mode
+	}
+	return ""
 }
 
 // connect asks the engine about itself, and checks what every task would fail on.

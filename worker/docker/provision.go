@@ -68,6 +68,10 @@ func (r *Runtime) Provision(ctx caddy.Context) error {
 	if r.environ, err = environment(r.EnvFile, r.Env, repl); err != nil {
 		return err
 	}
+	if r.outlet, err = newOutlet(r.Network, r.Serve, repl); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	r.environ = r.outlet.environ(r.environ)
 	if r.secrets, err = readSecrets(r.Secrets, repl); err != nil {
 		return err
 	}

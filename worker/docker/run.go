@@ -189,9 +189,11 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 	defer conn.Close()
 	output, delivered := pump(ctx, fail, conn.Reader, task.Output, p.stderr(task.ID), p.spec.limits.output, streams)
 	exited, lost := p.engine.ContainerWait(ctx, id, container.WaitConditionNextExit)
-	if err := p.engine.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
-		fail(fmt.Errorf("starting container: %w", err))
+	link, err := p.start(ctx, id)
+	if err != nil {
+		fail(err)
 	}
+	defer link.close()
 	if p.spec.prompt == promptStdin {
 		streams.Go(func() { feed(conn, task.Prompt) })
 	}

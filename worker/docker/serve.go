@@ -70,12 +70,16 @@ func (r *Runtime) provisionServer() {
 	})
 }
 
-// mayServe checks what must be for a server in a container of the engine.
-func mayServe(e engine) error {
+// mayEnterContainers checks what must be for a way into a container of the engine,
+// which an option is for.
+func mayEnterContainers(e engine, option string) error {
 	if host := e.DaemonHost(); !strings.HasPrefix(host, "unix://") {
-		return fmt.Errorf("%w; and the engine is at %s", errNotBeside, host)
+		return fmt.Errorf("%s: %w; and the engine is at %s", option, errNotBeside, host)
 	}
-	return mayEnter()
+	if err := mayEnter(); err != nil {
+		return fmt.Errorf("%s: %w", option, err)
+	}
+	return nil
 }
 
 // prepareServer has a container serve, and asks the server what it has.

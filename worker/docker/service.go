@@ -34,6 +34,8 @@ const (
 	askTimeout = 10 * time.Second
 	// exitNotice is how much later than everybody else the engine may hear of an exit.
 	exitNotice = time.Second
+	// dialTimeout is how long a server may take to accept a connection.
+	dialTimeout = 10 * time.Second
 	// outputWait is how long the last output of a container may take after its exit.
 	outputWait = time.Second
 )
@@ -45,7 +47,7 @@ const (
 )
 
 // errNotBeside says that a container cannot be reached.
-var errNotBeside = errors.New("serve needs Linux, and Caddy as root beside the Docker engine, to reach a container that has no network")
+var errNotBeside = errors.New("a way into a container that has no network needs Linux, and Caddy as root beside the Docker engine")
 
 // errDown says that a server cannot be reached now.
 var errDown = errors.New("the container does not run")
@@ -103,7 +105,7 @@ func serviceKeyOf(p *prepared, port int) serviceKey {
 // number is what else there is to tell.
 func settingsKey(p *prepared, number int, config *container.Config) serviceKey {
 	// where the engine is, and all that it is told of the container
-	b, _ := json.Marshal([]any{p.engine.DaemonHost(), number, config, p.spec.commonHost(), p.spec.secretKey()})
+	b, _ := json.Marshal([]any{p.engine.DaemonHost(), number, config, p.spec.commonHost(), p.spec.secretKey(), p.spec.network.settings()})
 	return serviceKey{p.spec.agent.PeerID, sha256.Sum256(b)}
 }
 
@@ -205,11 +207,13 @@ func (s *service) serve(ctx context.Context, output *tail) (served time.Duration
 	if err != nil {
 		return 0, err
 	}
-	if err := p.engine.ContainerStart(ctx, c, container.StartOptions{}); err != nil {
-		return 0, fmt.Errorf("starting container: %w", err)
+	link, err := p.start(ctx, c)
+	if err != nil {
+		return 0, err
 	}
+	defer link.close()
 	p.logger.Info("starting the model server", zap.String("container", c))
-	n, err := s.enter(ctx, c)
+	n, err := p.enter(ctx, c)
 	if err != nil {
 		awaitOutput(followed)
 		return 0, err
@@ -312,48 +316,6 @@ func (s *service) dial(ctx context.Context) (net.Conn, error) {
 		return nil, errDown
 	}
 	return n.dial(ctx, s.port)
-}
-
-// enter opens the way into a container. Its process may have ended by then, and its
-// number be another's: it must be the same afterwards. That it has ended, the engine
-// may hear a moment later.
-func (s *service) enter(ctx context.Context, id string) (*netns, error) {
-	pid, err := s.pid(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	n, err := openNetns(pid, id)
-	after, gone := s.pid(ctx, id)
-	for end := time.Now().Add(exitNotice); err != nil && gone == nil && ctx.Err() == nil && time.Now().Before(end); {
-		time.Sleep(minAskPause)
-		after, gone = s.pid(ctx, id)
-	}
-	switch {
-	case gone != nil:
-		err = gone
-	case after != pid:
-		err = errors.New("the container was started again by somebody else")
-	case err == nil:
-		return n, nil
-	}
-	if n != nil {
-		n.close()
-	}
-	return nil, err
-}
-
-// pid returns the first process of a container that runs.
-func (s *service) pid(ctx context.Context, id string) (int, error) {
-	c, err := s.engine.ContainerInspect(ctx, id)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("inspecting container: %w", err)
-	case c.ContainerJSONBase == nil || c.State == nil:
-		return 0, errors.New("inspecting container: the engine does not tell its state")
-	case !c.State.Running || c.State.Pid <= 0:
-		return 0, errors.New(s.spec.exit(c.State).String())
-	}
-	return c.State.Pid, nil
 }
 
 // awaitAnswer asks the server for its models until it answers; false when ctx ended

@@ -31,6 +31,7 @@ type warmed struct {
 	output string // the same of outputDir, until a task has it
 	drop   func() // of its files
 	conn   *types.HijackedResponse
+	link   *link           // to what it may reach
 	ctx    context.Context // while we wait for its exit
 	cancel context.CancelFunc
 
@@ -95,16 +96,15 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 			c.lost <- err
 		}
 	}()
-	if err := p.engine.ContainerStart(ctx, c.id, container.StartOptions{}); err != nil {
-		return fmt.Errorf("starting container: %w", err)
-	}
-	return nil
+	c.link, err = p.start(ctx, c.id)
+	return err
 }
 
 // discard removes the container, and what was made for it; whatever of it is not there
 // is passed over. It may end by itself first where ctx, that of its task, has ended.
 func (c *warmed) discard(ctx context.Context, p *prepared) {
 	defer live.remove(c.key)
+	defer c.link.close()
 	if c.id != "" {
 		p.end(ctx, c.id)
 	}

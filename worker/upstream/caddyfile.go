@@ -12,7 +12,7 @@ import (
 func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	err := option.Set{
 		"base_url":        option.String(&r.BaseURL),
-		"api_key":         option.Func(r.unmarshalKey),
+		"api_key":         option.Key(&r.APIKey),
 		"api_key_file":    option.String(&r.APIKeyFile),
 		"models":          option.Strings(&r.Models),
 		"rename":          option.Map(&r.Rename),
@@ -26,19 +26,6 @@ func (r *Runtime) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.WrapErr(errNoBaseURL)
 	case r.APIKey != "" && r.APIKeyFile != "":
 		return d.WrapErr(errTwoKeys)
-	}
-	return nil
-}
-
-// unmarshalKey reads the key. Its errors do not show it.
-func (r *Runtime) unmarshalKey(d *caddyfile.Dispenser) error {
-	args := d.RemainingArgs()
-	if len(args) != 1 || args[0] == "" {
-		return d.Err("api_key: want one key")
-	}
-	r.APIKey = args[0]
-	if d.NextBlock(d.Nesting()) {
-		return d.Err("unexpected block")
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ func (k *apiKey) refresh() error {
 	if err != nil {
 		return fmt.Errorf("api_key_file: %w", err)
 	}
-	key, err := bearer(string(b))
+	key, err := Bearer(string(b))
 	if err != nil {
 		return fmt.Errorf("api_key_file %s: %w", k.file, err)
 	}
@@ -92,8 +92,8 @@ func same(a, b os.FileInfo) bool {
 	return a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && os.SameFile(a, b)
 }
 
-// bearer returns the header for a key.
-func bearer(text string) (string, error) {
+// Bearer returns the header Authorization for a key. Errors do not show the key.
+func Bearer(text string) (string, error) {
 	key := strings.TrimSpace(text)
 	switch {
 	case key == "":

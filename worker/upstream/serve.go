@@ -94,18 +94,30 @@ func (r *Runtime) target(v *view, from *url.URL) (u *url.URL, exact, ok bool) {
 	ok = exact || slices.ContainsFunc(v.offer.Routes, func(route string) bool {
 		return len(from.Path) > len(route) && from.Path[len(route)] == '/' && strings.HasPrefix(from.Path, route)
 	})
-	if !ok || slices.ContainsFunc(strings.FieldsFunc(from.Path, isSlash), isDots) {
+	if !ok {
 		return nil, false, false
 	}
-	u = &url.URL{Scheme: r.base.Scheme, Host: r.base.Host, Path: r.base.Path + from.Path[len(apiPrefix):], RawQuery: from.RawQuery}
+	u, ok = Below(r.base, from)
+	return u, exact, ok
+}
+
+// Below returns where a request for a path of OpenAI's API goes when the API is at
+// base, a URL of [ParseBase]: it begins with /v1, which stands for base. False says
+// that the path does not, or that a server might take it for one that is not below.
+func Below(base, from *url.URL) (*url.URL, bool) {
+	rest, ok := strings.CutPrefix(from.Path, apiPrefix)
+	if !ok || rest != "" && rest[0] != '/' || slices.ContainsFunc(strings.FieldsFunc(rest, isSlash), isDots) {
+		return nil, false
+	}
+	u := &url.URL{Scheme: base.Scheme, Host: base.Host, Path: base.Path + rest, RawQuery: from.RawQuery}
 	if from.RawPath != "" {
 		below, found := strings.CutPrefix(from.RawPath, apiPrefix)
 		if !found {
-			return nil, false, false
+			return nil, false
 		}
-		u.RawPath = r.base.EscapedPath() + below
+		u.RawPath = base.EscapedPath() + below
 	}
-	return u, exact, true
+	return u, true
 }
 
 // isSlash reports whether c ends a part of a path, to some servers at least.

@@ -140,7 +140,7 @@ func (r *Runtime) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("base_url: %w", err)
 	}
-	if r.base, err = parseBase(base); err != nil {
+	if r.base, err = ParseBase(base); err != nil {
 		return fmt.Errorf("base_url: %w", err)
 	}
 	if r.key, err = r.provisionKey(repl); err != nil {
@@ -161,7 +161,7 @@ func (r *Runtime) provisionKey(repl *caddy.Replacer) (*apiKey, error) {
 		if err != nil { // it would show a key with braces in it
 			return nil, errors.New("api_key: a placeholder in it is unknown or empty")
 		}
-		if k.last, err = bearer(text); err != nil {
+		if k.last, err = Bearer(text); err != nil {
 			return nil, fmt.Errorf("api_key: %w", err)
 		}
 	case r.APIKeyFile != "":
@@ -179,9 +179,10 @@ var (
 	errTwoKeys   = errors.New("api_key and api_key_file: only one may be set")
 )
 
-// parseBase reads a base URL. Its errors do not show it: there may be a password
-// in it.
-func parseBase(s string) (*url.URL, error) {
+// ParseBase reads a base URL: http or https, without credentials, query and fragment.
+// The path has no slash at its end; where there is none, it is /v1. Errors do not show
+// the URL: there may be a password in it.
+func ParseBase(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
 	switch {
 	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", u.Opaque != "":

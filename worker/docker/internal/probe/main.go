@@ -92,6 +92,12 @@ func main() {
 		dump()
 	case "escape":
 		_ = json.NewEncoder(os.Stdout).Encode(escape())
+	case "first":
+		first(n)
+	case "listen":
+		listen(n)
+	case "reach":
+		reach(os.Args[1])
 	case "serve":
 		serve(n)
 	default:

@@ -41,6 +41,10 @@ func serve(port int) {
 			return
 		}
 		pieces := []string{"you said: ", req.Messages[0].Content}
+		if to, ok := strings.CutPrefix(req.Messages[0].Content, "get "); ok {
+			answer, err := attempt{Do: "get", To: to}.make()
+			pieces = []string{fmt.Sprint(answer, err)}
+		}
 		switch req.Messages[0].Content {
 		case "inspect":
 			report, _ := json.Marshal(inspect())

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package worker
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+)
+
+// What a folder takes of the disk, and where it is too much.
+func TestUsage(t *testing.T) {
+	write := func(t *testing.T, path string, size int) {
+		t.Helper()
+		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		fill    func(t *testing.T, dir string)
+		tooMuch bool
+	}{
+		"nothing": {func(*testing.T, string) {}, false},
+		"little":  {func(t *testing.T, dir string) { write(t, filepath.Join(dir, "f"), 100<<10) }, false},
+		"a sparse file": {func(t *testing.T, dir string) {
+			write(t, filepath.Join(dir, "f"), 0)
+			if err := os.Truncate(filepath.Join(dir, "f"), 1<<40); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		"a link to much": {func(t *testing.T, dir string) {
+			large := filepath.Join(t.TempDir(), "large")
+			write(t, large, 4<<20)
+			if err := os.Symlink(large, filepath.Join(dir, "l")); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		"much": {func(t *testing.T, dir string) {
+			if err := os.Mkdir(filepath.Join(dir, "d"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 3 {
+				write(t, filepath.Join(dir, "d", strconv.Itoa(i)), 1<<20)
+			}
+		}, true},
+		"deep": {func(t *testing.T, dir string) {
+			if err := os.MkdirAll(filepath.Join(dir, strings.Repeat("d/", maxUsageDepth+1)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		"many": {func(t *testing.T, dir string) {
+			old := maxLooked
+			maxLooked = 1000
+			t.Cleanup(func() { maxLooked = old })
+			for i := range 1001 {
+				write(t, filepath.Join(dir, strconv.Itoa(i)), 0)
+			}
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			c.fill(t, dir)
+			u := usage{ctx: t.Context(), most: 2 << 20}
+			if err := u.look(dir); errors.Is(err, errUsage) != c.tooMuch || err != nil && !c.tooMuch {
+				t.Errorf("%v: %d bytes, %d entries", err, u.bytes, u.entries)
+			}
+		})
+	}
+}
+
+// TestGuard has an agent fill the disk: it is stopped, and says why.
+func TestGuard(t *testing.T) {
+	a := start(t, behaviour{run: func(ctx context.Context, task Task) (Exit, error) {
+		err := os.WriteFile(filepath.Join(task.OutputDir, "f"), make([]byte, 4<<20), 0o600)
+		<-ctx.Done()
+		return Exit{}, err
+	}}, map[string]any{"max_files_size": 1 << 20})
+	_, files, err := newGateway(t, a).run(t, "t1", "x")
+	ended, ok := errors.AsType[*wire.AgentError](err)
+	if !ok || ended.Cause != wire.CauseOutputLimit || files != nil {
+		t.Errorf("%v, %v", err, files)
+	}
+}
