@@ -127,6 +127,7 @@ func init() {
 //		allow_root
 //		ulimit   <name> <soft>[:<hard>]
 //		runtime  <name>
+//		require_runtime
 //		gpus     all|<number>|device=<id>,...
 //		platform <os>/<architecture>[/<variant>]
 //		pull     never|missing|always
@@ -249,6 +250,11 @@ type Runtime struct {
 	// that does not have it is refused: there is no other in its place. Default: the
 	// engine's own.
 	OCIRuntime string `json:"oci_runtime,omitempty"`
+
+	// RequireRuntime refuses a configuration without `runtime`: for a snippet that several
+	// agents share, none of which is to run by the engine's own. A runtime that is set and
+	// is not there is refused in any case. Default: false.
+	RequireRuntime bool `json:"require_runtime,omitempty"`
 
 	// GPUs are those that a container gets: `all`, a number of them, or
 	// `device=<id>,<id>`, as in Docker. The engine needs their vendor's toolkit. Default:
