@@ -66,7 +66,7 @@ func init() {
 // isolation; the log warns of them.
 //
 // While the engine does not answer, the agent is busy; what it has begun goes on, or ends
-// as a failure. Containers that could not be removed are removed within a minute of its
+// as a failure. When its image has gone, it is looked for, pulled or built again. Containers that could not be removed are removed within a minute of its
 // return.
 //
 // With `serve`, the container is not one for each task but a single one, of a model

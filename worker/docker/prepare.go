@@ -25,8 +25,9 @@ type prepared struct {
 	engine    engine
 	spec      spec
 	logger    *zap.Logger
-	warm      *warmPool   // nil for none
-	imageGone atomic.Bool // as a task has found out
+	warm      *warmPool          // nil for none
+	leaveWarm context.CancelFunc // of that
+	imageGone atomic.Bool        // as a task has found out
 }
 
 // Prepare connects to the engine, removes the containers that an earlier
@@ -109,7 +110,9 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 			return worker.Image{}, err
 		}
 	}
-	r.ready.Store(p)
+	if before := r.ready.Swap(p); before != nil && before.leaveWarm != nil {
+		before.leaveWarm()
+	}
 	r.warnOfNetwork(p.logger)
 	if agent.Go != nil {
 		r.watched.Do(func() { agent.Go(func() { r.watch(agent) }) })
