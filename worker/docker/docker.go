@@ -66,8 +66,8 @@ func init() {
 // isolation; the log warns of them.
 //
 // While the engine does not answer, the agent is busy; what it has begun goes on, or ends
-// as a failure. When its image has gone, it is looked for, pulled or built again. Containers that could not be removed are removed within a minute of its
-// return.
+// as a failure. When its image has gone, it is looked for, pulled or built again.
+// Containers that could not be removed are removed within a minute of the engine's return.
 //
 // With `serve`, the container is not one for each task but a single one, of a model
 // server that speaks OpenAI's API, such as Ollama, vLLM or llama.cpp. It is called as

@@ -18,7 +18,7 @@ const (
 	// watchInterval is how often the engine is asked whether it is there, and
 	// watchTimeout how long it may take to say so.
 	watchInterval = 2 * time.Second
-	watchTimeout  = 3 * time.Second
+	watchTimeout  = 5 * time.Second
 	// sweepInterval is how often containers are removed that could not be removed before.
 	sweepInterval = time.Minute
 )
