@@ -82,6 +82,7 @@ func (r *Runtime) joinWarm(agent worker.Agent, p *prepared) error {
 		<-over.Done()
 		p.warm.leave(p.logger)
 		_, _ = warmPools.Delete(key) // returns when they are gone, if nobody else has them
+		leaveHome(agent.PeerID)
 	})
 	return nil
 }

@@ -40,10 +40,11 @@ func startWarm(t testing.TB, mode string, n int, set func(*Runtime)) *warmFixtur
 	t.Cleanup(func() {
 		f.retire()
 		f.beside.Wait()
-		for _, dir := range []string{f.agent.TasksDir, filesHome(f.agent.PeerID)} {
-			if left, err := os.ReadDir(dir); err == nil && len(left) > 0 {
-				t.Errorf("%s has %v", dir, left)
-			}
+		if left, err := os.ReadDir(f.agent.TasksDir); err != nil || len(left) > 0 {
+			t.Errorf("left are %v (%v)", left, err)
+		}
+		if _, err := os.Stat(filesHome(f.agent.PeerID)); !os.IsNotExist(err) {
+			t.Errorf("the folder for files is left: %v", err)
 		}
 	})
 	f.Runtime = &Runtime{Host: f.Host, Image: f.Image, Env: f.Env, Prompt: promptStdin, Warm: n}
