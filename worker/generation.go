@@ -83,27 +83,47 @@ func (g *generation) leave() {
 	_, _ = agents.Delete(g.key)
 }
 
-// prepare makes the runtime ready, and tries again until it is or ctx ends.
+// prepare makes the runtime ready, and tries again until it is or ctx ends. It does so
+// each time that the runtime asks for it.
 func (g *generation) prepare(ctx context.Context, a *agent) {
+	asked := make(chan struct{}, 1)
+	again := func() {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+	}
+	agent := Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, TasksDir: a.tasksDir, Changed: a.touch, Again: again, Context: g.life, Go: a.services.Go}
+	for g.prepareOnce(ctx, a, agent) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-asked:
+		}
+	}
+}
+
+// prepareOnce makes the runtime ready; false when ctx ended before.
+func (g *generation) prepareOnce(ctx context.Context, a *agent, agent Agent) bool {
 	for wait := time.Second; ; wait = min(2*wait, prepareBackoff) {
 		began := time.Now()
-		image, err := g.runtime.Prepare(ctx, Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, TasksDir: a.tasksDir, Changed: a.touch, Context: g.life, Go: a.services.Go})
+		image, err := g.runtime.Prepare(ctx, agent)
 		if ctx.Err() != nil {
-			return
+			return false
 		}
 		if err == nil {
 			g.image.Store(&image)
 			g.ready.Store(true)
 			a.settle()
 			g.logger.Info("agent is ready", zap.String("model", g.config.Model), zap.String("image", image.Ref), zap.Duration("took", time.Since(began)))
-			return
+			return true
 		}
 		cause := causeOf(err, wire.CauseRuntimeError)
 		g.failed.Store(&cause)
 		g.logger.Error("agent is not ready", zap.Error(err), zap.String("cause", string(cause)), zap.Duration("next_try", wait))
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-time.After(wait):
 		}
 	}

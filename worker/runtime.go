@@ -21,8 +21,9 @@ import (
 type Runtime interface {
 	// Prepare makes the runtime ready: checks that a command exists, builds an
 	// image, removes what an earlier process left behind. It is called once
-	// before the first task, and again after a failure, and may take long; ctx
-	// ends when the agent goes away. Until it succeeds, the agent takes no tasks.
+	// before the first task, and again after a failure or when the runtime asks for it,
+	// and may take long; ctx ends when the agent goes away. Until it succeeds for the
+	// first time, the agent takes no tasks.
 	Prepare(ctx context.Context, agent Agent) (Image, error)
 
 	// Run runs one task to its end and returns how the agent ended. An error
@@ -114,6 +115,8 @@ type Agent struct {
 	// Changed is to be called when the Offer of a [Server] has changed, or what
 	// [MayBeAway] tells. It does not block.
 	Changed func()
+	// Again has Prepare called again, because what it made is gone. It does not block.
+	Again func()
 	// Context ends when the runtime gets no more tasks and requests: another one
 	// has taken over, or the agent goes away. Those that it has may go on.
 	Context context.Context

@@ -297,6 +297,22 @@ func TestAway(t *testing.T) {
 	}
 }
 
+// TestPreparedAgain wants a runtime to be prepared again when it asks for it, as often
+// as it does, while its agent goes on.
+func TestPreparedAgain(t *testing.T) {
+	prepared := make(chan Agent, 1)
+	a := ready(t, start(t, behaviour{run: echo, agent: func(a Agent) { prepared <- a }}, nil))
+	g := newGateway(t, a)
+	for range 3 {
+		agent := <-prepared
+		agent.Again()
+		if got := g.ask(t, "t1", "hello"); got != "hello"+noFiles {
+			t.Errorf("got %q", got)
+		}
+	}
+	<-prepared
+}
+
 // TestNotReadyTellsWhy wants an agent without an image to say so, as machines read it.
 func TestNotReadyTellsWhy(t *testing.T) {
 	a := start(t, behaviour{prepare: func(context.Context) error {

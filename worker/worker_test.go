@@ -67,6 +67,7 @@ var script sync.Map
 
 type behaviour struct {
 	prepare func(context.Context) error
+	agent   func(Agent) // is told to Prepare
 	run     func(context.Context, Task) (Exit, error)
 	limit   int
 	away    func() wire.Cause
@@ -85,6 +86,9 @@ func (r *testRuntime) behaviour() behaviour {
 }
 
 func (r *testRuntime) Prepare(ctx context.Context, a Agent) (Image, error) {
+	if told := r.behaviour().agent; told != nil {
+		told(a)
+	}
 	if p := r.behaviour().prepare; p != nil {
 		return Image{}, p(ctx)
 	}

@@ -51,13 +51,14 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 				ulimit   nofile 64:128
 				ulimit   fsize 1024
 				runtime  runsc
+				require_runtime
 				gpus     device=0,1
 				platform linux/amd64
 				pull     missing
 			}`,
 			want: `{"image":"hr:v1","pull":"missing","platform":"linux/amd64","build":"./agents/hr","host":"unix:///run/docker.sock","prompt":"stdin","warm":2,"stderr":"log","memory":"1GiB",` +
 				`"cpus":0.5,"pids":64,"tmpfs":"16MiB","output":"2MiB","grace":1500000000,"user":"1000:1000","allow_root":true,"ulimits":{"fsize":"1024","nofile":"64:128"},` +
-				`"oci_runtime":"runsc","gpus":"device=0,1","mounts":[{"source":"/srv/data","target":"/data"},{"source":"/srv/more","target":"/more"}],` +
+				`"oci_runtime":"runsc","require_runtime":true,"gpus":"device=0,1","mounts":[{"source":"/srv/data","target":"/data"},{"source":"/srv/more","target":"/more"}],` +
 				`"secrets":{"db":"/etc/db.key","key":"{env.HR_KEY}"},"env":{"API_KEY":"{env.HR_API_KEY}","EMPTY":""},"env_file":"hr.env"}`,
 		},
 		{
@@ -228,6 +229,8 @@ func TestValidate(t *testing.T) {
 		{`{"image":"a","ulimits":{"files":"64"}}`, "reading ulimit files"},
 		{`{"image":"a","ulimits":{"nofile":"many"}}`, "reading ulimit nofile"},
 		{`{"image":"a","ulimits":{"nofile":"65:64"}}`, "reading ulimit nofile"},
+		{`{"image":"a","oci_runtime":"runsc","require_runtime":true}`, ""},
+		{`{"image":"a","require_runtime":true}`, "require_runtime: no runtime is set"},
 		{`{"image":"a","gpus":"2"}`, ""},
 		{`{"image":"a","gpus":"device=0,GPU-1"}`, ""},
 		{`{"image":"a","gpus":"0"}`, `gpus is "0", not all`},

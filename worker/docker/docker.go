@@ -67,8 +67,8 @@ func init() {
 // isolation; the log warns of them.
 //
 // While the engine does not answer, the agent is busy; what it has begun goes on, or ends
-// as a failure. Containers that could not be removed are removed within a minute of its
-// return.
+// as a failure. When its image has gone, it is looked for, pulled or built again.
+// Containers that could not be removed are removed within a minute of the engine's return.
 //
 // With `serve`, the container is not one for each task but a single one, of a model
 // server that speaks OpenAI's API, such as Ollama, vLLM or llama.cpp. It is called as
@@ -128,6 +128,7 @@ func init() {
 //		allow_root
 //		ulimit   <name> <soft>[:<hard>]
 //		runtime  <name>
+//		require_runtime
 //		gpus     all|<number>|device=<id>,...
 //		platform <os>/<architecture>[/<variant>]
 //		pull     never|missing|always
@@ -250,6 +251,11 @@ type Runtime struct {
 	// that does not have it is refused: there is no other in its place. Default: the
 	// engine's own.
 	OCIRuntime string `json:"oci_runtime,omitempty"`
+
+	// RequireRuntime refuses a configuration without `runtime`: for a snippet that several
+	// agents share, none of which is to run by the engine's own. A runtime that is set and
+	// is not there is refused in any case. Default: false.
+	RequireRuntime bool `json:"require_runtime,omitempty"`
 
 	// GPUs are those that a container gets: `all`, a number of them, or
 	// `device=<id>,<id>`, as in Docker. The engine needs their vendor's toolkit. Default:

@@ -92,6 +92,14 @@ func removeLater(ref string) {
 type cleaner struct{ m *testing.M }
 
 func (c cleaner) Run() int {
+	// files of containers, which would be in /run
+	dir, err := os.MkdirTemp("", "agentfm-run-")
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	_ = os.Setenv("XDG_RUNTIME_DIR", dir)
 	code := c.m.Run()
 	for _, ref := range built.refs {
 		e, err := newEngine(os.Getenv(envHost))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/system"
 	"go.uber.org/zap"
 
@@ -25,8 +26,9 @@ type prepared struct {
 	engine    engine
 	spec      spec
 	logger    *zap.Logger
-	warm      *warmPool   // nil for none
-	imageGone atomic.Bool // as a task has found out
+	warm      *warmPool          // nil for none
+	leaveWarm context.CancelFunc // of that
+	imageGone atomic.Bool        // as a task has found out
 }
 
 // Prepare connects to the engine, removes the containers that an earlier
@@ -65,31 +67,10 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
-	prompt, err := r.promptOf(img.Config.Labels)
-	if err != nil {
+	s := r.specOf(agent, img, info, version)
+	s.security, s.mounts = security, mounts
+	if s.prompt, err = r.promptOf(img.Config.Labels); err != nil {
 		return worker.Image{}, err
-	}
-	s := spec{
-		agent:        agent,
-		image:        img.ID,
-		user:         r.userOf(img.Config.User),
-		mapped:       mapped(info),
-		podman:       isPodman(version),
-		volumes:      img.Config.Volumes,
-		prompt:       prompt,
-		stderrLogged: r.Stderr == stderrLog,
-		grace:        time.Duration(r.Grace),
-		init:         hasInit(info),
-		runtime:      r.OCIRuntime,
-		security:     security,
-		limits:       r.limits,
-		ulimits:      r.ulimits,
-		gpus:         r.devices,
-		mounts:       mounts,
-		secrets:      r.secrets,
-		env:          r.environ,
-		network:      r.outlet,
-		warm:         r.Warm > 0,
 	}
 	if err := r.check(&s); err != nil {
 		return worker.Image{}, err
@@ -109,7 +90,9 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 			return worker.Image{}, err
 		}
 	}
-	r.ready.Store(p)
+	if before := r.ready.Swap(p); before != nil && before.leaveWarm != nil {
+		before.leaveWarm()
+	}
 	r.warnOfNetwork(p.logger)
 	if agent.Go != nil {
 		r.watched.Do(func() { agent.Go(func() { r.watch(agent) }) })
@@ -129,6 +112,29 @@ func (r *Runtime) enters() string {
 		return "network " + r.outlet.mode
 	}
 	return ""
+}
+
+// specOf returns what the containers of an image on an engine have in common.
+func (r *Runtime) specOf(agent worker.Agent, img image.InspectResponse, info system.Info, version types.Version) spec {
+	return spec{
+		agent:        agent,
+		image:        img.ID,
+		user:         r.userOf(img.Config.User),
+		mapped:       mapped(info),
+		podman:       isPodman(version),
+		volumes:      img.Config.Volumes,
+		stderrLogged: r.Stderr == stderrLog,
+		grace:        time.Duration(r.Grace),
+		init:         hasInit(info),
+		runtime:      r.OCIRuntime,
+		limits:       r.limits,
+		ulimits:      r.ulimits,
+		gpus:         r.devices,
+		secrets:      r.secrets,
+		env:          r.environ,
+		network:      r.outlet,
+		warm:         r.Warm > 0,
+	}
 }
 
 // connect asks the engine about itself, and checks what every task would fail on.

@@ -201,6 +201,8 @@ func (r *Runtime) Validate() error {
 		return fmt.Errorf("pids is %d, not a number above 0", r.PIDs)
 	case r.User != "" && isRoot(r.User) && !r.AllowRoot:
 		return errRoot
+	case r.RequireRuntime && r.OCIRuntime == "":
+		return errors.New("require_runtime: no runtime is set")
 	case r.Pull != pullNever && r.Pull != pullMissing && r.Pull != pullAlways:
 		return fmt.Errorf("pull is %q, not %s, %s or %s", r.Pull, pullNever, pullMissing, pullAlways)
 	case r.Build != "" && r.Pull != pullNever:

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -242,6 +243,12 @@ func TestImageRemoved(t *testing.T) {
 	r := &Runtime{Build: folder(t, map[string]string{"Dockerfile": "FROM " + probeImage + "\nENV PROBE=exit\nLABEL gone=" + other.agent.PeerID + "\n"})}
 	agent := testAgent(t)
 	agent.Key = "gone"
+	asked := make(chan struct{}, 1)
+	var services sync.WaitGroup
+	ctx, retire := context.WithCancel(t.Context())
+	defer services.Wait()
+	defer retire()
+	agent.Context, agent.Go, agent.Changed, agent.Again = ctx, services.Go, func() {}, func() { asked <- struct{}{} }
 	img, err := tryPrepare(t, r, agent)
 	if err != nil {
 		t.Fatal(err)
@@ -256,6 +263,19 @@ func TestImageRemoved(t *testing.T) {
 	if exit, _ := other.answer(""); exit.Code != 0 {
 		t.Errorf("the other agent: %+v", exit)
 	}
+	select { // for the image to be built again
+	case <-asked:
+	case <-time.After(patience):
+		t.Fatal("Prepare was not asked for")
+	}
+	if r.Away() != wire.CauseImageUnavailable {
+		t.Errorf("away is %q", r.Away())
+	}
+	if _, err := r.Prepare(t.Context(), agent); err != nil {
+		t.Fatal(err)
+	}
+	removeLater(img.Ref)
+	eventually(t, "the agent is back", func() bool { return r.Away() == "" })
 }
 
 func TestProcessLimit(t *testing.T) {

@@ -67,6 +67,12 @@ func (s secret) read() ([]byte, error) {
 	if s.file == "" {
 		return []byte(s.text), nil
 	}
+	switch info, err := os.Stat(s.file); { // a FIFO would have us wait for its writer
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is no file", s.file)
+	}
 	f, err := os.Open(s.file)
 	if err != nil {
 		return nil, err

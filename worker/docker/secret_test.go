@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -77,6 +78,22 @@ func TestSecrets(t *testing.T) {
 	}
 	if _, err := f.Prepare(t.Context(), f.agent); err == nil || !strings.Contains(err.Error(), "secret db") {
 		t.Errorf("prepared without its file: %v", err)
+	}
+}
+
+func TestSecretThatIsNoFile(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := exec.Command("mkfifo", pipe).Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{pipe, t.TempDir(), "/dev/null"} {
+		if b, err := (secret{name: "a", file: name}).read(); err == nil || !strings.Contains(err.Error(), "is no file") {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+	large := filepath.Join(folder(t, map[string]string{"large": strings.Repeat("x", maxSecret+1)}), "large")
+	if _, err := (secret{name: "a", file: large}).read(); err == nil || !strings.Contains(err.Error(), "it has over") {
+		t.Errorf("a large one: %v", err)
 	}
 }
 

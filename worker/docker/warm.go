@@ -64,7 +64,7 @@ type warmPool struct {
 }
 
 // joinWarm gives the agent its containers that are started ahead, until agent.Context
-// has ended.
+// has ended, or the runtime is prepared again.
 func (r *Runtime) joinWarm(agent worker.Agent, p *prepared) error {
 	if agent.TasksDir == "" {
 		return errors.New("warm: the agent has no folder for its tasks")
@@ -76,8 +76,10 @@ func (r *Runtime) joinWarm(agent worker.Agent, p *prepared) error {
 	}
 	p.warm = v.(*warmPool)
 	p.warm.join(p.logger)
+	var over context.Context
+	over, p.leaveWarm = context.WithCancel(agent.Context)
 	agent.Go(func() {
-		<-agent.Context.Done()
+		<-over.Done()
 		p.warm.leave(p.logger)
 		_, _ = warmPools.Delete(key) // returns when they are gone, if nobody else has them
 	})

@@ -35,7 +35,7 @@ func startWarm(t testing.TB, mode string, n int, set func(*Runtime)) *warmFixtur
 	t.Helper()
 	f := &warmFixture{fixture: startProbe(t, mode, func(r *Runtime) { r.Prompt = promptStdin })}
 	f.agent.TasksDir = t.TempDir()
-	f.agent.Go = f.beside.Go
+	f.agent.Go, f.agent.Changed, f.agent.Again = f.beside.Go, func() {}, func() {}
 	f.agent.Context, f.retire = context.WithCancel(context.Background())
 	t.Cleanup(func() {
 		f.retire()
@@ -334,5 +334,28 @@ func TestWarmFailures(t *testing.T) {
 	}
 	if left, err := os.ReadDir(p.spec.agent.TasksDir); err != nil || len(left) > 0 {
 		t.Errorf("left are %v (%v)", left, err)
+	}
+}
+
+// A runtime that is prepared again has its containers once, and none in the end.
+func TestWarmPreparedAgain(t *testing.T) {
+	t.Parallel()
+	f := startWarm(t, "stdin", 1, nil)
+	before := f.ready.Load().warm
+	for range 2 {
+		if _, err := f.Prepare(t.Context(), f.agent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f.ready.Load().warm != before {
+		t.Error("the containers are others, of the same settings")
+	}
+	key := settingsKey(f.ready.Load(), f.Warm, f.ready.Load().spec.config(worker.Task{Model: f.agent.Model}))
+	eventually(t, "the earlier ones are given back", func() bool {
+		n, _ := warmPools.References(key)
+		return n == 1
+	})
+	if exit, got := f.answer("hello"); exit.Code != 0 || got != "hello" {
+		t.Errorf("%+v, %q", exit, got)
 	}
 }

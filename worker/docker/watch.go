@@ -18,15 +18,15 @@ const (
 	// watchInterval is how often the engine is asked whether it is there, and
 	// watchTimeout how long it may take to say so.
 	watchInterval = 2 * time.Second
-	watchTimeout  = 3 * time.Second
+	watchTimeout  = 5 * time.Second
 	// sweepInterval is how often containers are removed that could not be removed before.
 	sweepInterval = time.Minute
 )
 
 // Away implements worker.MayBeAway: without its engine, or its image, no task can begin.
-// A container that serves does so without them.
+// A container that serves does so without them, and is not asked about.
 func (r *Runtime) Away() wire.Cause {
-	if cause := r.away.Load(); cause != nil && r.Serve == 0 {
+	if cause := r.away.Load(); cause != nil {
 		return *cause
 	}
 	return ""
@@ -42,21 +42,31 @@ func (r *Runtime) watch(agent worker.Agent) {
 			return
 		case <-tick.C:
 		}
-		p := r.ready.Load()
-		cause, err := p.check(agent.Context)
-		if agent.Context.Err() != nil {
-			return
+		if r.Serve == 0 && !r.look(agent) {
+			continue
 		}
-		if r.turn(cause, err) && agent.Changed != nil {
-			agent.Changed()
-		}
-		if err == nil && time.Since(swept) >= sweepInterval {
+		if time.Since(swept) >= sweepInterval {
 			swept = time.Now()
-			if err := p.sweep(agent); err != nil {
+			if err := r.ready.Load().sweep(agent); err != nil && agent.Context.Err() == nil {
 				r.logger.Warn("looking for leftover containers", zap.Error(err))
 			}
 		}
 	}
+}
+
+// look asks whether tasks can begin, and tells the agent when that has changed.
+func (r *Runtime) look(agent worker.Agent) bool {
+	cause, err := r.ready.Load().check(agent.Context)
+	if agent.Context.Err() != nil {
+		return false
+	}
+	if r.turn(cause, err) {
+		agent.Changed()
+		if cause == wire.CauseImageUnavailable { // it may be built or pulled again
+			agent.Again()
+		}
+	}
+	return err == nil
 }
 
 // turn takes in how the engine is, and reports whether that is news.
@@ -90,7 +100,7 @@ func (p *prepared) check(ctx context.Context) (wire.Cause, error) {
 	_, err := p.engine.ImageInspect(ctx, p.spec.image)
 	switch {
 	case cerrdefs.IsNotFound(err):
-		return wire.CauseImageUnavailable, fmt.Errorf("image %s is gone: pull or load it, or reload the configuration to have it built or pulled", p.spec.image)
+		return wire.CauseImageUnavailable, fmt.Errorf("image %s is gone", p.spec.image)
 	case err == nil:
 		p.imageGone.Store(false)
 	}

@@ -178,6 +178,7 @@ func TestEngineGoesAway(t *testing.T) {
 	defer services.Wait()
 	defer retire()
 	f.agent.Context, f.agent.Go, f.agent.Changed = ctx, services.Go, func() { news.Add(1) }
+	f.agent.Again = func() { t.Error("asked for another Prepare") }
 	if _, err := f.Prepare(t.Context(), f.agent); err != nil {
 		t.Fatal(err)
 	}
