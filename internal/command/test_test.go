@@ -153,6 +153,7 @@ func TestTryImage(t *testing.T) {
 		}
 		t.Skip("no Docker engine: set AGENTFM_TEST_DOCKER_HOST to its address")
 	}
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
 	dir := t.TempDir()
 	compile := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "probe"), "../../worker/docker/internal/probe")
 	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -169,6 +170,9 @@ func TestTryImage(t *testing.T) {
 		"--cpus", "0.5", "--model", "m", "--prompt", "hello", "--output", left)
 	if err != nil || !strings.HasSuffix(out, " hello m \n") || !strings.Contains(told, "\ncause: ok\nexit code: 0\nfile: prompt (5 bytes)\n") {
 		t.Fatalf("%q, %q, %v", out, told, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "agentfm", "containers", "*")); len(left) > 0 {
+		t.Errorf("left are %v", left)
 	}
 	if got := zipped(t, left); got != "prompt=hello " {
 		t.Errorf("the zip has %q", got)

@@ -58,7 +58,7 @@ type spec struct {
 	stderrLogged bool                // standard error is for the log, not for the answer
 	init         bool                // the engine has an init to put in front of the agent
 	runtime      string              // of the engine's; empty for its default
-	security     []string            // of the engine's options, beside those that are always there
+	seccomp      string              // its profile, as JSON; empty for that of the engine
 	grace        time.Duration       // between being asked to end and being killed; not above 0 for none
 	limits       limits
 	ulimits      []units.Ulimit
@@ -134,7 +134,7 @@ func (s *spec) commonHost() *container.HostConfig {
 		IpcMode:        container.IPCModePrivate,
 		ShmSize:        s.limits.tmpfs,
 		CapDrop:        []string{"ALL"},
-		SecurityOpt:    append([]string{"no-new-privileges"}, s.security...),
+		SecurityOpt:    s.securityOptions(),
 		ReadonlyRootfs: true,
 		Tmpfs:          s.tmpfs(),
 		Mounts:         slices.Clone(s.mounts),
@@ -154,6 +154,16 @@ func (s *spec) commonHost() *container.HostConfig {
 	}
 }
 
+// securityOptions returns what the engine is told beside capabilities. Podman wants the
+// seccomp profile as a file, which is placed with those of the container.
+func (s *spec) securityOptions() []string {
+	options := []string{"no-new-privileges"}
+	if s.seccomp != "" && !s.podman {
+		options = append(options, "seccomp="+s.seccomp)
+	}
+	return options
+}
+
 // ulimitList returns the limits of a process, those that are set over the defaults.
 func (s *spec) ulimitList() []*container.Ulimit {
 	var list []*container.Ulimit
@@ -171,12 +181,16 @@ func (s *spec) ulimitList() []*container.Ulimit {
 // declares as volumes, which the engine would make writable without a limit.
 func (s *spec) tmpfs() map[string]string {
 	options := fmt.Sprintf("rw,noexec,nosuid,nodev,size=%d,mode=1777", s.limits.tmpfs)
-	if !s.podman { // which takes no other options
-		options += fmt.Sprintf(",nr_inodes=%d", max(s.limits.tmpfs/bytesPerFile, minTmpfsFiles))
-	}
-	if uid, _, known := ids(s.user); known && !s.podman {
+	uid, _, known := ids(s.user)
+	switch {
+	case s.podman: // which takes no other options, and would copy what the image has there
+		options += ",notmpcopyup"
+	case known:
 		// Where the image has the folder, its mode counts, which may be for its owner alone.
 		options += fmt.Sprintf(",uid=%d", uid)
+		fallthrough
+	default:
+		options += fmt.Sprintf(",nr_inodes=%d", max(s.limits.tmpfs/bytesPerFile, minTmpfsFiles))
 	}
 	folders := map[string]string{"/tmp": options}
 	for dir := range s.volumes {

@@ -71,12 +71,12 @@ func TestContainerOfATask(t *testing.T) {
 				`"Runtime":"runsc"`, `"DeviceRequests":[{"Driver":"","Count":-1,"DeviceIDs":null,"Capabilities":[["gpu"]],"Options":null}]`,
 				`"Ulimits":[{"Name":"core","Hard":0,"Soft":0},{"Name":"fsize","Hard":2,"Soft":1},{"Name":"nofile","Hard":128,"Soft":64}]`,
 				`"Mounts":[{"Type":"bind","Source":"/srv/data","Target":"/data","ReadOnly":true,"BindOptions":{"Propagation":"rprivate","NonRecursive":true}},{`,
-				`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777,nr_inodes=16384,uid=1000"}`, `"Privileged":false`, `"CapDrop":["ALL"]`,
+				`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777,uid=1000,nr_inodes=16384"}`, `"Privileged":false`, `"CapDrop":["ALL"]`,
 			},
 		},
 		{
 			"Podman", func(s *spec) { s.podman, s.user = true, "1000" }, nil,
-			[]string{`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777"}`},
+			[]string{`"Tmpfs":{"/tmp":"rw,noexec,nosuid,nodev,size=67108864,mode=1777,notmpcopyup"}`},
 		},
 		{
 			"volumes of the image",

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/docker/docker/api/types/container"
@@ -23,6 +24,9 @@ const (
 	requestFile = "request.json"
 )
 
+// seccompFile is where Podman finds the seccomp profile, beside the other files.
+const seccompFile = "seccomp.json"
+
 // filesHome returns the folder of the host that has the files for an agent's containers
 // while these run: in memory where this process may, and nowhere for others to read.
 func filesHome(peerID string) string {
@@ -33,6 +37,16 @@ func filesHome(peerID string) string {
 		base = "/run"
 	}
 	return filepath.Join(base, "agentfm", "containers", peerID)
+}
+
+// placing keeps the folder of an agent from being removed while one is made in it.
+var placing sync.Mutex
+
+// leaveHome removes the folder of an agent that gets no more tasks, if it is empty.
+func leaveHome(peerID string) {
+	placing.Lock()
+	defer placing.Unlock()
+	_ = os.Remove(filesHome(peerID))
 }
 
 // place gives the container of a task, or with nil one that serves, its files: the
@@ -64,14 +78,25 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	if task != nil && (s.prompt == promptInFile || s.warm || task.Request != "") {
 		folders = append(folders, folder{inputName, inputDir, func(dir string) error { return s.placeInput(dir, task) }})
 	}
-	if len(folders) == 0 {
+	seccomp := s.podman && s.seccomp != ""
+	if len(folders) == 0 && !seccomp {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	placing.Lock()
+	err := os.MkdirAll(dir, 0o700)
+	placing.Unlock()
+	if err != nil {
 		return fmt.Errorf("making a folder for the container's files: %w", err)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil { // the container's user has to get in; others do not get as far as here
 		return err
+	}
+	if seccomp {
+		profile := filepath.Join(dir, seccompFile)
+		if err := os.WriteFile(profile, []byte(s.seccomp), 0o600); err != nil {
+			return fmt.Errorf("writing the seccomp profile: %w", err)
+		}
+		host.SecurityOpt = append(host.SecurityOpt, "seccomp="+profile)
 	}
 	for _, f := range folders {
 		source := filepath.Join(dir, f.name)

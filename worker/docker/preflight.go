@@ -19,9 +19,12 @@ const defaultOCIRuntime = "runc"
 
 // checkRuntime checks that the engine has the runtime that is asked for. There is no
 // other in its place: who asks for a stronger sandbox should not get a weaker one.
-func (r *Runtime) checkRuntime(info system.Info, host string) error {
+func (r *Runtime) checkRuntime(info system.Info, version types.Version, host string) error {
 	if r.OCIRuntime == "" {
 		return nil
+	}
+	if isPodman(version) {
+		return fmt.Errorf("runtime %q: Podman, at %s, does not tell which runtime a container gets: set its own in containers.conf, and leave the option out", r.OCIRuntime, host)
 	}
 	if _, ok := info.Runtimes[r.OCIRuntime]; !ok {
 		return fmt.Errorf("runtime %q is not on the Docker engine at %s, which has %s: install it there, or set another",
@@ -52,6 +55,7 @@ func weaknesses(info system.Info, runtime string, version types.Version) []strin
 		found = append(found, "the Docker engine has no seccomp: agents may make every system call")
 	}
 	for _, c := range version.Components {
+		c = ociComponent(c)
 		if c.Name != defaultOCIRuntime || c.Name != runtime {
 			continue
 		}
@@ -61,6 +65,19 @@ func weaknesses(info system.Info, runtime string, version types.Version) []strin
 		}
 	}
 	return found
+}
+
+// ociComponent returns a component of an engine as Docker tells it. Podman says "OCI
+// Runtime (runc)", and "runc version 1.1.5" with more lines.
+func ociComponent(c types.ComponentVersion) types.ComponentVersion {
+	name, ok := strings.CutPrefix(c.Name, "OCI Runtime (")
+	if !ok {
+		return c
+	}
+	c.Name = strings.TrimSuffix(name, ")")
+	line, _, _ := strings.Cut(c.Version, "\n")
+	c.Version = strings.TrimPrefix(line, c.Name+" version ")
+	return c
 }
 
 // seccompOf returns the seccomp profile of an engine; false where it has no seccomp.
@@ -74,19 +91,14 @@ func seccompOf(options []string) (profile string, ok bool) {
 	return "", false
 }
 
-// securityOptions returns what an engine is told beside what is the same everywhere: our
-// seccomp profile, but for an engine whose operator has chosen one. Podman takes none
-// from us: it looks for a file of that name.
-func securityOptions(info system.Info, version types.Version) ([]string, error) {
+// seccompFor returns the seccomp profile that an engine is told: ours, or none for an
+// engine whose operator has chosen one.
+func seccompFor(info system.Info) (string, error) {
 	profile, ok := seccompOf(info.SecurityOptions)
-	if !ok || isPodman(version) || !slices.Contains([]string{"", "builtin", "default", "unconfined"}, profile) {
-		return nil, nil
+	if !ok || !slices.Contains([]string{"", "builtin", "default", "unconfined"}, profile) {
+		return "", nil
 	}
-	ours, err := seccompProfile()
-	if err != nil || ours == "" {
-		return nil, err
-	}
-	return []string{"seccomp=" + ours}, nil
+	return seccompProfile()
 }
 
 // isPodman reports whether the engine is Podman, which speaks Docker's API.

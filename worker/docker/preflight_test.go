@@ -3,7 +3,10 @@
 package docker
 
 import (
+	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -53,6 +56,9 @@ func TestWeaknesses(t *testing.T) {
 		{"all is well", []string{"name=apparmor", "name=seccomp,profile=builtin"}, "runc", runc("1.3.3"), ""},
 		{"old runc", []string{"name=seccomp,profile=default"}, "runc", runc("1.1.5+ds1"), "runc 1.1.5+ds1 of the Docker engine is, by its version, open to CVE-2024-21626, CVE-2025-31133"},
 		{"old runc that is not used", []string{"name=seccomp,profile=default"}, "runsc", runc("1.1.5"), ""},
+		{"old runc of Podman", []string{"name=seccomp,profile=default"}, "runc", types.Version{Components: []types.ComponentVersion{
+			{Name: "Podman Engine", Version: "4.3.1"}, {Name: "OCI Runtime (runc)", Version: "runc version 1.1.5+ds1\ncommit: 1.1.5\n"},
+		}}, "runc 1.1.5+ds1 of the Docker engine"},
 		{"no runc", []string{"name=seccomp,profile=default"}, "runc", types.Version{}, ""},
 		{"no seccomp", []string{"name=apparmor"}, "runc", runc("1.3.3"), "has no seccomp"},
 	} {
@@ -63,29 +69,46 @@ func TestWeaknesses(t *testing.T) {
 	}
 }
 
-func TestSecurityOptions(t *testing.T) {
-	for _, tc := range []struct {
-		option, component string
-		want              bool
-	}{
-		{"name=seccomp,profile=builtin", "Engine", true},
-		{"name=seccomp,profile=default", "Engine", true},
-		{"name=seccomp,profile=unconfined", "Engine", true},
-		{"name=seccomp", "Engine", true},
-		{"name=seccomp,profile=/etc/docker/ours.json", "Engine", false},
-		{"name=seccomp,profile=default", "Podman Engine", false},
-		{"name=apparmor", "Engine", false},
+func TestSeccompFor(t *testing.T) {
+	for option, want := range map[string]bool{
+		"name=seccomp,profile=builtin":               true,
+		"name=seccomp,profile=default":               true,
+		"name=seccomp,profile=unconfined":            true,
+		"name=seccomp":                               true,
+		"name=seccomp,profile=/etc/docker/ours.json": false,
+		"name=apparmor":                              false,
 	} {
-		got, err := securityOptions(system.Info{SecurityOptions: []string{"name=cgroupns", tc.option}},
-			types.Version{Components: []types.ComponentVersion{{Name: tc.component}}})
-		if err != nil || (len(got) == 1) != (tc.want && runtime.GOOS == "linux") {
-			t.Errorf("%s of %s: %d options, %v", tc.option, tc.component, len(got), err)
+		got, err := seccompFor(system.Info{SecurityOptions: []string{"name=cgroupns", option}})
+		if err != nil || (got != "") != (want && runtime.GOOS == "linux") {
+			t.Errorf("%s: %d bytes, %v", option, len(got), err)
 		}
-		for _, o := range got {
-			if strings.Contains(o, "io_uring") || strings.Contains(o, "ptrace") || !strings.Contains(o, "futex") {
-				t.Errorf("profile is %s", o)
-			}
+		if got != "" && (strings.Contains(got, "io_uring") || strings.Contains(got, "ptrace") || !strings.Contains(got, "futex")) {
+			t.Errorf("profile is %s", got)
 		}
+	}
+}
+
+// Podman gets the profile as a file, which goes with the container.
+func TestSeccompOfPodman(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	p := newFakeEngine().prepared()
+	p.spec.seccomp = "{}"
+	if got := p.spec.commonHost().SecurityOpt; !slices.Equal(got, []string{"no-new-privileges", "seccomp={}"}) {
+		t.Errorf("options are %q", got)
+	}
+	p.spec.podman = true
+	host := p.spec.commonHost()
+	drop, err := p.place(host, "c", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(filesHome("fake"), "c", "seccomp.json")
+	if b, err := os.ReadFile(file); err != nil || string(b) != "{}" || !slices.Equal(host.SecurityOpt, []string{"no-new-privileges", "seccomp=" + file}) {
+		t.Errorf("options are %q; the file has %q (%v)", host.SecurityOpt, b, err)
+	}
+	drop()
+	if _, err := os.Stat(file); !os.IsNotExist(err) {
+		t.Errorf("left: %v", err)
 	}
 }
 
@@ -129,6 +152,10 @@ func TestRuntimeOfTheEngine(t *testing.T) {
 	r := &Runtime{Image: f.Image, OCIRuntime: "runsc-that-is-not-there"}
 	_, err := tryPrepare(t, r, f.agent)
 	if err == nil || !strings.Contains(err.Error(), `runtime "runsc-that-is-not-there" is not on the Docker engine`) || !strings.Contains(err.Error(), "runc") {
+		t.Errorf("error is %v", err)
+	}
+	podman := types.Version{Components: []types.ComponentVersion{{Name: "Podman Engine"}}}
+	if err := f.checkRuntime(system.Info{}, podman, "here"); err == nil || !strings.Contains(err.Error(), "Podman, at here, does not tell") {
 		t.Errorf("error is %v", err)
 	}
 	// An engine that takes the container for another runtime.

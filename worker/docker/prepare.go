@@ -48,7 +48,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
-	security, err := securityOptions(info, version)
+	seccomp, err := seccompFor(info)
 	if err != nil {
 		return worker.Image{}, fmt.Errorf("making the seccomp profile: %w", err)
 	}
@@ -68,7 +68,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 		return worker.Image{}, err
 	}
 	s := r.specOf(agent, img, info, version)
-	s.security, s.mounts = security, mounts
+	s.seccomp, s.mounts = seccomp, mounts
 	if s.prompt, err = r.promptOf(img.Config.Labels); err != nil {
 		return worker.Image{}, err
 	}
@@ -95,7 +95,12 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	}
 	r.warnOfNetwork(p.logger)
 	if agent.Go != nil {
-		r.watched.Do(func() { agent.Go(func() { r.watch(agent) }) })
+		r.watched.Do(func() {
+			agent.Go(func() {
+				r.watch(agent)
+				leaveHome(agent.PeerID)
+			})
+		})
 	}
 	r.logger.Debug("docker runtime is ready", zap.String("image", ref), zap.String("digest", img.ID),
 		zap.String("engine_version", info.ServerVersion), zap.Bool("init", s.init))
@@ -155,7 +160,7 @@ func (r *Runtime) connect(ctx context.Context, e engine) (system.Info, types.Ver
 	case info.NCPU > 0 && r.limits.cpus > float64(info.NCPU):
 		err = fmt.Errorf("cpus is %v, but the Docker engine at %s has %d", r.limits.cpus, e.DaemonHost(), info.NCPU)
 	default:
-		err = r.checkRuntime(info, e.DaemonHost())
+		err = r.checkRuntime(info, version, e.DaemonHost())
 	}
 	return info, version, err
 }

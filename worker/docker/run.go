@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -211,7 +213,23 @@ func (p *prepared) attach(ctx context.Context, id string) (types.HijackedRespons
 	if err != nil {
 		return conn, fmt.Errorf("attaching to container: %w", err)
 	}
+	if p.spec.prompt == promptStdin {
+		conn.Reader = bufio.NewReader(endOnReset{conn.Reader})
+	}
 	return conn, nil
+}
+
+// endOnReset ends where the other side has closed the connection without reading all of
+// the prompt, because the agent has ended; Podman does so. By then all output has come.
+type endOnReset struct{ r io.Reader }
+
+// Read implements io.Reader.
+func (e endOnReset) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	if errors.Is(err, syscall.ECONNRESET) {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // finish waits until a container has exited and its output is delivered, and returns how

@@ -105,13 +105,13 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 func (c *warmed) discard(ctx context.Context, p *prepared) {
 	defer live.remove(c.key)
 	defer c.link.close()
-	c.cancel()
-	if c.conn != nil {
-		c.conn.Close()
-		<-c.over
-	}
 	if c.id != "" {
 		p.end(ctx, c.id)
+	}
+	c.cancel()
+	if c.conn != nil {
+		c.conn.Close() // not before: an agent that waits would take that for an empty prompt
+		<-c.over
 	}
 	c.drop()
 	if c.output == "" {
