@@ -307,12 +307,14 @@ func TestStoredResponses(t *testing.T) {
 
 // TestUnavailable wants a worker whose model server is gone to be a 503.
 func TestUnavailable(t *testing.T) {
-	f := natively("/v1/chat/completions", jsonType, 200, script{})
-	f.dispatch = fails(fmt.Errorf("%w: x", mesh.ErrUnavailable))
-	a := serve(t, f).do(t, "POST", "/v1/chat/completions", chatBody)
+	ask := func(err error) answer {
+		f := natively("/v1/chat/completions", jsonType, 200, script{})
+		f.dispatch = fails(fmt.Errorf("%w: x", err))
+		return serve(t, f).do(t, "POST", "/v1/chat/completions", chatBody)
+	}
+	a := ask(mesh.ErrUnavailable)
 	if a.failed(t, 503, "mesh_overloaded"); a.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
-	f.dispatch = fails(fmt.Errorf("%w: x", wire.ErrRefused))
-	serve(t, f).do(t, "POST", "/v1/chat/completions", chatBody).failed(t, 502, "worker_stream_failed")
+	ask(wire.ErrRefused).failed(t, 502, "worker_stream_failed")
 }
