@@ -138,6 +138,17 @@ func (c *batchConn) fail(err error) {
 	_ = c.Conn.Close()
 }
 
+// SetWriteDeadline implements net.Conn. After Close, its own deadline stays: yamux may
+// set one for a frame that comes too late, and Close would wait for that.
+func (c *batchConn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed
+	}
+	return c.Conn.SetWriteDeadline(t)
+}
+
 // Close writes what waits, if that takes but a moment, and closes the connection.
 func (c *batchConn) Close() error {
 	c.mu.Lock()

@@ -158,6 +158,12 @@ func TestBatchClose(t *testing.T) {
 	if _, err := c.Write([]byte("b")); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Write after Close: %v", err)
 	}
+	gated.mu.Lock()
+	limit := gated.limit
+	gated.mu.Unlock()
+	if err := c.SetWriteDeadline(limit.Add(time.Hour)); !errors.Is(err, net.ErrClosed) || !gated.limit.Equal(limit) {
+		t.Errorf("a deadline after Close: %v, now %v", err, gated.limit)
+	}
 	gated.tokens <- nil
 	if err := <-closed; err != nil {
 		t.Fatal(err)

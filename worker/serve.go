@@ -212,6 +212,16 @@ type ending struct {
 	err     error // what the operator should know
 }
 
+// stoppedBy returns how a task ended whose context has ended.
+func (e ending) stoppedBy(cause error) ending {
+	if errors.Is(cause, errGatewayGone) {
+		return ending{how: cancelled, cause: wire.CauseCancelled}
+	}
+	e.how, e.words, e.err, e.started = stopped, cause.Error(), cause, true
+	e.cause = causeOf(cause, wire.CauseCancelled)
+	return e
+}
+
 // execute runs the agent, and collects its files in dir.
 func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir string, out io.Writer) ending {
 	ctx, cancel := context.WithDeadlineCause(t.ctx, t.end, &Failure{wire.CauseDeadline, fmt.Errorf("timed out after %s", time.Duration(g.config.Timeout))})
@@ -224,13 +234,10 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 	defer stop(nil)
 	exit, err := g.guarded(ctx, stop, Task{ID: req.TaskID, Prompt: req.Data, Request: string(req.Request), Model: g.config.Model, Output: out, OutputDir: left})
 	e := ending{started: err == nil, code: exit.Code, cause: exit.cause()}
-	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, errGatewayGone):
-		return ending{how: cancelled, cause: wire.CauseCancelled}
-	case cause != nil:
-		e.how, e.words, e.err, e.started = stopped, cause.Error(), cause, true
-		e.cause = causeOf(cause, wire.CauseCancelled)
-		return e
+	if cause := context.Cause(ctx); cause != nil {
+		return e.stoppedBy(cause)
+	}
+	switch {
 	case err != nil:
 		e.how, e.cause, e.err = failed, causeOf(err, wire.CauseRuntimeError), err
 		e.words = told(e.cause)
@@ -243,6 +250,9 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 		return e
 	}
 	if e.zip, err = a.collect(ctx, g, req.TaskID, left); err != nil {
+		if cause := context.Cause(ctx); cause != nil { // its time was over meanwhile, or its gateway has gone
+			return e.stoppedBy(cause)
+		}
 		e.how, e.cause, e.words, e.err = failed, wire.CauseRuntimeError, "its files could not be collected", err
 		return e
 	}

@@ -390,3 +390,21 @@ func counter(t *testing.T, name string) float64 {
 	t.Fatalf("no metric %s", name)
 	return 0
 }
+
+// TestTimeOverWhileCollecting has the time of a task end while its files are collected,
+// which is no fault of the worker's.
+func TestTimeOverWhileCollecting(t *testing.T) {
+	a := start(t, behaviour{run: func(_ context.Context, task Task) (Exit, error) {
+		f, err := os.Create(filepath.Join(task.OutputDir, "sparse"))
+		if err != nil {
+			return Exit{}, err
+		}
+		defer f.Close()
+		return Exit{}, f.Truncate(5 << 30)
+	}}, map[string]any{"timeout": "300ms"})
+	_, files, err := newGateway(t, a).run(t, "t1", "x")
+	ended, ok := errors.AsType[*wire.AgentError](err)
+	if !ok || ended.Cause != wire.CauseDeadline || files != nil {
+		t.Errorf("%v, %v", err, files)
+	}
+}

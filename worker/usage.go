@@ -23,16 +23,24 @@ const (
 	diskFactor = 2
 	// maxUsageDepth is how many names the path of a folder may have.
 	maxUsageDepth = 256
+	// usageStep is after how many levels a folder is held open, so that what is below it
+	// is found from there: a path is followed from its beginning, for each folder anew.
+	usageStep = 8
 	// usagePause is the shortest time between two looks at a folder. It is longer where a
-	// look takes long, so that looking takes a tenth of a processor at most.
+	// look takes long, so that looking takes a third of a processor at most.
 	usagePause = time.Second
+	// usageFew is how many entries may take as long as they like: then it is the disk
+	// that is slow. More than that are too many where a look takes longer than walkTime,
+	// in which nothing would be seen of what is written meanwhile.
+	usageFew = 10_000
 )
 
 // errUsage says that a folder is over its limits.
 var errUsage = errors.New("too much")
 
 // guard ends a task whose files take too much of the disk, or are too many, until ctx
-// ends. It looks every second, so that for a second there may be more.
+// ends. It looks every second, so that for a second there may be more, or for some
+// seconds where there are very many files.
 func guard(ctx context.Context, dir string, most int64, stop context.CancelCauseFunc) {
 	timer := time.NewTimer(usagePause)
 	defer timer.Stop()
@@ -43,13 +51,13 @@ func guard(ctx context.Context, dir string, most int64, stop context.CancelCause
 		case <-timer.C:
 		}
 		began := time.Now()
-		u := usage{ctx: ctx, most: most}
+		u := usage{ctx: ctx, most: most, end: began.Add(walkTime)}
 		if errors.Is(u.look(dir), errUsage) {
 			stop(&Failure{wire.CauseOutputLimit, fmt.Errorf("killed: its files are too many or too large (limits: %s of the disk, %d files, folders %d deep)",
 				units.BytesSize(float64(most)), maxLooked, maxUsageDepth)})
 			return
 		}
-		timer.Reset(max(usagePause, 10*time.Since(began)))
+		timer.Reset(max(usagePause, 2*time.Since(began)))
 	}
 }
 
@@ -70,7 +78,8 @@ func (g *generation) guarded(ctx context.Context, stop context.CancelCauseFunc, 
 // usage is what a folder takes.
 type usage struct {
 	ctx     context.Context
-	most    int64 // bytes of the disk
+	most    int64     // bytes of the disk
+	end     time.Time // of the look, where there is much to see
 	bytes   int64
 	entries int
 }
@@ -90,6 +99,14 @@ func (u *usage) look(dir string) error {
 func (u *usage) folder(root *os.Root, dir string, depth int) error {
 	if depth > maxUsageDepth {
 		return errUsage
+	}
+	if depth > 0 && depth%usageStep == 0 {
+		held, err := root.OpenRoot(dir)
+		if err != nil {
+			return nil
+		}
+		defer held.Close()
+		root, dir = held, "."
 	}
 	d, err := root.OpenFile(dir, os.O_RDONLY|syscall.O_NONBLOCK|openDir, 0)
 	if err != nil {
@@ -125,7 +142,7 @@ func (u *usage) entriesOf(d *os.File, take func(fs.FileInfo)) error {
 			}
 		}
 		switch {
-		case u.bytes > u.most:
+		case u.bytes > u.most, u.entries > usageFew && time.Now().After(u.end):
 			return errUsage
 		case u.ctx.Err() != nil:
 			return context.Cause(u.ctx)

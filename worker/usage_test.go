@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -22,6 +23,7 @@ func TestUsage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	inTime := time.Now().Add(time.Hour)
 	for name, c := range map[string]struct {
 		fill    func(t *testing.T, dir string)
 		tooMuch bool
@@ -62,16 +64,57 @@ func TestUsage(t *testing.T) {
 				write(t, filepath.Join(dir, strconv.Itoa(i)), 0)
 			}
 		}, true},
+		"much, far below": {func(t *testing.T, dir string) {
+			dir = filepath.Join(dir, strings.Repeat("d/", 4*usageStep+1))
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(dir, "f"), 3<<20)
+		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			c.fill(t, dir)
-			u := usage{ctx: t.Context(), most: 2 << 20}
+			u := usage{ctx: t.Context(), most: 2 << 20, end: inTime}
 			if err := u.look(dir); errors.Is(err, errUsage) != c.tooMuch || err != nil && !c.tooMuch {
 				t.Errorf("%v: %d bytes, %d entries", err, u.bytes, u.entries)
 			}
 		})
 	}
+}
+
+// Folders far below take little more time to look at than others do, and what takes too
+// long is too much: until the next look, an agent can write as much as it likes.
+func TestUsageFarBelow(t *testing.T) {
+	const folders = usageFew + 100
+	dir := t.TempDir()
+	far := filepath.Join(dir, strings.Repeat("d/", maxUsageDepth-2))
+	if err := os.MkdirAll(far, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for i := range folders {
+		if err := root.Mkdir(strconv.Itoa(i), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u := usage{ctx: t.Context(), most: 1 << 40, end: time.Now().Add(time.Hour)}
+	began := time.Now()
+	if err := u.look(dir); err != nil || u.entries < folders {
+		t.Errorf("%d entries, %v", u.entries, err)
+	}
+	if took := time.Since(began); took > 10*time.Second { // from the beginning of the path, 20
+		t.Errorf("looking took %v", took)
+	}
+	u = usage{ctx: t.Context(), most: 1 << 40, end: time.Now()}
+	if err := u.look(dir); !errors.Is(err, errUsage) {
+		t.Errorf("a look without an end: %v", err)
+	}
+	_ = removeAll(dir)
 }
 
 // TestGuard has an agent fill the disk: it is stopped, and says why.

@@ -237,6 +237,37 @@ func TestRemovalIsTriedAgain(t *testing.T) {
 	}
 }
 
+// A container that is live is not swept, whatever other labels its image gives it.
+func TestSweepOfLabelsOfAnImage(t *testing.T) {
+	for _, label := range []string{labelTask, labelServe, labelWarm} {
+		e := labelled{newFakeEngine(), map[string]string{labelTask: "of-the-image", labelServe: "of-the-image", labelWarm: "of-the-image"}}
+		e.labels[label] = t.Name()
+		e.there = true
+		key := liveKey{"peer", t.Name()}
+		live.add(key)
+		if err := sweep(t.Context(), e, "peer", zap.NewNop()); err != nil || !e.there {
+			t.Errorf("%s: %v, left: %v, want the container to be left", label, err, e.there)
+		}
+		live.remove(key)
+		if err := sweep(t.Context(), e, "peer", zap.NewNop()); err != nil || e.there {
+			t.Errorf("%s: %v, left: %v, want the container to be gone", label, err, e.there)
+		}
+	}
+}
+
+// labelled is an engine whose container has these labels.
+type labelled struct {
+	*fakeEngine
+	labels map[string]string
+}
+
+func (e labelled) ContainerList(context.Context, container.ListOptions) ([]container.Summary, error) {
+	if !e.there {
+		return nil, nil
+	}
+	return []container.Summary{{ID: "c1", Labels: e.labels}}, nil
+}
+
 // stuckBacklog returns a backlog that is full, and what the one write that
 // waits for room returns.
 func stuckBacklog(t *testing.T, ctx context.Context) (*backlog, <-chan error) {

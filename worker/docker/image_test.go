@@ -202,6 +202,7 @@ func TestPullWithCredentials(t *testing.T) {
 		{"a wrong password", `{"auths":{"` + host + `":{"auth":"YW5uOnMzY3JldDI="}}}`, "pulling image"},
 		{"nonsense", `{"auths":s3cret`, "is not as docker login writes it"},
 		{"no login", `{"auths":{"` + host + `":{"auth":"s3cret"}}}`, "no login for " + host},
+		{"one of docker login's own beside it", `{"auths":{"https://` + host + `/v1/":{"auth":"YW5uOnMzY3JldA=="},"https://` + host + `/v1/access-token":{"auth":"YW5uOnMzY3JldDI="},"https://` + host + `/v1/refresh-token":{"auth":"YW5uOnMzY3JldDI="}}}`, ""},
 		{"the right one", `{"auths":{"https://` + host + `/v1/":{"auth":"YW5uOnMzY3JldA=="}}}`, ""},
 	} {
 		if tc.config != "" {

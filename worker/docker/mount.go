@@ -33,9 +33,14 @@ type Mount struct {
 const engineDir = "/var/lib/docker"
 
 // ruling are folders of the host by which a container would rule it, or learn what is
-// not for it: devices, the kernel's settings, and the sockets of its services.
-func ruling(host string) []string {
-	dirs := []string{"/dev", "/proc", "/run", "/sys", "/var/run", engineDir, caddy.AppDataDir()}
+// not for it: devices, the kernel's settings, the sockets of its services, what the
+// engine keeps in its folder root, and Caddy's folders, of which that of configurations
+// has their keys, and that of containers the secrets of other agents.
+func ruling(host, root string) []string {
+	dirs := []string{"/dev", "/proc", "/run", "/sys", "/var/run", engineDir, caddy.AppDataDir(), caddy.AppConfigDir(), filesHome("")}
+	if filepath.IsAbs(root) {
+		dirs = append(dirs, root)
+	}
 	if socket, ok := strings.CutPrefix(host, "unix://"); ok {
 		dirs = append(dirs, socket)
 	}
@@ -76,7 +81,7 @@ func checkMounts(mounts []Mount) error {
 				return fmt.Errorf("mount %q: %s is not for it, since %s is there", m.Source, target, own)
 			}
 		}
-		if err := checkSource(m.Source, ruling("")); err != nil {
+		if err := checkSource(m.Source, ruling("", "")); err != nil {
 			return err
 		}
 	}
@@ -100,10 +105,10 @@ func within(name, dir string) bool {
 }
 
 // resolveMounts looks where the mounts of an engine's containers lead, and returns them
-// as the engine takes them.
-func resolveMounts(mounts []Mount, host string) ([]mount.Mount, error) {
+// as the engine takes them, which is at host and keeps what it has in root.
+func resolveMounts(mounts []Mount, host, root string) ([]mount.Mount, error) {
 	var refused []string
-	for _, dir := range ruling(host) {
+	for _, dir := range ruling(host, root) {
 		refused = append(refused, dir)
 		if real, err := filepath.EvalSymlinks(dir); err == nil {
 			refused = append(refused, real)

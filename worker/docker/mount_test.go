@@ -14,7 +14,7 @@ import (
 )
 
 func TestMountsThatAreRefused(t *testing.T) {
-	dir := t.TempDir()
+	dir, root := t.TempDir(), t.TempDir()
 	link := func(name, target string) string {
 		name = filepath.Join(dir, name)
 		if err := os.Symlink(target, name); err != nil {
@@ -23,7 +23,7 @@ func TestMountsThatAreRefused(t *testing.T) {
 		return name
 	}
 	engine := filepath.Join(dir, "engine")
-	for _, d := range []string{engine, filepath.Join(dir, "services"), filepath.Join(dir, "plain", "deep")} {
+	for _, d := range []string{engine, filepath.Join(dir, "services"), filepath.Join(dir, "plain", "deep"), filepath.Join(root, "overlay2")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -72,6 +72,9 @@ func TestMountsThatAreRefused(t *testing.T) {
 		{filepath.Join(dir, "services"), "/data", "it has a socket in it, s.sock"},
 		{filepath.Join(dir, "services", "s.sock"), "/data", "want a file or a folder"},
 		{caddy.AppDataDir(), "/data", "must not see " + caddy.AppDataDir()},
+		{caddy.AppConfigDir(), "/data", "must not see " + caddy.AppConfigDir()},
+		{filesHome("other"), "/data", "must not see " + filesHome("")},
+		{filepath.Join(root, "overlay2"), "/data", "must not see " + root},
 		{filepath.Join(dir, "plain"), "/", "is not for it"},
 		{filepath.Join(dir, "plain"), "/tmp", "since /tmp/output is there"},
 		{filepath.Join(dir, "plain"), "/tmp/output/x", "since /tmp/output is there"},
@@ -82,7 +85,7 @@ func TestMountsThatAreRefused(t *testing.T) {
 		mounts := []Mount{{Source: tc.source, Target: tc.target}}
 		err := checkMounts(mounts)
 		if err == nil {
-			_, err = resolveMounts(mounts, "unix://"+filepath.Join(engine, "e.sock"))
+			_, err = resolveMounts(mounts, "unix://"+filepath.Join(engine, "e.sock"), root)
 		}
 		if (tc.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.err) {
 			t.Errorf("mount %s %s: error is %v, want %q", tc.source, tc.target, err, tc.err)

@@ -55,7 +55,9 @@ func newModelHandler(base *url.URL, key string, logger *zap.Logger) *modelHandle
 
 // ServeHTTP implements http.Handler.
 func (h *modelHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if _, ok := upstream.Below(h.base, r.URL); !ok || r.Method == http.MethodConnect {
+	_, ok := upstream.Below(h.base, r.URL)
+	// A server, or a proxy before it, answers TRACE with the header of the request: the key.
+	if !ok || r.Method == http.MethodConnect || r.Method == http.MethodTrace {
 		http.Error(w, "this agent can reach its model server below /v1, and nothing else", http.StatusForbidden)
 		return
 	}

@@ -73,6 +73,7 @@ func TestModelRequests(t *testing.T) {
 		{"GET /%76%31/models HTTP/1.1", "403", ""},
 		{"CONNECT evil.test:443 HTTP/1.1", "403", ""},
 		{"CONNECT /v1/models HTTP/1.1", "403", ""},
+		{"TRACE /v1/models HTTP/1.1", "403", ""},
 		{"OPTIONS * HTTP/1.1", "200", ""},
 	} {
 		text, body := tc.request, ""

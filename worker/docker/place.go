@@ -106,6 +106,7 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 		if err := f.fill(source); err != nil {
 			return err
 		}
+		delete(host.Tmpfs, f.target) // a volume of the image: the engine takes one of them
 		host.Mounts = append(host.Mounts, bind(source, f.target))
 	}
 	return nil

@@ -55,7 +55,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err := sweep(ctx, e, agent.PeerID, r.logger); err != nil {
 		return worker.Image{}, err
 	}
-	mounts, err := resolveMounts(r.Mounts, e.DaemonHost())
+	mounts, err := resolveMounts(r.Mounts, e.DaemonHost(), info.DockerRootDir)
 	if err != nil {
 		return worker.Image{}, err
 	}

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -61,7 +63,10 @@ func registryAuth(image string) (string, error) {
 	if err := json.NewDecoder(io.LimitReader(f, maxDockerConfig)).Decode(&config); err != nil {
 		return "", fmt.Errorf("%s is not as docker login writes it", file)
 	}
-	for key, entry := range config.Auths {
+	// In order: "…/v1/" of Docker's own registry is before "…/v1/access-token", which is
+	// for docker login itself.
+	for _, key := range slices.Sorted(maps.Keys(config.Auths)) {
+		entry := config.Auths[key]
 		if registryOf(key) != reference.Domain(name) || entry.Auth == "" && entry.IdentityToken == "" {
 			continue
 		}

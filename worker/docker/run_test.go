@@ -87,6 +87,28 @@ func TestPromptInAFile(t *testing.T) {
 	}
 }
 
+// What an image declares as a volume does not get in the way of what its containers are given.
+func TestVolumesInTheWay(t *testing.T) {
+	t.Parallel()
+	startProbe(t, "exit 0", nil)
+	r := &Runtime{
+		Build:  folder(t, map[string]string{"Dockerfile": "FROM " + probeImage + "\nENV PROBE=file\nVOLUME [\"/run/agentfm\", \"/run/secrets/\"]\n"}),
+		Prompt: promptInFile, Secrets: map[string]string{"key": "/etc/hostname"},
+	}
+	agent := testAgent(t)
+	agent.Key = "volumes"
+	img, err := tryPrepare(t, r, agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removeLater(img.Ref)
+	out := newRecorder()
+	exit, err := r.Run(t.Context(), worker.Task{ID: "t", Prompt: "a prompt", Output: out, OutputDir: t.TempDir()})
+	if err != nil || exit.Code != 0 || out.String() != "a prompt1" {
+		t.Errorf("%+v, %v, %q", exit, err, out)
+	}
+}
+
 // The configuration decides, then the image.
 func TestPromptOfTheImage(t *testing.T) {
 	t.Parallel()

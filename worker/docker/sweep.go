@@ -3,9 +3,9 @@
 package docker
 
 import (
-	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,8 +65,8 @@ func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) err
 	for _, c := range found {
 		// Its key is live before a container is there, so what is
 		// listed here and not live belongs to nobody.
-		id := cmp.Or(c.Labels[labelTask], c.Labels[labelServe], c.Labels[labelWarm])
-		if live.has(liveKey{peerID, id}) {
+		ids := idsOf(c.Labels)
+		if slices.ContainsFunc(ids, func(id string) bool { return live.has(liveKey{peerID, id}) }) {
 			continue
 		}
 		field := zap.String("container", c.ID)
@@ -74,12 +74,24 @@ func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) err
 			logger.Warn("removing leftover container", field, zap.Error(err))
 			continue
 		}
-		logger.Info("removed leftover container", field, zap.String("task", id))
+		logger.Info("removed leftover container", field, zap.Strings("task", ids))
 	}
 	if err := sweepFiles(peerID); err != nil {
 		logger.Warn("removing leftover files of containers", zap.Error(err))
 	}
 	return nil
+}
+
+// idsOf returns the ids by which a container can be live. There may be more than one: it
+// has the labels of its image, too, which may come from `docker commit` of another.
+func idsOf(labels map[string]string) []string {
+	var ids []string
+	for _, label := range []string{labelTask, labelServe, labelWarm} {
+		if id := labels[label]; id != "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // containers lists the containers with all of the labels, stopped ones too.

@@ -52,6 +52,8 @@ type warmPool struct {
 	age      time.Duration
 	room     chan struct{}
 	removing chan struct{}
+	patience time.Duration // of removals, when all are to go
+	late     chan struct{} // closed when it is over
 	ctx      context.Context
 	cancel   context.CancelFunc
 	working  sync.WaitGroup
@@ -92,6 +94,7 @@ func openWarm(p *prepared, size int, age time.Duration) *warmPool {
 	q := &warmPool{
 		engine: p.engine, spec: p.spec, age: age, loggers: []*zap.Logger{p.logger},
 		room: make(chan struct{}, size), removing: make(chan struct{}, warmRemovals),
+		patience: removeLimit, late: make(chan struct{}),
 	}
 	q.ctx, q.cancel = context.WithCancel(context.Background())
 	q.working.Go(q.fill)
@@ -99,9 +102,12 @@ func openWarm(p *prepared, size int, age time.Duration) *warmPool {
 }
 
 // Destruct implements caddy.Destructor: it removes the containers that wait. One that
-// a task has is no longer of the pool.
+// a task has is no longer of the pool. An engine that hangs does not get to keep Caddy
+// from its end, once for each of them: what is left is for the next sweep.
 func (q *warmPool) Destruct() error {
 	q.cancel()
+	late := time.AfterFunc(q.patience, func() { close(q.late) })
+	defer late.Stop()
 	q.working.Wait()
 	return nil
 }
@@ -208,9 +214,18 @@ func (q *warmPool) keep(c *warmed) {
 	if !q.withdraw(c) {
 		return // a task was faster
 	}
-	q.removing <- struct{}{}
-	defer func() { <-q.removing }()
+	select {
+	case q.removing <- struct{}{}:
+		defer func() { <-q.removing }()
+	case <-q.late:
+	}
 	p := q.prepared()
+	select {
+	case <-q.late:
+		p.logger.Error("a container that was started ahead is left: the engine takes too long to remove others", zap.String("container", c.id))
+		c.id = ""
+	default:
+	}
 	if c.ended() && q.ctx.Err() == nil {
 		p.logger.Warn("a container that was started ahead has ended before a task came", zap.String("container", c.id), zap.String("how", c.howEnded(p)))
 		if time.Since(began) >= serviceSteady {

@@ -360,3 +360,55 @@ func TestWarmPreparedAgain(t *testing.T) {
 		t.Errorf("%+v, %q", exit, got)
 	}
 }
+
+// TestWarmLeftToAnEngineThatHangs wants the end of many containers that wait to take no
+// longer than that of a few, where the engine removes none.
+func TestWarmLeftToAnEngineThatHangs(t *testing.T) {
+	e := hanging{newFakeEngine(), make(chan struct{}, 10), make(chan struct{})}
+	p := e.prepared()
+	q := &warmPool{engine: e, age: time.Hour, loggers: []*zap.Logger{p.logger}, room: make(chan struct{}, 5), removing: make(chan struct{}, 1),
+		patience: time.Millisecond, late: make(chan struct{})}
+	q.ctx, q.cancel = context.WithCancel(context.Background())
+	keys := make(map[liveKey]bool)
+	for i := range 5 {
+		c := &warmed{key: liveKey{"peer", fmt.Sprint(t.Name(), i)}, id: "c", drop: func() {}, cancel: func() {},
+			over: make(chan struct{}), taken: make(chan struct{})}
+		keys[c.key] = true
+		live.add(c.key)
+		q.room <- struct{}{}
+		warmRoom <- struct{}{}
+		q.idle = append(q.idle, c)
+		q.working.Go(func() { q.keep(c) })
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = q.Destruct()
+	}()
+	eventually(t, "all but one are left", func() bool {
+		n := 0
+		for key := range keys {
+			if live.has(key) {
+				n++
+			}
+		}
+		return n <= 1
+	})
+	close(e.release)
+	<-ended
+	if n := len(e.removing); n > 1 {
+		t.Errorf("%d were to be removed, want 1 at most", n)
+	}
+}
+
+// hanging is an engine that removes nothing until it is released.
+type hanging struct {
+	*fakeEngine
+	removing, release chan struct{}
+}
+
+func (e hanging) ContainerRemove(context.Context, string, container.RemoveOptions) error {
+	e.removing <- struct{}{}
+	<-e.release
+	return nil
+}
