@@ -71,7 +71,7 @@ type Config struct {
 
 	// MaxFilesSize is the size of all files of a task that are collected, in bytes, at
 	// most 5 GiB. What has no room is left out. A task whose files take twice as much of
-	// the disk, are over 250,000 or in folders over 256 deep is stopped within a second
+	// the disk, are over 250,000 or in folders over 512 deep is stopped within a second
 	// or little more. Default: 5 GiB.
 	MaxFilesSize int64 `json:"max_files_size,omitempty"`
 

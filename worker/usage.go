@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"syscall"
 	"time"
@@ -22,7 +21,7 @@ const (
 	// diskFactor is how many times its `max_files_size` a task may take of the disk.
 	diskFactor = 2
 	// maxUsageDepth is how many names the path of a folder may have.
-	maxUsageDepth = 256
+	maxUsageDepth = 512
 	// usageStep is after how many levels a folder is held open, so that what is below it
 	// is found from there: a path is followed from its beginning, for each folder anew.
 	usageStep = 8
@@ -113,10 +112,15 @@ func (u *usage) folder(root *os.Root, dir string, depth int) error {
 		return nil
 	}
 	var folders []string
-	err = u.entriesOf(d, func(fi fs.FileInfo) {
+	err = u.entriesOf(d, func(name string) {
+		path := below(dir, name)
+		fi, err := root.Lstat(path) // by a short path: a long one would be an error, and take nothing
+		if err != nil {
+			return
+		}
 		u.bytes += diskOf(fi)
 		if fi.IsDir() {
-			folders = append(folders, below(dir, fi.Name()))
+			folders = append(folders, path)
 		}
 	})
 	_ = d.Close()
@@ -129,17 +133,15 @@ func (u *usage) folder(root *os.Root, dir string, depth int) error {
 	return err
 }
 
-// entriesOf calls take with the entries of a folder.
-func (u *usage) entriesOf(d *os.File, take func(fs.FileInfo)) error {
+// entriesOf calls take with the names of what is in a folder.
+func (u *usage) entriesOf(d *os.File, take func(name string)) error {
 	for {
-		batch, err := d.ReadDir(walkBatch)
-		for _, entry := range batch {
+		names, err := d.Readdirnames(walkBatch)
+		for _, name := range names {
 			if u.entries++; u.entries > maxLooked {
 				return errUsage
 			}
-			if fi, err := entry.Info(); err == nil {
-				take(fi)
-			}
+			take(name)
 		}
 		switch {
 		case u.bytes > u.most, u.entries > usageFew && time.Now().After(u.end):

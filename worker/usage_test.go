@@ -51,6 +51,27 @@ func TestUsage(t *testing.T) {
 				write(t, filepath.Join(dir, "d", strconv.Itoa(i)), 1<<20)
 			}
 		}, true},
+		"much behind long names": {func(t *testing.T, dir string) {
+			root, err := os.OpenRoot(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 20 { // over 4,096 bytes in all
+				long := strings.Repeat("d", 255)
+				if err := root.Mkdir(long, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				next, err := root.OpenRoot(long)
+				_ = root.Close()
+				if root = next; err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := root.WriteFile("f", make([]byte, 3<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_ = root.Close()
+		}, true},
 		"deep": {func(t *testing.T, dir string) {
 			if err := os.MkdirAll(filepath.Join(dir, strings.Repeat("d/", maxUsageDepth+1)), 0o700); err != nil {
 				t.Fatal(err)
