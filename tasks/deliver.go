@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// How many webhooks are under way at one time, and how many of them to one host: one
+// receiver that is slow does not hold up the others.
+const (
+	maxPosts     = 64
+	maxHostPosts = 4
+	postPause    = 500 * time.Millisecond
+)
+
+// queueWebhook puts the webhook of a task into its queue, unless it is there.
+func (s *store) queueWebhook(ctx context.Context, key string) error {
+	there, err := waiting(ctx, s.webhooks, hookSubject+key)
+	if err != nil || there {
+		return err
+	}
+	if _, err = s.js.Publish(ctx, hookSubject+key, nil); err == nil {
+		return nil
+	}
+	if there, _ := waiting(ctx, s.webhooks, hookSubject+key); there { // another has put it there
+		return nil
+	}
+	return err
+}
+
+// posts counts the webhooks that are under way, by their hosts.
+type posts struct {
+	mu    sync.Mutex
+	total int
+	hosts map[string]int
+}
+
+// begin reports whether one more may go to a host.
+func (p *posts) begin(host string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.total >= maxPosts || p.hosts[host] >= maxHostPosts {
+		return false
+	}
+	p.total++
+	p.hosts[host]++
+	return true
+}
+
+// end ends one.
+func (p *posts) end(host string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.total--
+	if p.hosts[host]--; p.hosts[host] == 0 {
+		delete(p.hosts, host)
+	}
+}
+
+// deliver takes webhooks off their queue and sends them.
+func (s *service) deliver(messages jetstream.MessagesContext) {
+	under := &posts{hosts: make(map[string]int)}
+	for {
+		msg, err := messages.Next()
+		if err != nil {
+			if errors.Is(err, jetstream.ErrMsgIteratorClosed) || s.ctx.Err() != nil {
+				return
+			}
+			s.log().Warn("reading the queue of webhooks", zap.Error(err))
+			pause(s.ctx, time.Second)
+			continue
+		}
+		s.tell(msg, under)
+	}
+}
+
+// tell sends the webhook of a message when it is time, and otherwise gives it back.
+func (s *service) tell(msg jetstream.Msg, under *posts) {
+	key := msg.Subject()[len(hookSubject):]
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
+	defer cancel()
+	r, _, err := s.store.get(ctx, key)
+	if errors.Is(err, ErrNotFound) || err == nil && (r.Webhook == nil || r.Webhook.State != WebhookPending) {
+		_ = msg.DoubleAck(ctx)
+		return
+	}
+	if err != nil {
+		_ = msg.NakWithDelay(5 * time.Second)
+		return
+	}
+	if wait := time.Until(r.Webhook.Next); wait > 0 {
+		_ = msg.NakWithDelay(wait)
+		return
+	}
+	host := ""
+	if u, err := url.Parse(r.Webhook.URL); err == nil {
+		host = u.Hostname()
+	}
+	if !under.begin(host) {
+		_ = msg.NakWithDelay(postPause)
+		return
+	}
+	s.running.Go(func() {
+		defer under.end(host)
+		s.send(msg, key, r)
+	})
+}
+
+// send makes one attempt, stores how it went, and then takes the message off the queue or
+// gives it back.
+func (s *service) send(msg jetstream.Msg, key string, r *Record) {
+	var sign signer
+	if p, ok := s.Newest(); ok {
+		sign = p.signer
+	}
+	attempt := r.Webhook.Attempts
+	status, wait, err := s.poster.post(s.ctx, r, sign)
+	if s.ctx.Err() != nil {
+		return // it is sent again; receivers tell by the id that it is the same
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
+	defer cancel()
+	now := time.Now().UTC()
+	r, uerr := s.store.update(ctx, key, func(r *Record) error {
+		if r.Webhook.State == WebhookPending && r.Webhook.Attempts == attempt {
+			r.Webhook.attempted(now, status, wait, err)
+		}
+		return nil
+	})
+	if uerr != nil {
+		_ = msg.NakWithDelay(5 * time.Second)
+		return
+	}
+	if r.Webhook.State == WebhookPending {
+		_ = msg.NakWithDelay(time.Until(r.Webhook.Next))
+		return
+	}
+	if r.Webhook.State != WebhookDelivered {
+		s.log().Warn("a webhook was not delivered", zap.String("task", r.ID), zap.String("state", string(r.Webhook.State)),
+			zap.Int("attempts", r.Webhook.Attempts), zap.Int("status", status), zap.String("error", r.Webhook.Error))
+	}
+	_ = msg.DoubleAck(ctx)
+}
