@@ -72,7 +72,7 @@ var allowed = map[string][]string{
 	"worker/upstream":              {"worker", "openai", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
 	"handler/auth":                 {"internal/metrics", "internal/option"},
-	"handler":                      {"handler/auth", "internal/metrics", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
+	"handler":                      {"handler/auth", "tasks", "internal/metrics", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
 	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process", "worker/upstream"},
 	"xcaddy":                       {""},

@@ -113,11 +113,22 @@ type Record struct {
 
 // RunID is the id of the task on the mesh. After the loss of an attempt it is another:
 // what that one still delivers is none of the new one.
-func (r *Record) RunID() string {
+func (r *Record) RunID() string { return r.runID(r.Lost) }
+
+// LostRunID is the one before it; empty for none.
+func (r *Record) LostRunID() string {
 	if r.Lost == 0 {
+		return ""
+	}
+	return r.runID(r.Lost - 1)
+}
+
+// runID is the id after so many losses.
+func (r *Record) runID(lost int) string {
+	if lost == 0 {
 		return r.ID
 	}
-	return fmt.Sprintf("%s.%d", r.ID, r.Lost)
+	return fmt.Sprintf("%s.%d", r.ID, lost)
 }
 
 // key is the record's place in the store. It begins with the owner's: what is another's
@@ -131,10 +142,17 @@ func ownerKey(owner string) string {
 }
 
 // mintedID is the form of the ids of this package.
-var mintedID = regexp.MustCompile(`^task_[0-9a-f]{36}$`)
+var (
+	mintedID = regexp.MustCompile(`^task_[0-9a-f]{36}$`)
+	runID    = regexp.MustCompile(`^task_[0-9a-f]{36}(\.[0-9]+)?$`)
+)
 
 // ValidID reports whether id has the form of the ids that this package gives to tasks.
 func ValidID(id string) bool { return mintedID.MatchString(id) }
+
+// Reserved reports whether id has the form of those by which such tasks go on the mesh; see
+// [Record.RunID]. What has it belongs to their owners.
+func Reserved(id string) bool { return runID.MatchString(id) }
 
 // newID returns a fresh id: "task_", the time in milliseconds and a random number. Later
 // ids are greater.

@@ -298,6 +298,9 @@ func (j *job) judge(f *Failure) *Failure {
 			j.away = now
 		}
 		if now.Sub(j.away) > j.limits.offline {
+			if f.Reason != "" {
+				return &Failure{Reason: f.Reason, Message: f.Message}
+			}
 			return &Failure{Reason: ReasonNoWorker, Message: "no worker that may take the task could be reached for " + j.limits.offline.String()}
 		}
 	case Broken:

@@ -112,8 +112,12 @@ func (p *Part) runner(name string) Runner {
 	return p.sites[0]
 }
 
-// use gives access to the store, until the function that it returns is called.
+// use gives access to the store, until the function that it returns is called. The nil
+// part has none.
 func (p *Part) use() (*service, func(), error) {
+	if p == nil {
+		return nil, nil, ErrNotRunning
+	}
 	s := p.service.Load()
 	if s == nil || !s.Lease() {
 		return nil, nil, ErrNotRunning
