@@ -18,7 +18,11 @@ import (
 const (
 	maxPosts     = 64
 	maxHostPosts = 4
+
+	// A webhook for which there was no place comes again after postPause, or after the
+	// longer, up to maxPostPause, the more of them there are.
 	postPause    = 500 * time.Millisecond
+	maxPostPause = time.Minute
 )
 
 // queueWebhook puts the webhook of a task into its queue, unless it is there.
@@ -40,19 +44,31 @@ func (s *store) queueWebhook(ctx context.Context, key string) error {
 type posts struct {
 	mu    sync.Mutex
 	total int
-	hosts map[string]int
+	hosts map[string]*hostPosts
 }
 
-// begin reports whether one more may go to a host.
-func (p *posts) begin(host string) bool {
+// hostPosts are those to one host.
+type hostPosts struct{ under, refused int }
+
+// begin reports whether one more may go to a host; and if not, when to ask again.
+func (p *posts) begin(host string) (wait time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.total >= maxPosts || p.hosts[host] >= maxHostPosts {
-		return false
+	h := p.hosts[host]
+	switch {
+	case h == nil && p.total >= maxPosts:
+		return postPause, false
+	case h == nil:
+		h = new(hostPosts)
+		p.hosts[host] = h
+	case p.total >= maxPosts, h.under >= maxHostPosts:
+		h.refused++
+		return min(postPause*time.Duration(1+h.refused/maxHostPosts), maxPostPause), false
 	}
 	p.total++
-	p.hosts[host]++
-	return true
+	h.under++
+	h.refused /= 2
+	return 0, true
 }
 
 // end ends one.
@@ -60,14 +76,15 @@ func (p *posts) end(host string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.total--
-	if p.hosts[host]--; p.hosts[host] == 0 {
+	h := p.hosts[host]
+	if h.under--; h.under == 0 {
 		delete(p.hosts, host)
 	}
 }
 
 // deliver takes webhooks off their queue and sends them.
 func (s *service) deliver(messages jetstream.MessagesContext) {
-	under := &posts{hosts: make(map[string]int)}
+	under := &posts{hosts: make(map[string]*hostPosts)}
 	for {
 		msg, err := messages.Next()
 		if err != nil {
@@ -89,7 +106,7 @@ func (s *service) tell(msg jetstream.Msg, under *posts) {
 	defer cancel()
 	r, _, err := s.store.get(ctx, key)
 	if errors.Is(err, ErrNotFound) || err == nil && (r.Webhook == nil || r.Webhook.State != WebhookPending) {
-		_ = msg.DoubleAck(ctx)
+		_ = acknowledge(s.ctx, msg)
 		return
 	}
 	if err != nil {
@@ -104,8 +121,8 @@ func (s *service) tell(msg jetstream.Msg, under *posts) {
 	if u, err := url.Parse(r.Webhook.URL); err == nil {
 		host = u.Hostname()
 	}
-	if !under.begin(host) {
-		_ = msg.NakWithDelay(postPause)
+	if wait, ok := under.begin(host); !ok {
+		_ = msg.NakWithDelay(wait)
 		return
 	}
 	s.running.Go(func() {
@@ -147,5 +164,5 @@ func (s *service) send(msg jetstream.Msg, key string, r *Record) {
 		s.log().Warn("a webhook was not delivered", zap.String("task", r.ID), zap.String("state", string(r.Webhook.State)),
 			zap.Int("attempts", r.Webhook.Attempts), zap.Int("status", status), zap.String("error", r.Webhook.Error))
 	}
-	_ = msg.DoubleAck(ctx)
+	_ = acknowledge(s.ctx, msg)
 }

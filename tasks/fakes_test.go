@@ -172,7 +172,7 @@ func output(t *testing.T, p *Part, id string) string {
 func empty(t *testing.T, p *Part) {
 	t.Helper()
 	await.Until(t, "an empty queue", func() bool {
-		n, err := length(t.Context(), p.service.Load().store.queue)
+		n, _, err := p.service.Load().store.length(t.Context(), queueName)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -165,13 +165,28 @@ func waiting(ctx context.Context, queue jetstream.Stream, subject string) (bool,
 	return err == nil, err
 }
 
-// length counts the messages in a queue.
-func length(ctx context.Context, queue jetstream.Stream) (int, error) {
-	info, err := queue.Info(ctx)
+// length returns how many messages are in a queue, and how many bytes they have.
+func (s *store) length(ctx context.Context, queue string) (messages int, bytes uint64, err error) {
+	// A handle must not be used at the same time as its Info.
+	handle, err := s.js.Stream(ctx, queue)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrStore, err)
+		return 0, 0, fmt.Errorf("%w: %w", ErrStore, err)
 	}
-	return int(info.State.Msgs), nil
+	info := handle.CachedInfo() // as it was a moment ago
+	return int(info.State.Msgs), info.State.Bytes, nil
+}
+
+// prompt returns the prompt of a task in the queue. The error is [ErrNotFound] when it is
+// not there any more.
+func (s *store) prompt(ctx context.Context, key string) (string, error) {
+	msg, err := s.queue.GetLastMsgForSubject(ctx, queueSubject+key)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return "", ErrNotFound
+	case err != nil:
+		return "", fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	return string(msg.Data), nil
 }
 
 // lastRevision returns the newest revision of any record.

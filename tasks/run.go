@@ -122,14 +122,14 @@ func (s *service) handle(msg jetstream.Msg) {
 	defer s.unclaim(key)
 	defer s.holdLease(msg)()
 	for s.ctx.Err() == nil {
-		t := &job{service: s, key: key, prompt: string(msg.Data())}
+		t := &job{service: s, key: key}
 		err := t.run(ctx)
 		if errors.Is(context.Cause(ctx), errCancelled) { // its end is stored
 			ctx, err = s.ctx, ErrEnded
 		}
 		if err == nil || errors.Is(err, ErrEnded) || errors.Is(err, ErrNotFound) {
 			if err = s.settle(key); err == nil {
-				err = msg.DoubleAck(s.ctx)
+				err = acknowledge(s.ctx, msg)
 			}
 			if err == nil {
 				return
@@ -140,6 +140,13 @@ func (s *service) handle(msg jetstream.Msg) {
 			pause(s.ctx, time.Second)
 		}
 	}
+}
+
+// acknowledge takes a message off its queue, and waits until that is stored.
+func acknowledge(ctx context.Context, msg jetstream.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return msg.DoubleAck(ctx)
 }
 
 // taskID returns the id of the task in a key.
@@ -214,7 +221,6 @@ func pause(ctx context.Context, d time.Duration) {
 type job struct {
 	*service
 	key    string
-	prompt string
 	record *Record   // as it was last written
 	away   time.Time // since when no worker is there; zero when one is
 	wait   time.Duration
@@ -233,7 +239,7 @@ func (j *job) run(ctx context.Context) error {
 		if failure == nil {
 			return nil
 		}
-		if errors.Is(failure.Err, ErrEnded) || errors.Is(failure.Err, ErrStore) {
+		if errors.Is(failure.Err, ErrEnded) || errors.Is(failure.Err, ErrStore) || errors.Is(failure.Err, ErrNotFound) {
 			return failure.Err
 		}
 		if failure = j.judge(failure); failure.Kind == Final {
@@ -318,9 +324,13 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	if runner == nil {
 		return &Failure{Kind: Away, Err: ErrNotRunning}
 	}
+	prompt, err := j.store.prompt(ctx, j.key)
+	if err != nil {
+		return &Failure{Err: err}
+	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
-	a, err := runner.Run(run, Job{Record: j.record, Prompt: j.prompt, Begin: func(w Worker) error { return j.begin(ctx, w) }})
+	a, err := runner.Run(run, Job{Record: j.record, Prompt: prompt, Begin: func(w Worker) error { return j.begin(ctx, w) }})
 	if err != nil {
 		return asFailure(err)
 	}

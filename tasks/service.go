@@ -24,8 +24,11 @@ var services = caddy.NewUsagePool()
 // serviceKey is the key of the store in the pool.
 const serviceKey = "tasks"
 
-// maxPending bounds how many messages of a queue are out at one time.
+// maxPending bounds how many tasks are out of the queue at one time.
 const maxPending = MaxInFlight + 16
+
+// maxPromptSpace is what a prompt may need in the queue, in bytes.
+const maxPromptSpace = 1<<20 + 1<<10
 
 // service is the open store and the work on what it holds.
 type service struct {
@@ -79,17 +82,25 @@ func (s *service) start() error {
 	if err != nil {
 		return err
 	}
-	for queue, work := range map[jetstream.Stream]func(jetstream.MessagesContext){
-		s.store.queue: s.work, s.store.webhooks: s.deliver,
-	} {
-		messages, err := s.store.consume(ctx, queue, maxPending)
-		if err != nil {
-			return err
-		}
-		s.queues = append(s.queues, messages)
-		s.running.Go(func() { work(messages) })
+	if err := s.consume(ctx, s.store.queue, maxPending, s.work); err != nil {
+		return err
+	}
+	// Of webhooks that wait for their next attempt there may be any number.
+	if err := s.consume(ctx, s.store.webhooks, -1, s.deliver); err != nil {
+		return err
 	}
 	s.running.Go(func() { s.sweep(last) })
+	return nil
+}
+
+// consume begins to work on a queue.
+func (s *service) consume(ctx context.Context, queue jetstream.Stream, limit int, work func(jetstream.MessagesContext)) error {
+	messages, err := s.store.consume(ctx, queue, limit)
+	if err != nil {
+		return err
+	}
+	s.queues = append(s.queues, messages)
+	s.running.Go(func() { work(messages) })
 	return nil
 }
 
@@ -177,11 +188,11 @@ func (s *service) mend(r *Record, revision uint64) {
 func (s *service) submit(ctx context.Context, r *Record, prompt string, limit int) error {
 	defer s.submitting.Add(-1)
 	others := int(s.submitting.Add(1)) - 1
-	queued, err := length(ctx, s.store.queue)
+	queued, bytes, err := s.store.length(ctx, queueName)
 	switch {
 	case err != nil:
 		return err
-	case queued+others >= limit:
+	case queued+others >= limit, bytes+uint64((others+1)*maxPromptSpace) > queueBytes:
 		return ErrFull
 	}
 	return s.store.submit(ctx, r, prompt)

@@ -26,7 +26,7 @@ const (
 	maxPayload = 8 << 20 // a prompt, which has 1 MiB at most, and what stands around it
 
 	recordBytes  = 1 << 30
-	queueBytes   = 2 << 30
+	queueBytes   = 512 << 20 // of prompts, which are in memory as well while their tasks wait
 	webhookBytes = 256 << 20
 	outputBytes  = 8 << 30
 
@@ -38,7 +38,8 @@ const (
 	// callTimeout bounds each call to the store.
 	callTimeout = 10 * time.Second
 	startWait   = time.Minute
-	stopWait    = 30 * time.Second
+	// stopWait is how long requests may hold up the end; less than lockWait.
+	stopWait = time.Second
 )
 
 // ErrInUse says that another process has the folder of the store.
@@ -62,7 +63,9 @@ type store struct {
 // Names in the store.
 const (
 	bucket        = "tasks"
+	queueName     = "QUEUE"
 	queueSubject  = "queue."
+	hookName      = "WEBHOOKS"
 	hookSubject   = "webhook."
 	outputSubject = "output."
 )
@@ -152,10 +155,10 @@ func (s *store) layOut(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.queue, err = s.workQueue(ctx, "QUEUE", queueSubject, queueBytes); err != nil {
+	if s.queue, err = s.workQueue(ctx, queueName, queueSubject, queueBytes); err != nil {
 		return err
 	}
-	if s.webhooks, err = s.workQueue(ctx, "WEBHOOKS", hookSubject, webhookBytes); err != nil {
+	if s.webhooks, err = s.workQueue(ctx, hookName, hookSubject, webhookBytes); err != nil {
 		return err
 	}
 	s.output, err = s.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
@@ -176,8 +179,8 @@ func (s *store) workQueue(ctx context.Context, name, subject string, size int64)
 	})
 }
 
-// consume begins to take messages off a queue, at most limit at one time. The consumer is
-// made anew: who had a lease on a message is gone with the process that gave it.
+// consume begins to take messages off a queue, without their bodies, at most limit at one
+// time; -1 for any number. The consumer is made anew: who had a lease on a message is gone with the process that gave it.
 func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int) (jetstream.MessagesContext, error) {
 	const name = "gateway"
 	if err := q.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -185,6 +188,7 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int) (jet
 	}
 	c, err := q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
 		Durable: name, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1, MaxAckPending: limit,
+		HeadersOnly: true,
 	})
 	if err != nil {
 		return nil, err

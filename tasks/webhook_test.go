@@ -166,7 +166,7 @@ func TestWebhook(t *testing.T) {
 		t.Errorf("got %v", h)
 	}
 	await.Until(t, "an empty queue of webhooks", func() bool {
-		n, err := length(t.Context(), p.service.Load().store.webhooks)
+		n, _, err := p.service.Load().store.length(t.Context(), hookName)
 		return err == nil && n == 0
 	})
 }
@@ -270,5 +270,43 @@ func TestDial(t *testing.T) {
 		if !errors.Is(err, ErrURL) {
 			t.Errorf("%s: %v", url, err)
 		}
+	}
+}
+
+// TestPosts wants a host to have its places and no more, and to be forgotten afterwards.
+func TestPosts(t *testing.T) {
+	p := &posts{hosts: make(map[string]*hostPosts)}
+	for range maxHostPosts {
+		if _, ok := p.begin("slow"); !ok {
+			t.Fatal("no place")
+		}
+	}
+	last := time.Duration(0)
+	for range 10_000 {
+		wait, ok := p.begin("slow")
+		if ok || wait < last || wait > maxPostPause {
+			t.Fatalf("got %s, %t after %s", wait, ok, last)
+		}
+		last = wait
+	}
+	if last != maxPostPause {
+		t.Errorf("got %s", last)
+	}
+	for n := range maxPosts - maxHostPosts {
+		if _, ok := p.begin(fmt.Sprint(n)); !ok {
+			t.Fatal("no place for another")
+		}
+	}
+	if _, ok := p.begin("one more"); ok {
+		t.Error("there are too many")
+	}
+	for range maxHostPosts {
+		p.end("slow")
+	}
+	for n := range maxPosts - maxHostPosts {
+		p.end(fmt.Sprint(n))
+	}
+	if p.total != 0 || len(p.hosts) != 0 {
+		t.Errorf("left: %+v", p)
 	}
 }
