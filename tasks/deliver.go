@@ -37,7 +37,7 @@ func (s *store) queueWebhook(ctx context.Context, key string) error {
 	if there, _ := waiting(ctx, s.webhooks, hookSubject+key); there { // another has put it there
 		return nil
 	}
-	return err
+	return s.failedTo(ctx, err)
 }
 
 // posts counts the webhooks that are under way, by their hosts.
@@ -83,7 +83,7 @@ func (p *posts) end(host string) {
 }
 
 // deliver takes webhooks off their queue and sends them.
-func (s *service) deliver(messages jetstream.MessagesContext) {
+func (s *session) deliver(messages jetstream.MessagesContext) {
 	under := &posts{hosts: make(map[string]*hostPosts)}
 	for {
 		msg, err := messages.Next()
@@ -100,13 +100,13 @@ func (s *service) deliver(messages jetstream.MessagesContext) {
 }
 
 // tell sends the webhook of a message when it is time, and otherwise gives it back.
-func (s *service) tell(msg jetstream.Msg, under *posts) {
+func (s *session) tell(msg jetstream.Msg, under *posts) {
 	key := msg.Subject()[len(hookSubject):]
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
 	r, _, err := s.store.get(ctx, key)
 	if errors.Is(err, ErrNotFound) || err == nil && (r.Webhook == nil || r.Webhook.State != WebhookPending) {
-		_ = acknowledge(s.ctx, msg)
+		_ = s.acknowledge(msg)
 		return
 	}
 	if err != nil {
@@ -133,7 +133,7 @@ func (s *service) tell(msg jetstream.Msg, under *posts) {
 
 // send makes one attempt, stores how it went, and then takes the message off the queue or
 // gives it back.
-func (s *service) send(msg jetstream.Msg, key string, r *Record) {
+func (s *session) send(msg jetstream.Msg, key string, r *Record) {
 	var sign signer
 	if p, ok := s.Newest(); ok {
 		sign = p.signer
@@ -164,5 +164,5 @@ func (s *service) send(msg jetstream.Msg, key string, r *Record) {
 		s.log().Warn("a webhook was not delivered", zap.String("task", r.ID), zap.String("state", string(r.Webhook.State)),
 			zap.Int("attempts", r.Webhook.Attempts), zap.Int("status", status), zap.String("error", r.Webhook.Error))
 	}
-	_ = acknowledge(s.ctx, msg)
+	_ = s.acknowledge(msg)
 }

@@ -31,8 +31,9 @@ type fakeRunner struct {
 func (f *fakeRunner) Run(ctx context.Context, j Job) (Attempt, error) {
 	f.mu.Lock()
 	f.jobs = append(f.jobs, j.Record.RunID())
+	run := f.run
 	f.mu.Unlock()
-	return f.run(ctx, j)
+	return run(ctx, j)
 }
 
 // Failure implements Runner.
@@ -172,7 +173,7 @@ func output(t *testing.T, p *Part, id string) string {
 func empty(t *testing.T, p *Part) {
 	t.Helper()
 	await.Until(t, "an empty queue", func() bool {
-		n, _, err := p.service.Load().store.length(t.Context(), queueName)
+		n, _, err := p.service.Load().current.Load().store.length(t.Context(), queueName)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -113,7 +113,7 @@ func (w *outputWriter) flush() error {
 		if w.ctx.Err() != nil {
 			return context.Cause(w.ctx)
 		}
-		return fmt.Errorf("%w: %w", ErrStore, err)
+		return w.store.failedTo(w.ctx, err)
 	}
 	w.size += int64(len(w.buf))
 	w.buf = w.buf[:0]

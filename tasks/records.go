@@ -59,7 +59,7 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 		return errConflict
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrStore, err)
+		return s.failedTo(ctx, err)
 	}
 	return nil
 }
@@ -144,7 +144,7 @@ func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	_, _ = s.update(ctx, r.key(), func(r *Record) error { return r.end(Failed, ReasonNotAccepted, "the task could not be queued") })
-	return fmt.Errorf("%w: %w", ErrStore, err)
+	return s.failedTo(ctx, err)
 }
 
 // end takes the task to its end, unless it has ended.

@@ -95,7 +95,7 @@ var (
 )
 
 // work takes tasks off the queue and runs them.
-func (s *service) work(messages jetstream.MessagesContext) {
+func (s *session) work(messages jetstream.MessagesContext) {
 	for {
 		msg, err := messages.Next()
 		if err != nil {
@@ -112,7 +112,7 @@ func (s *service) work(messages jetstream.MessagesContext) {
 
 // handle sees a task of the queue to its end. It leaves it in the queue when the store
 // closes, or fails.
-func (s *service) handle(msg jetstream.Msg) {
+func (s *session) handle(msg jetstream.Msg) {
 	key := msg.Subject()[len(queueSubject):]
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
@@ -122,14 +122,14 @@ func (s *service) handle(msg jetstream.Msg) {
 	defer s.unclaim(key)
 	defer s.holdLease(msg)()
 	for s.ctx.Err() == nil {
-		t := &job{service: s, key: key}
+		t := &job{session: s, key: key}
 		err := t.run(ctx)
 		if errors.Is(context.Cause(ctx), errCancelled) { // its end is stored
 			ctx, err = s.ctx, ErrEnded
 		}
 		if err == nil || errors.Is(err, ErrEnded) || errors.Is(err, ErrNotFound) {
 			if err = s.settle(key); err == nil {
-				err = acknowledge(s.ctx, msg)
+				err = s.acknowledge(msg)
 			}
 			if err == nil {
 				return
@@ -143,17 +143,20 @@ func (s *service) handle(msg jetstream.Msg) {
 }
 
 // acknowledge takes a message off its queue, and waits until that is stored.
-func acknowledge(ctx context.Context, msg jetstream.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+func (s *session) acknowledge(msg jetstream.Msg) error {
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
-	return msg.DoubleAck(ctx)
+	if err := msg.DoubleAck(ctx); err != nil {
+		return s.store.failedTo(ctx, err)
+	}
+	return nil
 }
 
 // taskID returns the id of the task in a key.
 func taskID(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
 
 // claim notes that a task is being handled, and what cancels that.
-func (s *service) claim(key string, cancel context.CancelCauseFunc) bool {
+func (s *session) claim(key string, cancel context.CancelCauseFunc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.claims[key]; ok {
@@ -164,7 +167,7 @@ func (s *service) claim(key string, cancel context.CancelCauseFunc) bool {
 }
 
 // unclaim ends a claim.
-func (s *service) unclaim(key string) {
+func (s *session) unclaim(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.claims, key)
@@ -172,7 +175,7 @@ func (s *service) unclaim(key string) {
 
 // holdLease keeps a message from being delivered again, until the function that it
 // returns is called.
-func (s *service) holdLease(msg jetstream.Msg) func() {
+func (s *session) holdLease(msg jetstream.Msg) func() {
 	ctx, cancel := context.WithCancel(s.ctx)
 	done := make(chan struct{})
 	go func() {
@@ -192,7 +195,7 @@ func (s *service) holdLease(msg jetstream.Msg) func() {
 }
 
 // settle does what follows a task's end. It may be done more than once.
-func (s *service) settle(key string) error {
+func (s *session) settle(key string) error {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
 	r, _, err := s.store.get(ctx, key)
@@ -219,7 +222,7 @@ func pause(ctx context.Context, d time.Duration) {
 
 // job is a task under way.
 type job struct {
-	*service
+	*session
 	key    string
 	record *Record   // as it was last written
 	away   time.Time // since when no worker is there; zero when one is

@@ -4,14 +4,13 @@ package tasks
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/shirou/gopsutil/v4/disk"
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/lifetime"
@@ -24,27 +23,16 @@ var services = caddy.NewUsagePool()
 // serviceKey is the key of the store in the pool.
 const serviceKey = "tasks"
 
-// maxPending bounds how many tasks are out of the queue at one time.
-const maxPending = MaxInFlight + 16
-
-// maxPromptSpace is what a prompt may need in the queue, in bytes.
-const maxPromptSpace = 1<<20 + 1<<10
-
-// service is the open store and the work on what it holds.
+// service is the task store of the process. What is open of it is a session, of which
+// another follows when the store fails.
 type service struct {
 	*lifetime.Lifetime[*Part]
-	dir        string
-	store      *store
-	poster     *poster
-	submitting atomic.Int64 // submissions under way
+	dir     string
+	current atomic.Pointer[session] // nil while the store cannot be used
 
-	ctx     context.Context // of the work
+	ctx     context.Context // of the service
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
-	queues  []jetstream.MessagesContext
-
-	mu     sync.Mutex
-	claims map[string]context.CancelCauseFunc // tasks under way, by their keys
 
 	limits limits // others in tests
 }
@@ -53,73 +41,94 @@ type service struct {
 type limits struct {
 	offline, pause time.Duration // [OfflineLimit] and minPause
 	output         int64         // [MaxOutput]
+	reserve        uint64        // minFree
 }
 
 // openService opens the store in a folder and begins to work.
 func openService(dir string, log *zap.Logger) (*service, error) {
-	store, err := openStore(dir, log)
-	if err != nil {
-		return nil, err
-	}
-	s := &service{
-		dir: dir, store: store, claims: make(map[string]context.CancelCauseFunc), poster: newPoster(),
-		limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput},
-	}
+	s := &service{dir: dir, limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree}}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
-	if err := s.start(); err != nil {
+	first, err := s.open(log)
+	if err != nil {
 		s.Close()
-		return nil, fmt.Errorf("opening the task store in %s: %w", dir, err)
+		return nil, err
 	}
+	s.current.Store(first)
+	s.running.Go(func() { s.supervise(first) })
 	return s, nil
-}
-
-// start begins the work.
-func (s *service) start() error {
-	ctx, cancel := context.WithTimeout(s.ctx, startWait)
-	defer cancel()
-	last, err := s.store.lastRevision(ctx)
-	if err != nil {
-		return err
-	}
-	if err := s.consume(ctx, s.store.queue, maxPending, s.work); err != nil {
-		return err
-	}
-	// Of webhooks that wait for their next attempt there may be any number.
-	if err := s.consume(ctx, s.store.webhooks, -1, s.deliver); err != nil {
-		return err
-	}
-	s.running.Go(func() { s.sweep(last) })
-	return nil
-}
-
-// consume begins to work on a queue.
-func (s *service) consume(ctx context.Context, queue jetstream.Stream, limit int, work func(jetstream.MessagesContext)) error {
-	messages, err := s.store.consume(ctx, queue, limit)
-	if err != nil {
-		return err
-	}
-	s.queues = append(s.queues, messages)
-	s.running.Go(func() { work(messages) })
-	return nil
 }
 
 // shut closes the store. Tasks that run are stopped; they are taken up when it is opened
 // again. It runs once, through the Lifetime.
 func (s *service) shut() {
 	s.cancel(errClosing)
-	for _, messages := range s.queues {
-		messages.Stop()
-	}
 	s.running.Wait()
-	s.poster.close()
-	s.store.close()
+	s.current.Store(nil)
 }
 
 // Destruct implements caddy.Destructor. Requests that use the store finish.
 func (s *service) Destruct() error {
 	s.Drain(stopWait)
 	return nil
+}
+
+// supervise closes a session whose store has failed, and opens another as soon as that
+// goes: once its disk is full, JetStream does not write again before it is opened anew.
+func (s *service) supervise(now *session) {
+	for {
+		select {
+		case <-now.store.failed:
+		case <-s.ctx.Done():
+			now.close()
+			return
+		}
+		s.log().Error("the task store failed and is opened anew", zap.Error(now.store.failure))
+		s.current.Store(nil)
+		now.close()
+		if now = s.reopen(); now == nil {
+			return
+		}
+		s.log().Info("the task store is open again")
+		s.current.Store(now)
+	}
+}
+
+// How soon a store that failed is opened again, at first and at most.
+const (
+	minReopen = 500 * time.Millisecond
+	maxReopen = 5 * time.Second
+)
+
+// minFree is what must be free on the disk for more tasks to be accepted, in bytes: those
+// that there are need some of it.
+const minFree = 32 << 20
+
+// roomy returns an [ErrStore] when the disk is almost full.
+func (s *service) roomy() error {
+	usage, err := disk.Usage(s.dir)
+	if err == nil && usage.Free < s.limits.reserve {
+		return fmt.Errorf("%w: of the disk of %s, %d MiB are free, and %d are needed", ErrStore, s.dir, usage.Free>>20, s.limits.reserve>>20)
+	}
+	return nil
+}
+
+// reopen opens a session whose store can be written; nil when the service ends first.
+func (s *service) reopen() *session {
+	for wait := minReopen; ; wait = min(2*wait, maxReopen) {
+		pause(s.ctx, wait)
+		if s.ctx.Err() != nil {
+			return nil
+		}
+		err := s.roomy()
+		if err == nil {
+			var next *session
+			if next, err = s.open(s.log()); err == nil {
+				return next
+			}
+		}
+		s.log().Warn("the task store cannot be opened yet", zap.Error(err))
+	}
 }
 
 // log returns the logger of the newest configuration.
@@ -138,77 +147,6 @@ func (s *service) runner(site string) Runner {
 		return nil
 	}
 	return p.runner(site)
-}
-
-// sweep brings in order what a process has left that was killed: tasks that it had not put
-// into the queue, and whose clients it had not told that they were accepted, and webhooks
-// that were not queued. What was written after the revision is none of that.
-func (s *service) sweep(last uint64) {
-	w, err := s.store.records.WatchAll(s.ctx, jetstream.IgnoreDeletes())
-	if err != nil {
-		s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
-		return
-	}
-	defer w.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil {
-				return
-			}
-			if r, err := decode(entry.Value()); err == nil && entry.Revision() <= last {
-				s.mend(r, entry.Revision())
-			}
-		}
-	}
-}
-
-// mend brings one record in order.
-func (s *service) mend(r *Record, revision uint64) {
-	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
-	defer cancel()
-	if !r.State.Ended() {
-		there, err := waiting(ctx, s.store.queue, queueSubject+r.key())
-		if err != nil || there {
-			return
-		}
-		_ = r.end(Failed, ReasonNotAccepted, "the gateway was stopped before the task was queued")
-		if err := s.store.put(ctx, r, revision); err != nil {
-			return
-		}
-	}
-	if r.Webhook != nil && r.Webhook.State == WebhookPending {
-		_ = s.settle(r.key())
-	}
-}
-
-// submit accepts a task.
-func (s *service) submit(ctx context.Context, r *Record, prompt string, limit int) error {
-	defer s.submitting.Add(-1)
-	others := int(s.submitting.Add(1)) - 1
-	queued, bytes, err := s.store.length(ctx, queueName)
-	switch {
-	case err != nil:
-		return err
-	case queued+others >= limit, bytes+uint64((others+1)*maxPromptSpace) > queueBytes:
-		return ErrFull
-	}
-	return s.store.submit(ctx, r, prompt)
-}
-
-// cancelTask ends a task that its owner does not want any more.
-func (s *service) cancelTask(ctx context.Context, key string) (*Record, error) {
-	r, err := s.store.update(ctx, key, func(r *Record) error { return r.end(Cancelled, ReasonCancelled, "the task was cancelled") })
-	if err == nil || errors.Is(err, ErrEnded) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if cancel, ok := s.claims[key]; ok {
-			cancel(errCancelled)
-		}
-	}
-	return r, err
 }
 
 // Interface guard

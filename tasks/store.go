@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -15,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // Limits of the store.
@@ -58,6 +61,10 @@ type store struct {
 	queue    jetstream.Stream
 	webhooks jetstream.Stream
 	output   jetstream.Stream
+
+	failing sync.Once
+	failed  chan struct{} // closed when it cannot be written any more
+	failure error         // once failed is closed
 }
 
 // Names in the store.
@@ -75,7 +82,7 @@ func openStore(dir string, log *zap.Logger) (_ *store, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of the task store: %w", err)
 	}
-	s := new(store)
+	s := &store{failed: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -129,7 +136,10 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	s.server.SetLoggerV2(serverLog{log.Sugar()}, false, false, false)
+	sampled := zap.WrapCore(func(c zapcore.Core) zapcore.Core { // it can say one thing a thousand times
+		return zapcore.NewSamplerWithOptions(c, time.Minute, 3, 0)
+	})
+	s.server.SetLoggerV2(serverLog{log.WithOptions(sampled).Sugar()}, false, false, false)
 	s.server.Start()
 	if !s.server.ReadyForConnections(startWait) {
 		return fmt.Errorf("the server was not ready within %s", startWait)
@@ -194,6 +204,29 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int) (jet
 		return nil, err
 	}
 	return c.Messages(jetstream.PullMaxMessages(16))
+}
+
+// probe returns an error when the store cannot be written.
+func (s *store) probe(ctx context.Context) error {
+	const subject = outputSubject + "probe"
+	if _, err := s.js.Publish(ctx, subject, make([]byte, chunkSize)); err != nil {
+		return err
+	}
+	return s.output.Purge(ctx, jetstream.WithPurgeSubject(subject))
+}
+
+// failedTo makes an [ErrStore] of the error of a write, and notes that the store has
+// failed when it is the store's: not when it is full by its own limits, nor when the
+// caller has no more time.
+func (s *store) failedTo(ctx context.Context, err error) error {
+	full := strings.Contains(err.Error(), "maximum ") // "maximum bytes exceeded"
+	if !full && !errors.Is(ctx.Err(), context.Canceled) {
+		s.failing.Do(func() {
+			s.failure = err
+			close(s.failed)
+		})
+	}
+	return fmt.Errorf("%w: %w", ErrStore, err)
 }
 
 // close closes the store. It tolerates one that is half open.

@@ -114,7 +114,7 @@ func (p *Part) runner(name string) Runner {
 
 // use gives access to the store, until the function that it returns is called. The nil
 // part has none.
-func (p *Part) use() (*service, func(), error) {
+func (p *Part) use() (*session, func(), error) {
 	if p == nil {
 		return nil, nil, ErrNotRunning
 	}
@@ -122,7 +122,26 @@ func (p *Part) use() (*service, func(), error) {
 	if s == nil || !s.Lease() {
 		return nil, nil, ErrNotRunning
 	}
-	return s, s.Release, nil
+	now := s.current.Load()
+	if now == nil {
+		s.Release()
+		return nil, nil, ErrNotRunning
+	}
+	return now, s.Release, nil
+}
+
+// Ready reports whether tasks can be accepted and looked up. The nil part has nothing to
+// be ready.
+func (p *Part) Ready() error {
+	if p == nil {
+		return nil
+	}
+	now, release, err := p.use()
+	if err != nil {
+		return err
+	}
+	defer release()
+	return now.roomy()
 }
 
 // Submission is a task to be accepted.

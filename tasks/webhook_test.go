@@ -166,7 +166,7 @@ func TestWebhook(t *testing.T) {
 		t.Errorf("got %v", h)
 	}
 	await.Until(t, "an empty queue of webhooks", func() bool {
-		n, _, err := p.service.Load().store.length(t.Context(), hookName)
+		n, _, err := p.service.Load().current.Load().store.length(t.Context(), hookName)
 		return err == nil && n == 0
 	})
 }

@@ -50,7 +50,7 @@ func TestKillTasks(t *testing.T) {
 		sleep(ctx, time.Duration(100+rand.N(1500))*time.Millisecond)
 		p.kill()
 		p = start(t, at, c)
-		a.look(ctx, p.gateway)
+		a.look(ctx, p.gateway, 50)
 	}
 	stop()
 	clients.Wait()
