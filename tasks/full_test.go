@@ -111,3 +111,43 @@ func TestDiskFull(t *testing.T) {
 	}
 	await.Until(t, "a store that takes tasks", func() bool { _, err := p.Submit(t.Context(), sub); return err == nil })
 }
+
+// TestWitness wants nothing to be accepted once the disk takes no writes, whatever the
+// server says of its own.
+func TestWitness(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("", nil)}, Options{})
+	ended(t, p, submit(t, p, ""))
+	old := p.service.Load().current.Load()
+	old.store.witness.close()
+	if _, err := p.Submit(t.Context(), Submission{Owner: "ann", Prompt: "x"}); !errors.Is(err, ErrStore) || !strings.Contains(err.Error(), "disk") {
+		t.Errorf("got %v", err)
+	}
+	await.Until(t, "another session", func() bool { now := p.service.Load().current.Load(); return now != nil && now != old })
+	ended(t, p, submit(t, p, ""))
+	empty(t, p)
+}
+
+// TestRounds wants each sync to begin after it was asked for, and those who wait to share one.
+func TestRounds(t *testing.T) {
+	w, err := newWitness(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	w.turn.Lock() // a sync is under way
+	const n = 50
+	ended := make(chan error, n)
+	for range n {
+		go func() { ended <- w.sync() }()
+	}
+	await.Until(t, "a round", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.next != nil })
+	w.turn.Unlock()
+	for range n {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	if w.n < 1 || w.n > n {
+		t.Errorf("%d syncs", w.n)
+	}
+}

@@ -58,6 +58,9 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		return errConflict
 	}
+	if err == nil && r.State.Ended() { // what is told of it does not change any more
+		err = s.witness.sync()
+	}
 	if err != nil {
 		return s.failedTo(ctx, err)
 	}
@@ -136,6 +139,9 @@ func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
 		return err
 	}
 	_, err := s.js.Publish(ctx, queueSubject+r.key(), []byte(prompt))
+	if err == nil {
+		err = s.witness.sync()
+	}
 	if err == nil {
 		return nil
 	}

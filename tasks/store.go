@@ -52,10 +52,11 @@ var ErrInUse = errors.New("another process has it open")
 // of those to run, with their prompts, the queue of webhooks, and output. Every write is
 // on disk before it is acknowledged.
 type store struct {
-	lock   *flock.Flock
-	server *server.Server
-	conn   *nats.Conn
-	js     jetstream.JetStream
+	lock    *flock.Flock
+	witness *witness
+	server  *server.Server
+	conn    *nats.Conn
+	js      jetstream.JetStream
 
 	records  jetstream.KeyValue
 	queue    jetstream.Stream
@@ -90,6 +91,9 @@ func openStore(dir string, log *zap.Logger) (_ *store, err error) {
 	}()
 	if err := s.acquire(dir); err != nil {
 		return nil, err
+	}
+	if s.witness, err = newWitness(dir); err != nil {
+		return nil, fmt.Errorf("opening the task store: %w", err)
 	}
 	if err := s.serve(dir, log); err != nil {
 		return nil, fmt.Errorf("opening the task store in %s: %w", dir, err)
@@ -212,7 +216,10 @@ func (s *store) probe(ctx context.Context) error {
 	if _, err := s.js.Publish(ctx, subject, make([]byte, chunkSize)); err != nil {
 		return err
 	}
-	return s.output.Purge(ctx, jetstream.WithPurgeSubject(subject))
+	if err := s.output.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+		return err
+	}
+	return s.witness.sync()
 }
 
 // failedTo makes an [ErrStore] of the error of a write, and notes that the store has
@@ -238,6 +245,7 @@ func (s *store) close() {
 		s.server.Shutdown()
 		s.server.WaitForShutdown()
 	}
+	s.witness.close()
 	if s.lock != nil {
 		_ = s.lock.Unlock()
 	}
