@@ -38,7 +38,7 @@ func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error)
 		return nil, t.Failure(err)
 	}
 	a := &taskAttempt{lease: l, record: j.Record}
-	if lost := j.Record.LostRunID(); lost != "" && lost != j.Record.ID { // it may have left files
+	if lost := j.Record.LostRunID(); lost != "" { // it may have left files
 		_ = l.DropArtifact(lost)
 	}
 	a.run, err = l.Dispatch(ctx, mesh.Call{

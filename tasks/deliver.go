@@ -134,12 +134,13 @@ func (s *session) tell(msg jetstream.Msg, under *posts) {
 // send makes one attempt, stores how it went, and then takes the message off the queue or
 // gives it back.
 func (s *session) send(msg jetstream.Msg, key string, r *Record) {
-	var sign signer
-	if p, ok := s.Newest(); ok {
-		sign = p.signer
+	p, ok := s.Newest()
+	if !ok { // nobody knows the secret
+		_ = msg.NakWithDelay(postPause)
+		return
 	}
 	attempt := r.Webhook.Attempts
-	status, wait, err := s.poster.post(s.ctx, r, sign)
+	status, wait, err := s.poster.post(s.ctx, r, p.signer)
 	if s.ctx.Err() != nil {
 		return // it is sent again; receivers tell by the id that it is the same
 	}

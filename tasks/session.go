@@ -19,12 +19,16 @@ const maxPending = MaxInFlight + 16
 // maxPromptSpace is what a prompt may need in the queue, in bytes.
 const maxPromptSpace = 1<<20 + 1<<10
 
+// maxLists bounds how many lists are made at one time: each looks at all tasks of an owner.
+const maxLists = 4
+
 // session is an open store and the work on what it holds.
 type session struct {
 	*service
 	store      *store
 	poster     *poster
-	submitting atomic.Int64 // submissions under way
+	submitting atomic.Int64  // submissions under way
+	listing    chan struct{} // holds a place for each list that is being made
 
 	ctx     context.Context // of the work
 	cancel  context.CancelCauseFunc
@@ -41,7 +45,7 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := &session{service: s, store: store, poster: newPoster(), claims: make(map[string]context.CancelCauseFunc)}
+	next := &session{service: s, store: store, poster: newPoster(), listing: make(chan struct{}, maxLists), claims: make(map[string]context.CancelCauseFunc)}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
 		next.close()

@@ -203,6 +203,12 @@ func (p *Part) List(ctx context.Context, owner string, q Query) ([]*Record, bool
 	defer release()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	select {
+	case s.listing <- struct{}{}:
+		defer func() { <-s.listing }()
+	case <-ctx.Done():
+		return nil, false, fmt.Errorf("%w: too many lists are asked for", ErrStore)
+	}
 	return s.store.list(ctx, owner, q)
 }
 
@@ -217,6 +223,9 @@ func (p *Part) Cancel(ctx context.Context, owner, id string) (*Record, error) {
 	if !ValidID(id) {
 		return nil, ErrNotFound
 	}
+	// The client's going away does not undo half of it.
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer done()
 	return s.cancelTask(ctx, (&Record{Owner: owner, ID: id}).key())
 }
 

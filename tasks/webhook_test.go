@@ -38,6 +38,14 @@ func TestSignVector(t *testing.T) {
 	}
 }
 
+func TestInFlight(t *testing.T) {
+	for n, ok := range map[int]bool{0: true, 1: true, MaxInFlight: true, -1: false, MaxInFlight + 1: false} {
+		if _, err := New(Options{InFlight: n}); (err == nil) != ok {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+}
+
 func TestSecrets(t *testing.T) {
 	for secret, ok := range map[string]bool{
 		"": true, "plain": true, "whsec_" + strings.Repeat("QUFB", 8): true, "whsec_" + strings.Repeat("QUFB", 7): false,
