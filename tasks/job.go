@@ -38,10 +38,8 @@ func (j *job) run(ctx context.Context) error {
 		if failure = j.judge(failure); failure.Kind == Final {
 			return j.end(ctx, Failed, failure.Reason, failure.Message)
 		}
-		if failure.Kind == Broken {
-			if err := j.lose(ctx); err != nil {
-				return err
-			}
+		if err := j.again(ctx, failure); err != nil {
+			return err
 		}
 		j.wait = min(max(2*j.wait, j.limits.pause), maxPause)
 		pause(ctx, j.wait/2+rand.N(j.wait))
@@ -65,6 +63,17 @@ func (j *job) recover(ctx context.Context) error {
 		if j.record.Lost >= MaxLost {
 			return j.end(ctx, Failed, ReasonLost, "the task was begun and broken off too often")
 		}
+	}
+	return nil
+}
+
+// again notes that the task waits for a worker again, as far as one had it.
+func (j *job) again(ctx context.Context, f *Failure) error {
+	switch {
+	case f.Kind == Broken:
+		return j.lose(ctx)
+	case j.record.State == Running: // no agent has begun
+		return j.change(ctx, func(r *Record) { r.State, r.Started = Queued, time.Time{} })
 	}
 	return nil
 }

@@ -93,6 +93,23 @@ func TestAgain(t *testing.T) {
 	}
 }
 
+// TestRefused wants a task that a worker was given and did not take to be queued, and
+// nothing to be lost by that.
+func TestRefused(t *testing.T) {
+	runner := &fakeRunner{run: func(_ context.Context, j Job) (Attempt, error) {
+		if err := j.Begin(testWorker); err != nil {
+			return nil, err
+		}
+		return nil, &Failure{Kind: Busy}
+	}}
+	p := open(t, t.TempDir(), runner, Options{})
+	id := submit(t, p, "")
+	r := until(t, p, id, "a task that waits", func(r *Record) bool { return r.State == Queued && r.Attempts > 0 })
+	if r.Lost != 0 || !r.Started.IsZero() {
+		t.Errorf("got %+v", r)
+	}
+}
+
 func TestNoWorker(t *testing.T) {
 	runner := &fakeRunner{run: func(context.Context, Job) (Attempt, error) { return nil, &Failure{Kind: Away} }}
 	p := open(t, t.TempDir(), runner, Options{})
