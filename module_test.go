@@ -65,13 +65,14 @@ var allowed = map[string][]string{
 	"internal/metrics":             {},
 	"internal/option":              {},
 	"mesh":                         {"mesh/wire", "router", "internal/ipclass", "internal/lifetime", "internal/metrics", "internal/option"},
+	"tasks":                        {"internal/ipclass", "internal/lifetime"},
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
 	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/ipclass", "internal/option"},
 	"worker/upstream":              {"worker", "openai", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
 	"handler/auth":                 {"internal/metrics", "internal/option"},
-	"handler":                      {"handler/auth", "internal/metrics", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
+	"handler":                      {"handler/auth", "tasks", "internal/metrics", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
 	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process", "worker/upstream"},
 	"xcaddy":                       {""},
@@ -84,6 +85,7 @@ var forbidden = map[string][]string{
 	"openai":    {"caddyserver", "libp2p"},
 	"mesh/wire": {"."}, // nothing but the standard library
 	"router":    {"caddyserver", "libp2p", "net/http"},
+	"tasks":     {"caddyhttp", "libp2p"},
 }
 
 func TestImports(t *testing.T) {

@@ -134,8 +134,14 @@ func home(t *testing.T) string {
 // of the admin API and SITE for the address of the site.
 func start(t *testing.T, home, caddyfile string) *process {
 	t.Helper()
+	return startWith(t, home, caddyfile, nil)
+}
+
+// startWith is start, with more of an environment.
+func startWith(t *testing.T, home, caddyfile string, env []string) *process {
+	t.Helper()
 	ports := freePorts(t, 2)
-	p := launch(t, "", home, strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile), nil)
+	p := launch(t, "", home, strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile), env)
 	p.url, p.admin = "http://127.0.0.1:"+ports[0], "http://127.0.0.1:"+ports[1]
 	return p
 }

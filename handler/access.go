@@ -101,11 +101,11 @@ func (x *exchange) authenticate() error {
 }
 
 // checkScope refuses what the client's key does not cover: to read is its own
-// right, but for the files of tasks, which belong to running them, too.
+// right, but for what tasks say and leave, which belongs to running them, too.
 func (x *exchange) checkScope() error {
 	may := x.identity.MayRun()
 	if x.r.Method == http.MethodGet || x.r.Method == http.MethodHead {
-		may = x.identity.MayRead() || may && strings.HasPrefix(x.r.URL.Path, "/api/tasks/")
+		may = x.identity.MayRead() || may && strings.HasPrefix(x.r.URL.Path+"/", "/api/tasks/")
 	}
 	if !may {
 		return auth.ErrScope

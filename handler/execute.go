@@ -12,6 +12,7 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/router"
+	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
 
 // statusTrailer says, after the body, how an execution ended: "ok" or "error".
@@ -49,6 +50,9 @@ func decodeExecute(body []byte) (executeRequest, error) {
 	}
 	if req.TaskID != "" && !wire.ValidTaskID(req.TaskID) {
 		return req, badRequest("task_id", "task_id: want a letter or digit, then at most 127 letters, digits, dots, underscores and hyphens")
+	}
+	if tasks.Reserved(req.TaskID) {
+		return req, badRequest("task_id", "task_id: ids of this form are those that the gateway gives to tasks; choose another, or leave it out")
 	}
 	return req, req.checkFeedback()
 }

@@ -123,6 +123,15 @@ func (l *fakeLease) TestRelay(ctx context.Context, addr string) (string, error) 
 	return l.f.relay(ctx, addr)
 }
 
+func (l *fakeLease) KeepArtifact(from, to string) error {
+	return os.Rename(filepath.Join(l.f.dir, from+".zip"), filepath.Join(l.f.dir, to+".zip"))
+}
+
+func (l *fakeLease) DropArtifact(id string) error {
+	_ = os.Remove(filepath.Join(l.f.dir, id+".zip"))
+	return nil
+}
+
 func (l *fakeLease) OpenArtifact(id string) (*os.File, error) {
 	return os.Open(filepath.Join(l.f.dir, id+".zip"))
 }

@@ -37,6 +37,10 @@ type lease interface {
 	// OpenArtifact opens the zip of a task; the error is fs.ErrNotExist when
 	// there is none.
 	OpenArtifact(taskID string) (*os.File, error)
+	// KeepArtifact gives the zip of a task another id, in place of what has it.
+	KeepArtifact(from, to string) error
+	// DropArtifact removes the zip of a task, if there is one.
+	DropArtifact(taskID string) error
 	// About describes the node.
 	About() mesh.About
 	// Events begins a subscription for an owner, after the event of lastID; see

@@ -21,6 +21,7 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/router"
+	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
 
 func init() {
@@ -163,6 +164,8 @@ type Handler struct {
 	AllowUnauthenticated bool `json:"allow_unauthenticated,omitempty"`
 
 	gateway   gateway
+	tasks     *tasks.Part
+	site      string // stands for the settings with which tasks are run
 	policy    router.Selector
 	keys      *auth.Checker // nil where no keys are set
 	origins   map[string]bool
@@ -197,8 +200,11 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up the handler.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	gw, err := useMesh(ctx)
+	app, err := useMesh(ctx)
 	if err != nil {
+		return err
+	}
+	if h.tasks, err = useTasks(app, ctx.Logger()); err != nil {
 		return err
 	}
 	if h.PolicyRaw != nil {
@@ -208,7 +214,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		}
 		h.policy = mod.(router.Selector)
 	}
-	return h.setUp(gw, ctx.Logger())
+	return h.setUp(meshGateway{app}, ctx.Logger())
 }
 
 // setUp fills what the configuration leaves open.
@@ -229,6 +235,10 @@ func (h *Handler) setUp(gw gateway, logger *zap.Logger) error {
 	}
 	h.heartbeat = cmp.Or(time.Duration(h.Heartbeat), defaultHeartbeat)
 	h.bodyLimit = cmp.Or(h.BodyLimit, defaultBodyLimit)
+	if h.tasks != nil {
+		h.site = h.siteName()
+		h.tasks.Register(h.site, taskRunner{h})
+	}
 	h.open = h.AllowUnauthenticated || os.Getenv("AGENTFM_ALLOW_UNAUTH_PUBLIC") == "1"
 	var err error
 	if h.origins, err = parseOrigins(h.AllowOrigins); err != nil {

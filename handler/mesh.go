@@ -7,12 +7,14 @@ import (
 	"fmt"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
 
 // useMesh returns the mesh of this configuration and says that it is needed.
-func useMesh(ctx caddy.Context) (gateway, error) {
+func useMesh(ctx caddy.Context) (*mesh.App, error) {
 	mod, err := ctx.App("agentfm")
 	if err != nil {
 		return nil, fmt.Errorf("loading app agentfm: %w", err)
@@ -22,7 +24,21 @@ func useMesh(ctx caddy.Context) (gateway, error) {
 		return nil, fmt.Errorf("app agentfm is a %T", mod)
 	}
 	app.Use()
-	return meshGateway{app}, nil
+	return app, nil
+}
+
+// useTasks returns the task store of this configuration, which its sites share.
+func useTasks(app *mesh.App, logger *zap.Logger) (*tasks.Part, error) {
+	s, err := app.Service("tasks", func() (mesh.Service, error) {
+		settings := app.TaskSettings()
+		return tasks.New(tasks.Options{
+			Dir: settings.Store, Secret: settings.WebhookSecret, InFlight: settings.InFlight, Logger: logger.Named("tasks"),
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("tasks: %w", err)
+	}
+	return s.(*tasks.Part), nil
 }
 
 // meshGateway makes a gateway of the app. Go wants the methods spelled out:

@@ -19,6 +19,8 @@ var exact = map[string]route{
 	"/health":              {get: (*exchange).health, open: true},
 	"/api/workers":         {get: (*exchange).workers},
 	"/api/execute":         {post: (*exchange).execute},
+	"/api/execute/async":   {post: (*exchange).submit},
+	"/api/tasks":           {get: (*exchange).listTasks},
 	"/api/relay/test":      {post: (*exchange).testRelay},
 	"/v1/about":            {get: (*exchange).about},
 	"/v1/events":           {get: (*exchange).events},
@@ -59,8 +61,14 @@ func find(p string) (rt route, param string, ok bool) {
 		}
 	}
 	if rest, ok := strings.CutPrefix(p, "/api/tasks/"); ok {
-		id, ok := strings.CutSuffix(rest, "/artifacts")
-		if ok && id != "" && !strings.Contains(id, "/") {
+		id, what, below := strings.Cut(rest, "/")
+		switch {
+		case id == "":
+		case !below:
+			return route{get: (*exchange).getTask, del: (*exchange).cancelTask}, id, true
+		case what == "output":
+			return route{get: (*exchange).taskOutput}, id, true
+		case what == "artifacts":
 			return route{get: (*exchange).artifacts}, id, true
 		}
 	}

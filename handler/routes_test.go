@@ -21,6 +21,10 @@ func TestRoutes(t *testing.T) {
 		"/api/workers":           get,
 		"/api/execute":           post,
 		"/api/tasks/x/artifacts": get,
+		"/api/tasks/x/output":    get,
+		"/api/tasks/x":           "GET, HEAD, DELETE, OPTIONS",
+		"/api/tasks":             get,
+		"/api/execute/async":     post,
 		"/v1/models":             get,
 		"/v1/models/a/b":         get,
 		"/v1/chat/completions":   post,
@@ -72,8 +76,8 @@ func TestPathsOfOthers(t *testing.T) {
 func TestUnknownPaths(t *testing.T) {
 	g := serve(t, &fakeMesh{})
 	for _, path := range []string{"/api", "/api/", "/v1", "/v1/", "/api/workers/", "//api/workers", "/api//workers", "/x/../v1/models", "/v1/models/",
-		"/v1/chat", "/v1/files", "/v1/embeddings/x", "/v1/chat/completions/x", "/api/tasks", "/api/tasks/", "/api/tasks/x", "/api/tasks//artifacts", "/api/tasks/a/b/artifacts",
-		"/api/tasks/a%2fb/artifacts", "/api/execute/async", "/api/execute."} {
+		"/v1/chat", "/v1/files", "/v1/embeddings/x", "/v1/chat/completions/x", "/api/tasks/", "/api/tasks/x/", "/api/tasks/x/outputs", "/api/tasks//artifacts", "/api/tasks/a/b/artifacts",
+		"/api/tasks/a%2fb/artifacts", "/api/execute/async/", "/api/execute."} {
 		for _, method := range []string{"GET", "POST", "DELETE", "OPTIONS"} {
 			a := g.do(t, method, path, "{}")
 			a.failed(t, 404, "not_found")

@@ -30,7 +30,7 @@ const maxQuote = 128
 // errors. The caller closes the run.
 func (x *exchange) dispatch(ctx context.Context, call mesh.Call, param string) (run, error) {
 	if strings.IndexByte(call.Prompt, 0) >= 0 {
-		return nil, badRequest(param, "the prompt contains a NUL byte, which no agent is sent: as a command-line argument it could not be handed over")
+		return nil, errNUL(param)
 	}
 	l, err := x.takeLease()
 	if err != nil {
@@ -50,6 +50,11 @@ func (x *exchange) dispatch(ctx context.Context, call mesh.Call, param string) (
 	}
 	x.seen.begins()
 	return t, nil
+}
+
+// errNUL is the error for a prompt that has a NUL byte.
+func errNUL(param string) error {
+	return badRequest(param, "the prompt contains a NUL byte, which no agent is sent: as a command-line argument it could not be handed over")
 }
 
 // Headers by which a request chooses among the workers.

@@ -11,12 +11,15 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
 
-// health serves GET /health: that the gateway can take requests, and how many
-// workers it has.
+// health serves GET /health: that the gateway can take requests, and keep tasks, and
+// how many workers it has.
 func (x *exchange) health() error {
 	l, err := x.takeLease()
 	if err != nil {
 		return err
+	}
+	if err := x.h.tasks.Ready(); err != nil {
+		return taskStoreProblem(err)
 	}
 	return x.answerJSON(struct {
 		Status string `json:"status"`

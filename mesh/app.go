@@ -6,6 +6,7 @@
 package mesh
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,8 +32,8 @@ func init() {
 // as the HTTP handler `agentfm`; a process that has only agents runs only their
 // hosts. The node outlives configurations: a reload drops no request and no
 // connection. Its identity, addresses, swarm key and discovery cannot change in
-// a reload, which is then refused; they need a restart. Bootstrap nodes and the
-// folder for artifacts can.
+// a reload, which is then refused; they need a restart, as does the store of
+// tasks. Bootstrap nodes and the folder for artifacts can.
 //
 // The app emits the events `agentfm.worker_online` and `agentfm.worker_offline`
 // when a worker comes or goes, with the data `peer_id`, `agent_name` and `model`.
@@ -49,8 +50,13 @@ type App struct {
 	// `<task id>.zip`. Default: agentfm/artifacts in Caddy's data folder.
 	Artifacts string `json:"artifacts,omitempty"`
 
+	// Tasks says how tasks are kept that clients submit without waiting for the answer.
+	Tasks *Tasks `json:"tasks,omitempty"`
+
 	settings  Settings
 	artifacts string
+	tasks     Tasks
+	services  map[string]Service
 	used      bool // something needs the node; set while provisioning
 	held      bool // this configuration has a reference to give back
 	node      atomic.Pointer[node]
@@ -81,6 +87,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 		if a.artifacts, err = caddy.NewReplacer().ReplaceOrErr(a.Artifacts, true, true); err != nil {
 			return fmt.Errorf("artifacts: %w", err)
 		}
+	}
+	if a.tasks, err = a.Tasks.resolve(); err != nil {
+		return fmt.Errorf("tasks: %w", err)
 	}
 	if err := metrics.Register(ctx.GetMetricsRegistry()); err != nil {
 		return err
@@ -122,7 +131,7 @@ func (a *App) Start() error {
 	}
 	a.node.Store(n)
 	n.Join(a)
-	return nil
+	return a.startServices()
 }
 
 // Stop does nothing: the HTTP app may still be serving, and after a reload it
@@ -131,16 +140,17 @@ func (a *App) Stop() error { return nil }
 
 // Cleanup gives the node back. It also runs for an app that never started.
 func (a *App) Cleanup() error {
+	err := a.cleanUpServices()
 	if n := a.node.Load(); n != nil {
 		n.Leave(a)
 		n.emitter.CompareAndSwap(a, nil)
 	}
 	if !a.held {
-		return nil
+		return err
 	}
 	a.held = false
-	_, err := nodes.Delete(nodeKey)
-	return err
+	_, nodeErr := nodes.Delete(nodeKey)
+	return errors.Join(err, nodeErr)
 }
 
 // Lease gives access to the node for the time of one request. It returns

@@ -19,11 +19,17 @@ import (
 //			discovery mdns|dht... | off
 //		}
 //		artifacts <dir>
+//		tasks {
+//			store          <dir>
+//			webhook_secret <secret>
+//			in_flight      <n>
+//		}
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return option.Set{
 		"mesh":      option.Func(a.unmarshalMesh),
 		"artifacts": option.String(&a.Artifacts),
+		"tasks":     option.Func(a.unmarshalTasks),
 	}.Unmarshal(d)
 }
 
@@ -39,6 +45,19 @@ func (a *App) unmarshalMesh(d *caddyfile.Dispenser) error {
 		"bootstrap": option.Strings(&a.Mesh.Bootstrap),
 		"swarm_key": option.String(&a.Mesh.SwarmKey),
 		"discovery": option.Strings(&a.Mesh.Discovery),
+	}.Block(d)
+}
+
+// unmarshalTasks reads the tasks block.
+func (a *App) unmarshalTasks(d *caddyfile.Dispenser) error {
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	a.Tasks = new(Tasks)
+	return option.Set{
+		"store":          option.String(&a.Tasks.Store),
+		"webhook_secret": option.Key(&a.Tasks.WebhookSecret),
+		"in_flight":      option.PositiveInt(&a.Tasks.InFlight),
 	}.Block(d)
 }
 

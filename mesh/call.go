@@ -76,6 +76,9 @@ type Call struct {
 	Timeout time.Duration
 	// EagerNewline gives newlines out at once; see [wire.OutputReader].
 	EagerNewline bool
+	// Begin, if not nil, is called before each worker is given the task. Its error ends the
+	// call, and is returned as it is.
+	Begin func(Served) error
 	// Again says that the caller tries again when there is no slot, and counts a
 	// rejection itself.
 	Again bool

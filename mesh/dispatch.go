@@ -149,6 +149,12 @@ func (d *dispatch) try(ctx context.Context) (*Run, error) {
 			return nil, err
 		}
 		d.attempts++
+		if d.Begin != nil {
+			if err := d.Begin(d.served(slot)); err != nil {
+				slot.Release(router.Unjudged)
+				return nil, err
+			}
+		}
 		r, err := d.run(ctx, slot)
 		if err == nil {
 			return r, nil

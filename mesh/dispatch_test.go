@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -140,6 +141,36 @@ func TestFailover(t *testing.T) {
 
 // TestBounce wants workers that say that they are full to be passed by, and not
 // for ever.
+// TestBegin wants the caller to know who is about to get the task, and to have a say in it.
+func TestBegin(t *testing.T) {
+	a := newTestApp(t, nil)
+	bad := newWorker(t, a, say(wire.RefuseCPU(99)+"\n"))
+	var asked atomic.Int32
+	good := newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+		asked.Add(1)
+		say("ok"+noFiles)(s, req)
+	})
+	good.CurrentTasks = 3 // the good one is tried last
+	good.publish(t)
+	c := call("m")
+	var told []string
+	c.Begin = func(s Served) error {
+		told = append(told, fmt.Sprint(s.Peer, s.Attempts))
+		return nil
+	}
+	if out, _, err := ask(t, a, c); out != "ok" || err != nil {
+		t.Errorf("got %q, %v", out, err)
+	}
+	if want := []string{bad.PeerID + "1", good.PeerID + "2"}; !slices.Equal(told, want) {
+		t.Errorf("told of %q, want %q", told, want)
+	}
+	no := errors.New("no")
+	c.Begin = func(Served) error { return no }
+	if _, _, err := ask(t, a, c); err != no || asked.Load() != 1 {
+		t.Errorf("got %v, and %d were asked", err, asked.Load())
+	}
+}
+
 func TestBounce(t *testing.T) {
 	a := newTestApp(t, nil)
 	var refusals atomic.Int32

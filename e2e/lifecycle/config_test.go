@@ -19,6 +19,8 @@ type config struct {
 	name    string   // of the configuration, which its site answers with at /name
 	listen  string   // addresses of the gateway's node
 	mesh    string   // more lines for the mesh block
+	app     string   // more lines for agentfm
+	env     []string // more of an environment, for a process
 	agents  []agent  // of this process
 	sites   string   // more sites
 	worker  string   // more lines for agentfm_worker
@@ -74,8 +76,8 @@ func (c config) caddyfile(t *testing.T, p place, admin string) string {
 		if listen == "" {
 			listen = "/ip4/127.0.0.1/tcp/0"
 		}
-		fmt.Fprintf(&b, "\tagentfm {\n\t\tmesh {\n\t\t\tlisten %s\n\t\t\tbootstrap off\n\t\t\tdiscovery off\n\t\t\t%s\n\t\t}\n\t\tartifacts %s\n\t}\n",
-			listen, c.mesh, filepath.Join(p.dir, "artifacts"))
+		fmt.Fprintf(&b, "\tagentfm {\n\t\tmesh {\n\t\t\tlisten %s\n\t\t\tbootstrap off\n\t\t\tdiscovery off\n\t\t\t%s\n\t\t}\n\t\tartifacts %s\n\t\t%s\n\t}\n",
+			listen, c.mesh, filepath.Join(p.dir, "artifacts"), c.app)
 		fmt.Fprintf(&b, "\tagentfm_worker {\n\t\t%s\n", c.worker)
 		for _, a := range c.agents {
 			b.WriteString(a.block(t))

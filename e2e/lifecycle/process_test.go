@@ -51,7 +51,7 @@ func (p place) command(t *testing.T, command string, c config, admin string) *ex
 	}
 	cmd := exec.Command(path, command, "--adapter", "caddyfile", "--config", file)
 	cmd.Dir = p.dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, c.env...)
 	for name, value := range homeEnv(p.dir) {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}

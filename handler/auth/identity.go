@@ -73,6 +73,24 @@ func (i *Identity) MayRead() bool { return i != nil && i.read }
 // MayRun reports whether the client may run tasks.
 func (i *Identity) MayRun() bool { return i != nil && i.run }
 
+// Models returns what a [Restricted] client may use, sorted; see [Identity.MayUse].
+func (i *Identity) Models() []string {
+	if i == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(i.models))
+}
+
+// Limited returns an identity that may use these models alone, as [Identity.Models]
+// returned them.
+func Limited(models []string) *Identity {
+	i := &Identity{models: make(map[string]bool, len(models))}
+	for _, m := range models {
+		i.models[m] = true
+	}
+	return i
+}
+
 // metadata returns the rights as Caddy's placeholders `{http.auth.user.scope}`
 // and `{http.auth.user.models}`, which is empty for all models.
 func (i *Identity) metadata() map[string]string {

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build unix
+
+package lifecycle
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// kills is how often the gateway is killed; AGENTFM_TEST_KILLS says otherwise.
+func kills(t *testing.T) int {
+	if s := os.Getenv("AGENTFM_TEST_KILLS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	return 10
+}
+
+// A gateway that is killed loses no task that it has accepted, and tells of each end.
+func TestKillTasks(t *testing.T) {
+	script, err := filepath.Abs("testdata/counted.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config{
+		name: "run", app: "tasks {\n\t\t\tin_flight 64\n\t\t}", env: []string{"AGENTFM_WEBHOOK_ALLOW_PRIVATE=1"},
+		agents: []agent{{key: "counted", runtime: "process {\n\t\t\t\tcommand sh " + script + "\n\t\t\t}"}},
+	}
+	at, a := newPlace(t), newAccountant(t)
+	p := start(t, at, c)
+	ctx, stop := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	for n := range 4 {
+		clients.Go(func() { a.submit(ctx, p.gateway, n) })
+	}
+	for range kills(t) {
+		p.awaitWorker("counted")
+		sleep(ctx, time.Duration(100+rand.N(1500))*time.Millisecond)
+		p.kill()
+		p = start(t, at, c)
+		a.look(ctx, p.gateway, 50)
+	}
+	stop()
+	clients.Wait()
+	p.awaitWorker("counted")
+	a.settle(p.gateway)
+	a.verdict(p.gateway)
+	if len(a.accepted) < 10*kills(t) {
+		t.Errorf("only %d tasks were accepted", len(a.accepted))
+	}
+	p.terminate()
+	p.awaitExit()
+}
+
+// A second process on the same store is refused, soon and clearly.
+func TestSecondTaskStore(t *testing.T) {
+	shared := filepath.Join(t.TempDir(), "store")
+	c := config{name: "first", app: "tasks {\n\t\t\tstore " + shared + "\n\t\t}"}
+	first := start(t, newPlace(t), c)
+	begun := time.Now()
+	out, err := newPlace(t).command(t, "run", c.with("second"), "off").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another process has it open; give each process a store of its own") ||
+		!strings.Contains(string(out), shared) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if took := time.Since(begun); took > 10*time.Second { // with the start of the process
+		t.Errorf("it took %s", took)
+	}
+	if got := first.get("/api/tasks"); got != `{"tasks":[],"has_more":false}` {
+		t.Errorf("got %s", got)
+	}
+	first.terminate()
+	first.awaitExit()
+}
+
+// A task that was submitted runs on through reloads, and through one that fails.
+func TestReloadTask(t *testing.T) {
+	s := newServer(t)
+	c := oneAgent("hello")
+	s.load(c.with("zero"))
+	echo := s.awaitWorker("echo")
+	k, a := newTask(t), newAccountant(t)
+	var v taskReport
+	if status := a.call(t.Context(), s.gateway, "POST", "/api/execute/async", map[string]string{"worker_id": echo, "prompt": k.prompt}, &v); status != 202 {
+		t.Fatalf("got %d", status)
+	}
+	path := "/api/tasks/" + v.ID
+	await(t, "the output comes", func() bool { return s.get(path+"/output") == "hello\n" })
+	for _, name := range []string{"one", "two"} {
+		s.load(c.with(name))
+		k.say("after " + name)
+		await(t, "the output comes", func() bool { return strings.HasSuffix(s.get(path+"/output"), "after "+name+"\n") })
+	}
+	k.end()
+	await(t, "the task ends", func() bool { a.call(t.Context(), s.gateway, "GET", path, nil, &v); return v.ended() })
+	if got := s.get(path + "/output"); v.Status != "completed" || v.Attempts != 1 || got != k.output("hello") {
+		t.Errorf("got %+v and %q", v, got)
+	}
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/handler/auth"
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/router"
+	"github.com/Agent-FM/caddy-agentfm/tasks"
+)
+
+// siteName stands for the settings with which the site runs tasks. It is the same after
+// a restart and, for a site that has not changed, after a reload.
+func (h *Handler) siteName() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %v %d %d", h.PolicyRaw, h.retries, h.queue, h.FirstByteTimeout, h.TaskTimeout))
+	return hex.EncodeToString(sum[:8])
+}
+
+// taskRunner runs submitted tasks over the mesh, as the site runs other requests. It
+// implements tasks.Runner.
+type taskRunner struct{ h *Handler }
+
+// Run implements tasks.Runner.
+func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error) {
+	l, err := t.h.gateway.Lease()
+	if err != nil {
+		return nil, t.Failure(err)
+	}
+	a := &taskAttempt{lease: l, record: j.Record}
+	if lost := j.Record.LostRunID(); lost != "" { // it may have left files
+		_ = l.DropArtifact(lost)
+	}
+	a.run, err = l.Dispatch(ctx, mesh.Call{
+		Target:    targetOf(j.Record.Target),
+		Prompt:    j.Prompt,
+		TaskID:    j.Record.RunID(),
+		Selector:  t.h.policy,
+		Retries:   t.h.retries,
+		FirstByte: time.Duration(t.h.FirstByteTimeout),
+		Timeout:   time.Duration(t.h.TaskTimeout),
+		Queue: mesh.Queue{
+			Wait: max(time.Duration(t.h.queue.Wait), defaultQueueWait), Size: cmp.Or(t.h.queue.Size, defaultQueueSize),
+			Client: "user " + j.Record.Owner,
+		},
+		Again: true,
+		Begin: func(s mesh.Served) error {
+			return j.Begin(tasks.Worker{Peer: s.Peer, Agent: s.Agent, Model: s.Model})
+		},
+	})
+	if err != nil {
+		l.Release()
+		return nil, t.Failure(err)
+	}
+	return a, nil
+}
+
+// targetOf says who may run a task that was stored.
+func targetOf(t tasks.Target) router.Request {
+	req := router.Request{Peer: t.Worker, Model: t.Model, Exclude: t.Exclude}
+	if t.Limited || t.Only != "" {
+		identity := auth.Unrestricted("")
+		if t.Limited {
+			identity = auth.Limited(t.Models)
+		}
+		req.May = func(peer, agent, model string) bool {
+			return (t.Only == "" || peer == t.Only) && identity.MayUse(peer, agent, model)
+		}
+	}
+	return req
+}
+
+// Failure implements tasks.Runner.
+func (taskRunner) Failure(err error) *tasks.Failure {
+	is := func(target error) bool { return errors.Is(err, target) }
+	f := &tasks.Failure{Err: err}
+	switch {
+	case is(tasks.ErrEnded), is(tasks.ErrStore): // from Begin
+		return f
+	case is(router.ErrBusy), is(router.ErrQueueFull), is(router.ErrCrowdedOut), is(wire.ErrCapacity):
+		f.Kind = tasks.Busy
+		return f
+	case is(router.ErrNoMatch), is(router.ErrExcluded), is(router.ErrNoRoute), is(mesh.ErrNotRunning):
+		f.Kind = tasks.Away
+		return f
+	case is(router.ErrPromptTooLong), is(wire.ErrFrameTooLarge):
+		f.Reason, f.Message = "context_length_exceeded", "the prompt is larger than any worker takes that matches"
+		return f
+	case is(wire.ErrRefused), is(mesh.ErrUnreachable), is(mesh.ErrUnavailable): // no agent ran
+		f.Kind = tasks.Away
+	case is(wire.ErrAgentFailed), is(os.ErrDeadlineExceeded):
+	case is(mesh.ErrStream), is(wire.ErrTruncated), is(mesh.ErrArtifact), is(mesh.ErrTaskID):
+		f.Kind = tasks.Broken
+	}
+	p := problemOf(err)
+	f.Reason, f.Message = cmp.Or(string(p.ended), p.code), p.message
+	if f.Kind == tasks.Final && is(os.ErrDeadlineExceeded) {
+		f.Reason = string(wire.CauseDeadline)
+	}
+	return f
+}
+
+// taskAttempt is a task that a worker runs.
+type taskAttempt struct {
+	run
+	lease  lease
+	record *tasks.Record
+	once   sync.Once
+}
+
+// Close implements tasks.Attempt.
+func (a *taskAttempt) Close() error {
+	defer a.once.Do(a.lease.Release)
+	return a.run.Close()
+}
+
+// Keep implements tasks.Attempt.
+func (a *taskAttempt) Keep() (bool, error) {
+	if !a.HasFiles() {
+		return false, nil
+	}
+	if a.record.RunID() == a.record.ID {
+		return true, nil
+	}
+	return true, a.lease.KeepArtifact(a.record.RunID(), a.record.ID)
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/openai"
+	"github.com/Agent-FM/caddy-agentfm/router"
+	"github.com/Agent-FM/caddy-agentfm/tasks"
+)
+
+// submitRequest is the body of POST /api/execute/async.
+type submitRequest struct {
+	WorkerID   string `json:"worker_id"`
+	Model      string `json:"model"`
+	Prompt     string `json:"prompt"`
+	WebhookURL string `json:"webhook_url"`
+}
+
+// decodeSubmit reads and checks the body.
+func decodeSubmit(body []byte) (submitRequest, error) {
+	var req submitRequest
+	if err := openai.Decode(body, &req); err != nil {
+		return req, err
+	}
+	req.Model = strings.TrimSpace(req.Model)
+	switch {
+	case req.WorkerID == "" && req.Model == "":
+		return req, badRequest("worker_id", "worker_id is missing; want the peer id of a worker, or model")
+	case req.WorkerID != "" && req.Model != "":
+		return req, badRequest("model", "worker_id and model are both there; send one of them")
+	case req.WorkerID != "":
+		id, err := decodePeer(req.WorkerID)
+		if err != nil {
+			return req, badRequest("worker_id", "worker_id is not a peer id")
+		}
+		req.WorkerID = id.String()
+	case len(req.Model) > maxModel:
+		return req, badRequest("model", "model has more than %d bytes", maxModel)
+	}
+	if req.Prompt == "" {
+		return req, &problem{status: http.StatusBadRequest, code: openai.CodePromptRequired, param: "prompt", message: "prompt is missing or empty"}
+	}
+	if strings.IndexByte(req.Prompt, 0) >= 0 {
+		return req, errNUL("prompt")
+	}
+	if req.WebhookURL != "" {
+		if err := tasks.CheckURL(req.WebhookURL); err != nil {
+			return req, &problem{status: http.StatusBadRequest, code: "url_not_allowed", param: "webhook_url", message: "webhook_url: " + err.Error()}
+		}
+	}
+	return req, nil
+}
+
+// maxModel bounds the name of a model that is kept with a task, in bytes.
+const maxModel = 256
+
+// submit serves POST /api/execute/async: the task is on disk when the client hears of it.
+func (x *exchange) submit() error {
+	body, err := x.body()
+	if err != nil {
+		return err
+	}
+	req, err := decodeSubmit(body)
+	if err != nil {
+		return err
+	}
+	target, err := x.taskTarget(req)
+	if err != nil {
+		return err
+	}
+	r, err := x.h.tasks.Submit(x.r.Context(), tasks.Submission{
+		Owner: x.identity.ID, Site: x.h.site, Target: target, Prompt: req.Prompt, WebhookURL: req.WebhookURL, Base: x.base(),
+	})
+	if err != nil {
+		return taskStoreProblem(err)
+	}
+	answer, err := encode(struct {
+		TaskID  string      `json:"task_id"`
+		Status  tasks.State `json:"status"`
+		Message string      `json:"message"`
+	}{r.ID, r.State, "the task is queued; GET /api/tasks/" + r.ID + " tells how it goes"})
+	if err != nil {
+		return err
+	}
+	x.w.Header().Set("Location", "/api/tasks/"+r.ID)
+	x.answer(http.StatusAccepted, answer)
+	return nil
+}
+
+// taskTarget says who may run a task that is submitted. There must be somebody now.
+func (x *exchange) taskTarget(req submitRequest) (tasks.Target, error) {
+	l, err := x.takeLease()
+	if err != nil {
+		return tasks.Target{}, err
+	}
+	call := mesh.Call{Target: router.Request{Peer: req.WorkerID, Model: req.Model}, Prompt: req.Prompt}
+	if err := x.target(&call.Target); err != nil {
+		return tasks.Target{}, err
+	}
+	t := tasks.Target{
+		Worker: req.WorkerID, Model: req.Model, Exclude: call.Target.Exclude,
+		Limited: x.identity.Restricted(), Models: x.identity.Models(),
+	}
+	if pin := x.r.Header.Get(headerWorker); pin != "" {
+		id, _ := decodePeer(pin) // it is one: see target
+		t.Only = id.String()
+	}
+	found := false
+	for _, w := range matching(x.workersFor(l.Workers(false)), call.Target) {
+		found = found || t.Only == "" || w.PeerID == t.Only
+	}
+	if !found {
+		return t, x.taskProblem(router.ErrNoMatch, call, "prompt")
+	}
+	if limit := x.promptLimit(call.Target); len(req.Prompt) > limit {
+		return t, promptTooLong(len(req.Prompt), limit, "prompt")
+	}
+	return t, nil
+}
+
+// base returns where the client finds this gateway.
+func (x *exchange) base() string {
+	scheme := "http"
+	if x.r.TLS != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + x.r.Host
+}
+
+// taskStoreProblem maps an error of the task store to its answer.
+func taskStoreProblem(err error) error {
+	is := func(target error) bool { return errors.Is(err, target) }
+	switch {
+	case is(tasks.ErrFull):
+		return &problem{status: http.StatusServiceUnavailable, code: "async_capacity_exhausted", retryAfter: 5,
+			message: "too many tasks are queued or running"}
+	case is(tasks.ErrNotFound):
+		return &problem{status: http.StatusNotFound, code: "task_not_found", message: "you have no task of this id"}
+	case is(tasks.ErrEnded):
+		return &problem{status: http.StatusConflict, code: "task_ended", message: "the task has ended already"}
+	case is(tasks.ErrExpired):
+		return &problem{status: http.StatusGone, code: "output_expired", message: "the output of this task is not kept any more"}
+	case is(tasks.ErrStore), is(tasks.ErrNotRunning):
+		return &problem{status: http.StatusServiceUnavailable, code: "task_store_unavailable", retryAfter: 5,
+			message: "tasks cannot be stored or looked up now", cause: err}
+	}
+	return err
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handler
+
+import (
+	"cmp"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/tasks"
+)
+
+// Sizes of a page of tasks.
+const (
+	defaultPage = 50
+	maxPage     = 200
+)
+
+// taskEntry is a task as clients see it.
+type taskEntry struct {
+	ID       string        `json:"task_id"`
+	Status   tasks.State   `json:"status"`
+	Reason   string        `json:"reason,omitempty"`
+	Message  string        `json:"message,omitempty"`
+	WorkerID string        `json:"worker_id"`
+	Agent    string        `json:"agent_name,omitempty"`
+	Model    string        `json:"model,omitempty"`
+	Attempts int           `json:"attempts"`
+	Created  time.Time     `json:"created_at"`
+	Started  time.Time     `json:"started_at,omitzero"`
+	Ended    time.Time     `json:"ended_at,omitzero"`
+	Prompt   int           `json:"prompt_bytes"`
+	Output   int64         `json:"output_bytes"`
+	Files    bool          `json:"has_files"`
+	Webhook  *webhookEntry `json:"webhook,omitzero"`
+}
+
+// webhookEntry is the webhook of a task as clients see it.
+type webhookEntry struct {
+	URL      string             `json:"url"`
+	Status   tasks.WebhookState `json:"status"`
+	Attempts int                `json:"attempts"`
+	Code     int                `json:"last_status,omitzero"`
+	Error    string             `json:"last_error,omitempty"`
+	Last     time.Time          `json:"last_attempt_at,omitzero"`
+	Next     time.Time          `json:"next_attempt_at,omitzero"`
+}
+
+// newTaskEntry describes a task. Before it runs, the worker is who was asked for.
+func newTaskEntry(r *tasks.Record) taskEntry {
+	e := taskEntry{
+		ID: r.ID, Status: r.State, Reason: r.Reason, Message: r.Message,
+		WorkerID: cmp.Or(r.Worker.Peer, r.Target.Worker), Agent: r.Worker.Agent, Model: cmp.Or(r.Worker.Model, r.Target.Model),
+		Attempts: r.Attempts, Created: r.Created, Started: r.Started, Ended: r.Ended,
+		Prompt: r.PromptSize, Output: r.Bytes, Files: r.Files,
+	}
+	if w := r.Webhook; w != nil {
+		e.Webhook = &webhookEntry{w.URL, w.State, w.Attempts, w.Status, w.Error, w.Last, w.Next}
+	}
+	return e
+}
+
+// listTasks serves GET /api/tasks.
+func (x *exchange) listTasks() error {
+	q, err := x.taskQuery()
+	if err != nil {
+		return err
+	}
+	page, more, err := x.h.tasks.List(x.r.Context(), x.identity.ID, q)
+	if err != nil {
+		return taskStoreProblem(err)
+	}
+	entries := make([]taskEntry, len(page))
+	for i, r := range page {
+		entries[i] = newTaskEntry(r)
+	}
+	return x.answerJSON(struct {
+		Tasks []taskEntry `json:"tasks"`
+		More  bool        `json:"has_more"`
+	}{entries, more})
+}
+
+// taskQuery reads the query of a list.
+func (x *exchange) taskQuery() (tasks.Query, error) {
+	values := x.r.URL.Query()
+	q := tasks.Query{State: tasks.State(values.Get("status")), Before: values.Get("before"), Limit: defaultPage}
+	if q.State != "" && !q.State.Valid() {
+		return q, badRequest("status", "status: want one of %q", tasks.States)
+	}
+	if q.Before != "" && !tasks.ValidID(q.Before) {
+		return q, badRequest("before", "before: want the id of a task")
+	}
+	if s := values.Get("limit"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > maxPage {
+			return q, badRequest("limit", "limit: want a number from 1 to %d", maxPage)
+		}
+		q.Limit = n
+	}
+	return q, nil
+}
+
+// getTask serves GET /api/tasks/{id}.
+func (x *exchange) getTask() error {
+	r, err := x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
+	if err != nil {
+		return taskStoreProblem(err)
+	}
+	return x.answerJSON(newTaskEntry(r))
+}
+
+// cancelTask serves DELETE /api/tasks/{id}. What is cancelled can be cancelled again.
+func (x *exchange) cancelTask() error {
+	r, err := x.h.tasks.Cancel(x.r.Context(), x.identity.ID, x.param)
+	if err != nil && !(errors.Is(err, tasks.ErrEnded) && r.State == tasks.Cancelled) {
+		return taskStoreProblem(err)
+	}
+	return x.answerJSON(newTaskEntry(r))
+}
+
+// headerTaskStatus says beside the output how far the task is.
+const headerTaskStatus = "X-AgentFM-Task-Status"
+
+// taskOutput serves GET /api/tasks/{id}/output: what the agent has said so far.
+func (x *exchange) taskOutput() error {
+	err := x.h.tasks.Output(x.r.Context(), x.identity.ID, x.param, func(r *tasks.Record, o *tasks.Output) error {
+		h := x.w.Header()
+		h.Set(headerTaskStatus, string(r.State))
+		h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
+		if r.State == tasks.Completed {
+			h.Set("Content-Length", strconv.FormatInt(r.Bytes, 10))
+		}
+		out := x.begin("text/plain; charset=utf-8")
+		if x.r.Method == http.MethodHead {
+			return nil
+		}
+		for {
+			chunk, err := o.Next()
+			switch {
+			case err == io.EOF:
+				return nil
+			case err != nil:
+				x.gone(err)
+				panic(http.ErrAbortHandler) // so that the client sees that it is not whole
+			}
+			if _, err := out.Write(chunk); err != nil {
+				x.gone(err)
+				return nil
+			}
+		}
+	})
+	if err != nil {
+		return taskStoreProblem(err)
+	}
+	return nil
+}
+
+// checkArtifacts refuses files of tasks that the client has not submitted. What a client
+// of POST /api/execute has is whose who knows the id.
+func (x *exchange) checkArtifacts() error {
+	if !tasks.Reserved(x.param) {
+		return nil
+	}
+	r, err := x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
+	if err == nil && !r.Files {
+		err = tasks.ErrNotFound
+	}
+	if err != nil {
+		return taskStoreProblem(err)
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// Tasks is how tasks are kept that clients submit without waiting for the answer.
+type Tasks struct {
+	// The folder in which they are kept. One process can have it open; it cannot change
+	// in a reload. May hold placeholders. Default: agentfm/task-store in Caddy's
+	// data folder.
+	Store string `json:"store,omitempty"`
+
+	// The secret that signs webhooks. With `whsec_` and the base64 of 24 to 64 bytes it
+	// is one of Standard Webhooks. May be a placeholder such as `{env.NAME}`, which is
+	// better than the secret: Caddy's admin API shows what stands here. Default: the
+	// environment variable `AGENTFM_WEBHOOK_SECRET`; without it, webhooks are not signed.
+	WebhookSecret string `json:"webhook_secret,omitempty"`
+
+	// How many tasks may be queued or running at one time, at most 10,000. More are
+	// refused with status 503. Default: 256.
+	InFlight int `json:"in_flight,omitempty"`
+}
+
+// webhookSecretEnv is where the secret is when the configuration has none.
+const webhookSecretEnv = "AGENTFM_WEBHOOK_SECRET"
+
+// resolve replaces placeholders and fills what is left open. The receiver may be nil.
+func (t *Tasks) resolve() (Tasks, error) {
+	out := Tasks{}
+	if t != nil {
+		out = *t
+	}
+	repl := caddy.NewReplacer()
+	var err error
+	if out.Store == "" {
+		out.Store = filepath.Join(caddy.AppDataDir(), "agentfm", "task-store")
+	} else if out.Store, err = repl.ReplaceOrErr(out.Store, true, true); err != nil {
+		return out, fmt.Errorf("store: %w", err)
+	}
+	if out.Store, err = filepath.Abs(out.Store); err != nil {
+		return out, fmt.Errorf("store: %w", err)
+	}
+	if out.WebhookSecret == "" {
+		out.WebhookSecret = os.Getenv(webhookSecretEnv)
+	} else if out.WebhookSecret, err = repl.ReplaceOrErr(out.WebhookSecret, true, true); err != nil {
+		return out, errors.New("webhook_secret: it holds a placeholder that is unknown or empty")
+	}
+	return out, nil
+}
+
+// TaskSettings returns the resolved settings of tasks, after Provision.
+func (a *App) TaskSettings() Tasks { return a.tasks }
+
+// Service is a part of the gateway beside the node. Start is called after the node is
+// open; Cleanup once, also when Start was not.
+type Service interface {
+	Start() error
+	Cleanup() error
+}
+
+// Service returns the service of a name, which is made when there is none yet. Modules
+// call it when they are provisioned.
+func (a *App) Service(name string, open func() (Service, error)) (Service, error) {
+	if s, ok := a.services[name]; ok {
+		return s, nil
+	}
+	s, err := open()
+	if err != nil {
+		return nil, err
+	}
+	if a.services == nil {
+		a.services = make(map[string]Service)
+	}
+	a.services[name] = s
+	return s, nil
+}
+
+// startServices starts the services.
+func (a *App) startServices() error {
+	for _, s := range a.services {
+		if err := s.Start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanUpServices ends the use of the services.
+func (a *App) cleanUpServices() error {
+	var errs []error
+	for _, s := range a.services {
+		errs = append(errs, s.Cleanup())
+	}
+	a.services = nil
+	return errors.Join(errs...)
+}
+
+// KeepArtifact gives the files of a task another id, in place of those that have it.
+func (l *Lease) KeepArtifact(from, to string) error {
+	dir := l.app.artifacts
+	if err := os.Rename(filepath.Join(dir, from+".zip"), filepath.Join(dir, to+".zip")); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// DropArtifact removes the files of a task, if there are any.
+func (l *Lease) DropArtifact(taskID string) error {
+	err := os.Remove(filepath.Join(l.app.artifacts, taskID+".zip"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

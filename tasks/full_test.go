@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
+)
+
+// TestStoreFails wants a store that has failed to be opened anew, and what ran to run again.
+func TestStoreFails(t *testing.T) {
+	runner := &fakeRunner{run: hangs("half")}
+	p := open(t, t.TempDir(), runner, Options{})
+	id := submit(t, p, "")
+	until(t, p, id, "a task that runs", func(r *Record) bool { return r.State == Running && output(t, p, id) == "half" })
+	old := p.service.Load().current.Load()
+	if err := old.store.failedTo(t.Context(), errors.New("maximum bytes exceeded")); !errors.Is(err, ErrStore) {
+		t.Error(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = old.store.failedTo(gone, errors.New("no answer"))
+	select {
+	case <-old.store.failed:
+		t.Error("that is no failure of the store")
+	default:
+	}
+	runner.mu.Lock()
+	runner.run = says("whole", nil)
+	runner.mu.Unlock()
+	_ = old.store.failedTo(t.Context(), errors.New("no space left on device"))
+	await.Until(t, "another session", func() bool { now := p.service.Load().current.Load(); return now != nil && now != old })
+	if r := ended(t, p, id); r.State != Completed || r.Lost != 1 || output(t, p, id) != "whole" {
+		t.Errorf("got %+v", r)
+	}
+	empty(t, p)
+}
+
+// TestDiskFull wants submissions to be refused while the disk is full, nothing that was
+// accepted to be lost, and all to go on when there is room again.
+func TestDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", dir).CombinedOutput(); err != nil {
+		t.Skipf("mounting a file system takes root: %v %s", err, out)
+	}
+	defer func() { _ = exec.Command("umount", "-l", dir).Run() }()
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 8<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gate := make(chan struct{})
+	p := open(t, filepath.Join(dir, "store"), &fakeRunner{run: func(ctx context.Context, j Job) (Attempt, error) {
+		select {
+		case <-gate:
+			return says("done", nil)(ctx, j)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}}, Options{})
+	p.service.Load().limits.reserve = 64 << 20
+	if err := p.Ready(); !errors.Is(err, ErrStore) {
+		t.Errorf("a disk that is almost full: %v", err)
+	}
+	if _, err := p.Submit(t.Context(), Submission{Prompt: "x"}); !errors.Is(err, ErrStore) || !strings.Contains(err.Error(), "are free") {
+		t.Errorf("a disk that is almost full: %v", err)
+	}
+	p.service.Load().limits.reserve = 0 // until it is full
+	if err := p.Ready(); err != nil {
+		t.Error(err)
+	}
+	sub := Submission{Owner: "ann", Site: "site", Prompt: strings.Repeat("x", 500<<10)}
+	var ids []string
+	refused := 0
+	for refused < 5 && len(ids) < 100 {
+		switch r, err := p.Submit(t.Context(), sub); {
+		case err == nil:
+			ids = append(ids, r.ID)
+		case errors.Is(err, ErrStore), errors.Is(err, ErrNotRunning):
+			refused++
+		default:
+			t.Fatal(err)
+		}
+	}
+	if refused == 0 || len(ids) == 0 {
+		t.Fatalf("%d accepted, %d refused", len(ids), refused)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	close(gate)
+	get := func(id string) (r *Record) {
+		await.Until(t, "a store that can be read", func() bool {
+			var err error
+			r, err = p.Get(t.Context(), "ann", id)
+			if errors.Is(err, ErrNotFound) {
+				t.Fatalf("task %s is lost", id)
+			}
+			return err == nil
+		})
+		return r
+	}
+	for _, id := range ids {
+		await.Until(t, "the end of a task", func() bool { return get(id).State == Completed })
+	}
+	await.Until(t, "a store that takes tasks", func() bool { _, err := p.Submit(t.Context(), sub); return err == nil })
+}
+
+// TestWitness wants nothing to be accepted once the disk takes no writes, whatever the
+// server says of its own.
+func TestWitness(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("", nil)}, Options{})
+	ended(t, p, submit(t, p, ""))
+	old := p.service.Load().current.Load()
+	old.store.witness.close()
+	if _, err := p.Submit(t.Context(), Submission{Owner: "ann", Prompt: "x"}); !errors.Is(err, ErrStore) || !strings.Contains(err.Error(), "disk") {
+		t.Errorf("got %v", err)
+	}
+	await.Until(t, "another session", func() bool { now := p.service.Load().current.Load(); return now != nil && now != old })
+	ended(t, p, submit(t, p, ""))
+	empty(t, p)
+}
+
+// TestRounds wants each sync to begin after it was asked for, and those who wait to share one.
+func TestRounds(t *testing.T) {
+	w, err := newWitness(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	w.turn.Lock() // a sync is under way
+	const n = 50
+	ended := make(chan error, n)
+	for range n {
+		go func() { ended <- w.sync() }()
+	}
+	await.Until(t, "a round", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.next != nil })
+	w.turn.Unlock()
+	for range n {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	if w.n < 1 || w.n > n {
+		t.Errorf("%d syncs", w.n)
+	}
+}

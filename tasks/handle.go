@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// Causes of the end of a context of a task.
+var (
+	errClosing   = errors.New("the task store closes")
+	errCancelled = errors.New("the task was cancelled")
+)
+
+// work takes tasks off the queue and runs them.
+func (s *session) work(messages jetstream.MessagesContext) {
+	for {
+		msg, err := messages.Next()
+		if err != nil {
+			if errors.Is(err, jetstream.ErrMsgIteratorClosed) || s.ctx.Err() != nil {
+				return
+			}
+			s.log().Warn("reading the queue of tasks", zap.Error(err))
+			pause(s.ctx, time.Second)
+			continue
+		}
+		s.running.Go(func() { s.handle(msg) })
+	}
+}
+
+// handle sees a task of the queue to its end. It leaves it in the queue when the store
+// closes, or fails.
+func (s *session) handle(msg jetstream.Msg) {
+	key := msg.Subject()[len(queueSubject):]
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	defer cancel(nil)
+	if !s.claim(key, cancel) {
+		return // its lease was lost while we had it: we have it still
+	}
+	defer s.unclaim(key)
+	defer s.holdLease(msg)()
+	for s.ctx.Err() == nil {
+		t := &job{session: s, key: key}
+		err := t.run(ctx)
+		if errors.Is(context.Cause(ctx), errCancelled) { // its end is stored
+			ctx, err = s.ctx, ErrEnded
+		}
+		if err == nil || errors.Is(err, ErrEnded) || errors.Is(err, ErrNotFound) {
+			if err = s.settle(key); err == nil {
+				err = s.acknowledge(msg)
+			}
+			if err == nil {
+				return
+			}
+		}
+		if s.ctx.Err() == nil {
+			s.log().Warn("task store failed", zap.String("task", taskID(key)), zap.Error(err))
+			pause(s.ctx, time.Second)
+		}
+	}
+}
+
+// acknowledge takes a message off its queue, and waits until that is stored.
+func (s *session) acknowledge(msg jetstream.Msg) error {
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
+	defer cancel()
+	if err := msg.DoubleAck(ctx); err != nil {
+		return s.store.failedTo(ctx, err)
+	}
+	return nil
+}
+
+// taskID returns the id of the task in a key.
+func taskID(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
+
+// claim notes that a task is being handled, and what cancels that.
+func (s *session) claim(key string, cancel context.CancelCauseFunc) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.claims[key]; ok {
+		return false
+	}
+	s.claims[key] = cancel
+	return true
+}
+
+// unclaim ends a claim.
+func (s *session) unclaim(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.claims, key)
+}
+
+// holdLease keeps a message from being delivered again, until the function that it
+// returns is called.
+func (s *session) holdLease(msg jetstream.Msg) func() {
+	ctx, cancel := context.WithCancel(s.ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(lease / 3)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				_ = msg.InProgress()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+// settle does what follows a task's end. It may be done more than once.
+func (s *session) settle(key string) error {
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
+	defer cancel()
+	r, _, err := s.store.get(ctx, key)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case r.Webhook != nil && r.Webhook.State == WebhookPending:
+		return s.store.queueWebhook(ctx, key)
+	}
+	return nil
+}
+
+// pause waits, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+)
+
+// job is a task under way.
+type job struct {
+	*session
+	key    string
+	record *Record   // as it was last written
+	away   time.Time // since when no worker is there; zero when one is
+	wait   time.Duration
+}
+
+// run sees the task to an end that is stored. The error is of the store, or of ctx.
+func (j *job) run(ctx context.Context) error {
+	if err := j.recover(ctx); err != nil {
+		return err
+	}
+	for {
+		failure := j.attempt(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if failure == nil {
+			return nil
+		}
+		if errors.Is(failure.Err, ErrEnded) || errors.Is(failure.Err, ErrStore) || errors.Is(failure.Err, ErrNotFound) {
+			return failure.Err
+		}
+		if failure = j.judge(failure); failure.Kind == Final {
+			return j.end(ctx, Failed, failure.Reason, failure.Message)
+		}
+		if err := j.again(ctx, failure); err != nil {
+			return err
+		}
+		j.wait = min(max(2*j.wait, j.limits.pause), maxPause)
+		pause(ctx, j.wait/2+rand.N(j.wait))
+	}
+}
+
+// recover takes note of an attempt that was broken off with the process that made it.
+func (j *job) recover(ctx context.Context) error {
+	r, _, err := j.store.get(ctx, j.key)
+	switch {
+	case err != nil:
+		return err
+	case r.State.Ended():
+		return ErrEnded
+	}
+	j.record = r
+	if r.State == Running {
+		if err := j.lose(ctx); err != nil {
+			return err
+		}
+		if j.record.Lost >= MaxLost {
+			return j.end(ctx, Failed, ReasonLost, "the task was begun and broken off too often")
+		}
+	}
+	return nil
+}
+
+// again notes that the task waits for a worker again, as far as one had it.
+func (j *job) again(ctx context.Context, f *Failure) error {
+	switch {
+	case f.Kind == Broken:
+		return j.lose(ctx)
+	case j.record.State == Running: // no agent has begun
+		return j.change(ctx, func(r *Record) { r.State, r.Started = Queued, time.Time{} })
+	}
+	return nil
+}
+
+// lose notes that an attempt was lost. The task waits for a worker again.
+func (j *job) lose(ctx context.Context) error {
+	lost := j.record.Lost
+	err := j.change(ctx, func(r *Record) {
+		if r.Lost == lost { // or the answer to this change was lost
+			r.Lost, r.State, r.Started = lost+1, Queued, time.Time{}
+		}
+	})
+	if err == nil {
+		j.store.forgetOutput(ctx, j.record, lost)
+	}
+	return err
+}
+
+// judge decides whether a failure is the end.
+func (j *job) judge(f *Failure) *Failure {
+	now := time.Now()
+	switch f.Kind {
+	case Busy:
+		j.away = time.Time{}
+		if now.Sub(j.record.Created) > QueueLimit {
+			return &Failure{Reason: ReasonQueue, Message: "no worker had room for the task within " + QueueLimit.String()}
+		}
+	case Away:
+		if j.away.IsZero() {
+			j.away = now
+		}
+		if now.Sub(j.away) > j.limits.offline {
+			if f.Reason != "" {
+				return &Failure{Reason: f.Reason, Message: f.Message}
+			}
+			return &Failure{Reason: ReasonNoWorker, Message: "no worker that may take the task could be reached for " + j.limits.offline.String()}
+		}
+	case Broken:
+		j.away = time.Time{}
+		if j.record.Lost+1 >= MaxLost {
+			return &Failure{Reason: cmp.Or(f.Reason, ReasonLost), Message: f.Message}
+		}
+	}
+	return f
+}
+
+// attempt runs the task once, to its stored end when it succeeds.
+func (j *job) attempt(ctx context.Context) *Failure {
+	runner := j.runner(j.record.Site)
+	if runner == nil {
+		return &Failure{Kind: Away, Err: ErrNotRunning}
+	}
+	prompt, err := j.store.prompt(ctx, j.key)
+	if err != nil {
+		return &Failure{Err: err}
+	}
+	run, stop := context.WithCancel(ctx)
+	defer stop()
+	a, err := runner.Run(run, Job{Record: j.record, Prompt: prompt, Begin: func(w Worker) error { return j.begin(ctx, w) }})
+	if err != nil {
+		return asFailure(err)
+	}
+	defer a.Close()
+	size, err := j.store.keepOutput(ctx, j.record, j.limits.output, a, stop)
+	switch {
+	case errors.Is(err, errTooMuch):
+		return &Failure{Reason: ReasonOutput, Message: "the output is larger than a task's may be"}
+	case errors.Is(err, ErrStore):
+		return &Failure{Kind: Broken, Err: err}
+	case err != nil:
+		return runner.Failure(err)
+	}
+	files, err := a.Keep()
+	if err != nil {
+		return &Failure{Kind: Broken, Reason: "internal_error", Message: "the files could not be kept", Err: err}
+	}
+	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Bytes, r.Files = size, files }); err != nil {
+		return &Failure{Err: err}
+	}
+	return nil
+}
+
+// begin notes who is about to run the task. What has ended is not begun.
+func (j *job) begin(ctx context.Context, w Worker) error {
+	return j.change(ctx, func(r *Record) {
+		r.State, r.Worker, r.Started = Running, w, time.Now().UTC()
+		r.Attempts++
+	})
+}
+
+// end stores the end of the task.
+func (j *job) end(ctx context.Context, state State, reason, message string) error {
+	return j.finish(ctx, state, reason, message, func(*Record) {})
+}
+
+// finish stores the end of the task, when it has none yet.
+func (j *job) finish(ctx context.Context, state State, reason, message string, more func(*Record)) error {
+	return j.change(ctx, func(r *Record) {
+		_ = r.end(state, reason, message)
+		more(r)
+	})
+}
+
+// change changes the record of a task that has not ended.
+func (j *job) change(ctx context.Context, change func(*Record)) error {
+	r, err := j.store.update(ctx, j.key, func(r *Record) error {
+		if r.State.Ended() {
+			return ErrEnded
+		}
+		change(r)
+		return nil
+	})
+	if r != nil {
+		j.record = r
+	}
+	return err
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Limits of what is kept of a task's output.
+const (
+	// MaxOutput is how much one task may have, in bytes; with more it fails.
+	MaxOutput = 32 << 20
+
+	// chunkSize is how much is written at one time, and chunkTime how long less than
+	// that may wait.
+	chunkSize = 128 << 10
+	chunkTime = 200 * time.Millisecond
+)
+
+// errTooMuch says that the output is over the limit.
+var errTooMuch = errors.New("too much output")
+
+// ErrExpired says that the output of a task is not kept any more.
+var ErrExpired = errors.New("the output is not kept any more")
+
+// offsetHeader says where a chunk begins in the output.
+const offsetHeader = "Agentfm-Offset"
+
+// outputOf is the subject of the output of the attempts at a task since the last loss.
+func (r *Record) outputOf() string { return outputSubject + r.key() + "." + strconv.Itoa(r.Lost) }
+
+// keepOutput stores what an agent writes, to its end, and returns how much it was. When
+// that fails, it calls stop, which makes the agent end.
+func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.Reader, stop func()) (int64, error) {
+	w := &outputWriter{store: s, ctx: ctx, subject: r.outputOf(), limit: limit}
+	chunks := make(chan []byte)
+	ended := make(chan error, 1)
+	go func() { // reads: a chunk must not wait for what the agent has yet to say
+		defer close(chunks)
+		for {
+			buf := make([]byte, 8<<10)
+			n, err := from.Read(buf)
+			if n > 0 {
+				chunks <- buf[:n]
+			}
+			if err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	if err := w.copy(chunks); err != nil {
+		stop()
+		for range chunks { // until the reader has ended
+		}
+		return w.size, err
+	}
+	if err := <-ended; err != io.EOF {
+		return w.size, err
+	}
+	return w.size, nil
+}
+
+// outputWriter writes chunks of an output.
+type outputWriter struct {
+	store   *store
+	ctx     context.Context
+	subject string
+	limit   int64
+	buf     []byte
+	size    int64 // written
+}
+
+// copy writes what comes.
+func (w *outputWriter) copy(chunks <-chan []byte) error {
+	tick := time.NewTicker(chunkTime)
+	defer tick.Stop()
+	for {
+		select {
+		case b, ok := <-chunks:
+			if !ok {
+				return w.flush()
+			}
+			if w.size+int64(len(w.buf)+len(b)) > w.limit {
+				return errTooMuch
+			}
+			if w.buf = append(w.buf, b...); len(w.buf) < chunkSize {
+				continue
+			}
+		case <-tick.C:
+		}
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// flush writes what is held.
+func (w *outputWriter) flush() error {
+	if len(w.buf) == 0 {
+		return nil
+	}
+	msg := &nats.Msg{Subject: w.subject, Data: w.buf, Header: nats.Header{offsetHeader: {strconv.FormatInt(w.size, 10)}}}
+	if _, err := w.store.js.PublishMsg(w.ctx, msg); err != nil {
+		if w.ctx.Err() != nil {
+			return context.Cause(w.ctx)
+		}
+		return w.store.failedTo(w.ctx, err)
+	}
+	w.size += int64(len(w.buf))
+	w.buf = w.buf[:0]
+	return nil
+}
+
+// forget removes the output of attempts that were lost, and all of it when the task
+// did not come to an end.
+func (s *store) forgetOutput(ctx context.Context, r *Record, lost int) {
+	old := *r
+	old.Lost = lost
+	_ = s.output.Purge(ctx, jetstream.WithPurgeSubject(old.outputOf()))
+}
+
+// Output is the output of a task as far as it has come.
+type Output struct {
+	store   *store
+	subject string
+	ctx     context.Context
+	next    uint64
+	size    int64 // given out
+	first   []byte
+}
+
+// openOutput returns a task's output. The error is [ErrExpired] when there was some, and
+// it is gone.
+func (s *store) openOutput(ctx context.Context, r *Record) (*Output, error) {
+	o := &Output{store: s, ctx: ctx, subject: r.outputOf(), next: 1}
+	if r.State.Ended() && r.Bytes == 0 {
+		return o, nil
+	}
+	first, err := o.chunk()
+	switch {
+	case errors.Is(err, io.EOF) && !r.State.Ended():
+		return o, nil
+	case errors.Is(err, io.EOF):
+		return nil, ErrExpired
+	case err != nil:
+		return nil, err
+	}
+	o.first = first
+	return o, nil
+}
+
+// Next returns the next piece; io.EOF after the last that there is now.
+func (o *Output) Next() ([]byte, error) {
+	if first := o.first; first != nil {
+		o.first = nil
+		return first, nil
+	}
+	return o.chunk()
+}
+
+// chunk reads the next piece.
+func (o *Output) chunk() ([]byte, error) {
+	msg, err := o.store.output.GetMsg(o.ctx, o.next, jetstream.WithGetMsgSubject(o.subject))
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil, io.EOF
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	if msg.Header.Get(offsetHeader) != strconv.FormatInt(o.size, 10) {
+		return nil, ErrExpired
+	}
+	o.next = msg.Sequence + 1
+	o.size += int64(len(msg.Data))
+	return msg.Data, nil
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+)
+
+// Limits of a task.
+const (
+	// QueueLimit is how long after its submission a task may wait for a worker.
+	QueueLimit = 24 * time.Hour
+	// OfflineLimit is how long a task waits while no worker is there that may take it.
+	OfflineLimit = 10 * time.Minute
+	// MaxLost is how often a task may be begun and broken off.
+	MaxLost = 5
+
+	// A task for which there was no room is tried again after minPause, and then after
+	// ever longer, up to maxPause.
+	minPause = 250 * time.Millisecond
+	maxPause = 5 * time.Second
+)
+
+// Job is a task that is to be run.
+type Job struct {
+	Record *Record
+	Prompt string
+	// Begin is called before each worker is given the task. With an error, it is not.
+	Begin func(Worker) error
+}
+
+// Runner runs tasks. It belongs to a site, of which it has the settings.
+type Runner interface {
+	// Run gives a task to a worker and returns when its output begins. The end of ctx
+	// stops the task. An error that is no [*Failure] is an internal one.
+	Run(ctx context.Context, j Job) (Attempt, error)
+	// Failure makes an error of [Attempt.Read] one of those.
+	Failure(err error) *Failure
+}
+
+// Attempt is a task that a worker runs.
+type Attempt interface {
+	// Read gives out the agent's output. io.EOF says that it succeeded.
+	io.Reader
+	// Close stops the task if it still runs.
+	io.Closer
+	// Keep keeps the files of the task, after io.EOF, under its own id, and reports
+	// whether there are any.
+	Keep() (bool, error)
+}
+
+// Kind says what to do about a failure.
+type Kind int
+
+// Kinds of failures.
+const (
+	// Final is the end of the task.
+	Final Kind = iota
+	// Busy says that no worker had room; no agent has begun.
+	Busy
+	// Away says that there was no worker, or none that could be reached; no agent has begun.
+	Away
+	// Broken says that an agent began, and that how it ended is not known.
+	Broken
+)
+
+// Failure is why a task was not run to its end.
+type Failure struct {
+	Kind Kind
+	// Reason is a code; Message says it to people.
+	Reason, Message string
+	// Err is for the log.
+	Err error
+}
+
+// Error implements error.
+func (f *Failure) Error() string { return f.Message }
+
+// Unwrap returns what is for the log.
+func (f *Failure) Unwrap() error { return f.Err }
+
+// asFailure makes a failure of an error.
+func asFailure(err error) *Failure {
+	if f, ok := errors.AsType[*Failure](err); ok {
+		return f
+	}
+	if errors.Is(err, ErrStore) {
+		return &Failure{Kind: Broken, Err: err}
+	}
+	return &Failure{Reason: "internal_error", Message: "internal error", Err: err}
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// maxPending bounds how many tasks are out of the queue at one time.
+const maxPending = MaxInFlight + 16
+
+// maxPromptSpace is what a prompt may need in the queue, in bytes.
+const maxPromptSpace = 1<<20 + 1<<10
+
+// maxLists bounds how many lists are made at one time: each looks at all tasks of an owner.
+const maxLists = 4
+
+// session is an open store and the work on what it holds.
+type session struct {
+	*service
+	store      *store
+	poster     *poster
+	submitting atomic.Int64  // submissions under way
+	listing    chan struct{} // holds a place for each list that is being made
+
+	ctx     context.Context // of the work
+	cancel  context.CancelCauseFunc
+	running sync.WaitGroup
+	queues  []jetstream.MessagesContext
+
+	mu     sync.Mutex
+	claims map[string]context.CancelCauseFunc // tasks under way, by their keys
+}
+
+// open opens the store and begins to work.
+func (s *service) open(log *zap.Logger) (*session, error) {
+	store, err := openStore(s.dir, log)
+	if err != nil {
+		return nil, err
+	}
+	next := &session{service: s, store: store, poster: newPoster(), listing: make(chan struct{}, maxLists), claims: make(map[string]context.CancelCauseFunc)}
+	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
+	if err := next.start(); err != nil {
+		next.close()
+		return nil, fmt.Errorf("opening the task store in %s: %w", s.dir, err)
+	}
+	return next, nil
+}
+
+// start begins the work.
+func (s *session) start() error {
+	ctx, cancel := context.WithTimeout(s.ctx, startWait)
+	defer cancel()
+	if err := s.store.probe(ctx); err != nil {
+		return err
+	}
+	last, err := s.store.lastRevision(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.consume(ctx, s.store.queue, maxPending, s.work); err != nil {
+		return err
+	}
+	// Of webhooks that wait for their next attempt there may be any number.
+	if err := s.consume(ctx, s.store.webhooks, -1, s.deliver); err != nil {
+		return err
+	}
+	s.running.Go(func() { s.sweep(last) })
+	return nil
+}
+
+// consume begins to work on a queue.
+func (s *session) consume(ctx context.Context, queue jetstream.Stream, limit int, work func(jetstream.MessagesContext)) error {
+	messages, err := s.store.consume(ctx, queue, limit)
+	if err != nil {
+		return err
+	}
+	s.queues = append(s.queues, messages)
+	s.running.Go(func() { work(messages) })
+	return nil
+}
+
+// close ends the work and closes the store.
+func (s *session) close() {
+	s.cancel(errClosing)
+	for _, messages := range s.queues {
+		messages.Stop()
+	}
+	s.running.Wait()
+	s.poster.close()
+	s.store.close()
+}
+
+// sweep brings in order what a process has left that was killed: tasks that it had not put
+// into the queue, and whose clients it had not told that they were accepted, and webhooks
+// that were not queued. What was written after the revision is none of that.
+func (s *session) sweep(last uint64) {
+	w, err := s.store.records.WatchAll(s.ctx, jetstream.IgnoreDeletes())
+	if err != nil {
+		s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
+		return
+	}
+	defer w.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case entry, ok := <-w.Updates():
+			if !ok || entry == nil {
+				return
+			}
+			if r, err := decode(entry.Value()); err == nil && entry.Revision() <= last {
+				s.mend(r, entry.Revision())
+			}
+		}
+	}
+}
+
+// mend brings one record in order.
+func (s *session) mend(r *Record, revision uint64) {
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
+	defer cancel()
+	if !r.State.Ended() {
+		there, err := waiting(ctx, s.store.queue, queueSubject+r.key())
+		if err != nil || there {
+			return
+		}
+		_ = r.end(Failed, ReasonNotAccepted, "the gateway was stopped before the task was queued")
+		if err := s.store.put(ctx, r, revision); err != nil {
+			return
+		}
+	}
+	if r.Webhook != nil && r.Webhook.State == WebhookPending {
+		_ = s.settle(r.key())
+	}
+}
+
+// submit accepts a task.
+func (s *session) submit(ctx context.Context, r *Record, prompt string, limit int) error {
+	if err := s.roomy(); err != nil {
+		return err
+	}
+	defer s.submitting.Add(-1)
+	others := int(s.submitting.Add(1)) - 1
+	queued, bytes, err := s.store.length(ctx, queueName)
+	switch {
+	case err != nil:
+		return err
+	case queued+others >= limit, bytes+uint64((others+1)*maxPromptSpace) > queueBytes:
+		return ErrFull
+	}
+	return s.store.submit(ctx, r, prompt)
+}
+
+// cancelTask ends a task that its owner does not want any more.
+func (s *session) cancelTask(ctx context.Context, key string) (*Record, error) {
+	r, err := s.store.update(ctx, key, func(r *Record) error { return r.end(Cancelled, ReasonCancelled, "the task was cancelled") })
+	if err == nil || errors.Is(err, ErrEnded) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if cancel, ok := s.claims[key]; ok {
+			cancel(errCancelled)
+		}
+	}
+	return r, err
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package tasks keeps tasks that outlive the request that submitted them, and the
+// process: their state, their output, and the webhooks that tell of their end. A task
+// that was accepted is on disk; it ends in exactly one of its final states.
+package tasks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+)
+
+// Numbers of tasks that may be queued or running at one time.
+const (
+	DefaultInFlight = 256
+	MaxInFlight     = 10_000
+)
+
+// Options are the settings of a [Part].
+type Options struct {
+	// Dir is the folder of the store. It cannot change in a reload.
+	Dir string
+	// Secret signs webhooks; empty for none.
+	Secret string
+	// InFlight is how many tasks may be queued or running; 0 for [DefaultInFlight].
+	InFlight int
+	Logger   *zap.Logger
+}
+
+// Part is the use of the task store by one configuration. Its sites are registered while
+// it is provisioned; it is started and cleaned up once.
+type Part struct {
+	options Options
+	signer  signer
+	sites   []site
+	held    bool // there is a reference to give back
+	service atomic.Pointer[service]
+}
+
+// site is a runner by the settings that it has.
+type site struct {
+	name string
+	Runner
+}
+
+// New returns the use of the store. It opens nothing. The error is of the secret.
+func New(o Options) (*Part, error) {
+	if o.InFlight == 0 {
+		o.InFlight = DefaultInFlight
+	}
+	if o.InFlight < 0 || o.InFlight > MaxInFlight {
+		return nil, fmt.Errorf("in_flight: want a number from 1 to %d", MaxInFlight)
+	}
+	signer, err := newSigner(o.Secret)
+	if err != nil {
+		return nil, fmt.Errorf("webhook_secret: %w", err)
+	}
+	return &Part{options: o, signer: signer}, nil
+}
+
+// Register adds a site. name stands for its settings: after a restart, the tasks that it
+// took are run by a site of that name, or else by the first that there is.
+func (p *Part) Register(name string, r Runner) { p.sites = append(p.sites, site{name, r}) }
+
+// Start opens the store, or joins the one that is open.
+func (p *Part) Start() error {
+	v, _, err := services.LoadOrNew(serviceKey, func() (caddy.Destructor, error) {
+		return openService(p.options.Dir, p.options.Logger)
+	})
+	if err != nil {
+		return err
+	}
+	p.held = true
+	s := v.(*service)
+	if s.dir != p.options.Dir {
+		return fmt.Errorf("tasks: the store is open in %s; to move it to %s, restart", s.dir, p.options.Dir)
+	}
+	p.service.Store(s)
+	s.Join(p)
+	return nil
+}
+
+// Cleanup gives the store back. It also runs for a part that never started.
+func (p *Part) Cleanup() error {
+	if s := p.service.Load(); s != nil {
+		s.Leave(p)
+	}
+	if !p.held {
+		return nil
+	}
+	p.held = false
+	_, err := services.Delete(serviceKey)
+	return err
+}
+
+// runner returns the site of a name, or the first.
+func (p *Part) runner(name string) Runner {
+	for _, s := range p.sites {
+		if s.name == name {
+			return s
+		}
+	}
+	if len(p.sites) == 0 {
+		return nil
+	}
+	return p.sites[0]
+}
+
+// use gives access to the store, until the function that it returns is called. The nil
+// part has none.
+func (p *Part) use() (*session, func(), error) {
+	if p == nil {
+		return nil, nil, ErrNotRunning
+	}
+	s := p.service.Load()
+	if s == nil || !s.Lease() {
+		return nil, nil, ErrNotRunning
+	}
+	now := s.current.Load()
+	if now == nil {
+		s.Release()
+		return nil, nil, ErrNotRunning
+	}
+	return now, s.Release, nil
+}
+
+// Ready reports whether tasks can be accepted and looked up. The nil part has nothing to
+// be ready.
+func (p *Part) Ready() error {
+	if p == nil {
+		return nil
+	}
+	now, release, err := p.use()
+	if err != nil {
+		return err
+	}
+	defer release()
+	return now.roomy()
+}
+
+// Submission is a task to be accepted.
+type Submission struct {
+	Owner, Site string
+	Target      Target
+	Prompt      string
+	// WebhookURL is told of the end; empty for nobody. It was checked by [CheckURL].
+	WebhookURL string
+	// Base is where clients find the API, for the URL of the files in a webhook.
+	Base string
+}
+
+// Submit accepts a task: when it returns nil, the task is on disk. The error is [ErrFull],
+// [ErrNotRunning] or an [ErrStore].
+func (p *Part) Submit(ctx context.Context, sub Submission) (*Record, error) {
+	s, release, err := p.use()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	now := time.Now().UTC()
+	r := &Record{
+		ID: newID(now), Owner: sub.Owner, Site: sub.Site, Target: sub.Target, PromptSize: len(sub.Prompt),
+		State: Queued, Created: now,
+	}
+	if sub.WebhookURL != "" {
+		r.Webhook = &Webhook{URL: sub.WebhookURL, Base: sub.Base, State: WebhookPending}
+	}
+	// The client's going away does not undo half of it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	if err := s.submit(ctx, r, sub.Prompt, p.options.InFlight); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Get returns a task of an owner.
+func (p *Part) Get(ctx context.Context, owner, id string) (*Record, error) {
+	s, release, err := p.use()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if !ValidID(id) {
+		return nil, ErrNotFound
+	}
+	r, _, err := s.store.get(ctx, (&Record{Owner: owner, ID: id}).key())
+	return r, err
+}
+
+// List returns tasks of an owner, newest first, and whether there are more.
+func (p *Part) List(ctx context.Context, owner string, q Query) ([]*Record, bool, error) {
+	s, release, err := p.use()
+	if err != nil {
+		return nil, false, err
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	select {
+	case s.listing <- struct{}{}:
+		defer func() { <-s.listing }()
+	case <-ctx.Done():
+		return nil, false, fmt.Errorf("%w: too many lists are asked for", ErrStore)
+	}
+	return s.store.list(ctx, owner, q)
+}
+
+// Cancel ends a task of an owner, and stops the agent that runs it. With [ErrEnded] it
+// also returns the record: the task had an end already.
+func (p *Part) Cancel(ctx context.Context, owner, id string) (*Record, error) {
+	s, release, err := p.use()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if !ValidID(id) {
+		return nil, ErrNotFound
+	}
+	// The client's going away does not undo half of it.
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer done()
+	return s.cancelTask(ctx, (&Record{Owner: owner, ID: id}).key())
+}
+
+// Output calls read with the output of a task of an owner, as far as it has come. The
+// error is [ErrExpired] when it is kept no more.
+func (p *Part) Output(ctx context.Context, owner, id string, read func(*Record, *Output) error) error {
+	r, err := p.Get(ctx, owner, id)
+	if err != nil {
+		return err
+	}
+	s, release, err := p.use()
+	if err != nil {
+		return err
+	}
+	defer release()
+	out, err := s.store.openOutput(ctx, r)
+	if err != nil {
+		return err
+	}
+	return read(r, out)
+}
+
+// errSecret says that a secret is not one.
+var errSecret = errors.New("what follows whsec_ is not the base64 of 24 to 64 bytes")

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/ipclass"
+)
+
+// ErrURL says that a URL cannot be that of a webhook.
+var ErrURL = errors.New("the URL is not allowed")
+
+// maxURL bounds the length of one, in bytes.
+const maxURL = 2000
+
+// publicPorts are where the servers of the web are.
+var publicPorts = map[string]bool{"": true, "80": true, "443": true, "8080": true, "8443": true}
+
+// privateAllowed reports whether webhooks may go to addresses that are not public.
+func privateAllowed() bool { return os.Getenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE") == "1" }
+
+// CheckURL returns an [ErrURL] for a URL to which no webhook is sent, as far as the URL
+// shows it. The address is looked at when it is dialled.
+func CheckURL(raw string) error {
+	refuse := func(why string) error { return fmt.Errorf("%w: %s", ErrURL, why) }
+	if len(raw) > maxURL {
+		return refuse(fmt.Sprintf("it has more than %d bytes", maxURL))
+	}
+	if strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r > '~' || r == '\\' }) {
+		return refuse("it holds characters that a URL has only when they are encoded")
+	}
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return refuse("it is malformed")
+	case u.Scheme != "http" && u.Scheme != "https", u.Opaque != "":
+		return refuse("want one that begins with https:// or http://")
+	case u.User != nil:
+		return refuse("it holds a user")
+	case u.Fragment != "" || strings.HasSuffix(raw, "#"):
+		return refuse("it has a fragment")
+	}
+	return checkHost(u.Hostname(), u.Port(), strings.HasSuffix(u.Host, ":"))
+}
+
+// checkHost looks at the host and the port of a URL.
+func checkHost(host, port string, noPort bool) error {
+	refuse := func(why string) error { return fmt.Errorf("%w: %s", ErrURL, why) }
+	addr, err := netip.ParseAddr(host)
+	literal := err == nil
+	switch {
+	case host == "" || noPort || !literal && !validName(host):
+		return refuse("its host is malformed")
+	case port == "0":
+		return refuse("its port is malformed")
+	case privateAllowed():
+		return nil
+	case !publicPorts[port]:
+		return refuse("its port is not 443, 8443, 80 or 8080")
+	case literal && !ipclass.Public(addr), !literal && localName(host):
+		return refuse("its host is not on the public internet")
+	}
+	return nil
+}
+
+// validName reports whether a host is a name: a number in any spelling is none, which
+// some resolvers take for an address.
+func validName(host string) bool {
+	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
+	for _, l := range labels {
+		if l == "" || len(l) > 63 || l[0] == '-' || l[len(l)-1] == '-' || strings.Trim(strings.ToLower(l), "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	last := strings.ToLower(labels[len(labels)-1])
+	if strings.Trim(last, "0123456789") == "" {
+		return false
+	}
+	hex, ok := strings.CutPrefix(last, "0x")
+	return len(host) <= 253 && !(ok && strings.Trim(hex, "0123456789abcdef") == "")
+}
+
+// localName reports whether a name is one of this machine or of a network around it.
+func localName(host string) bool {
+	host = "." + strings.ToLower(strings.TrimSuffix(host, "."))
+	if strings.Count(host, ".") == 1 { // such a name is completed by the resolver
+		return true
+	}
+	for _, zone := range []string{".localhost", ".local", ".internal", ".lan", ".home.arpa", ".intranet", ".corp", ".home"} {
+		if strings.HasSuffix(host, zone) {
+			return true
+		}
+	}
+	return false
+}
+
+// poster sends webhooks.
+type poster struct {
+	client    *http.Client
+	transport *http.Transport
+}
+
+// newPoster returns one that goes through no proxy and follows no redirect, and looks at
+// each address that it dials.
+func newPoster() *poster {
+	d := &net.Dialer{Timeout: 10 * time.Second, ControlContext: checkAddress}
+	t := &http.Transport{
+		DialContext: d.DialContext, TLSHandshakeTimeout: 10 * time.Second, DisableKeepAlives: true,
+		MaxResponseHeaderBytes: maxAnswer, DisableCompression: true, ForceAttemptHTTP2: true,
+	}
+	return &poster{transport: t, client: &http.Client{
+		Transport:     t,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// close closes what is open.
+func (p *poster) close() { p.transport.CloseIdleConnections() }
+
+// checkAddress refuses to dial what is not on the public internet, whatever name led there.
+func checkAddress(_ context.Context, _, address string, _ syscall.RawConn) error {
+	if privateAllowed() {
+		return nil
+	}
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil || !ipclass.Public(ap.Addr()) {
+		return fmt.Errorf("%w: it leads to an address that is not on the public internet", ErrURL)
+	}
+	return nil
+}

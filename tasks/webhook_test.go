@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
+)
+
+// TestSignVector is OpenAI's example of a signature.
+func TestSignVector(t *testing.T) {
+	s, err := newSigner("whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const body = `{"id": "evt_685c059ae3a481909bdc86819b066fb6", "object": "event", "created_at": 1750861210, "type": "response.completed", "data": {"id": "resp_123"}}`
+	h := make(http.Header)
+	s.sign(h, "wh_685c059ae39c8190af8c71ed1022a24d", time.Unix(1750861210, 0), []byte(body))
+	if got := h.Get("Webhook-Signature"); got != "v1,gUAg4R2hWouRZqRQG4uJypNS8YK885G838+EHb4nKBY=" {
+		t.Errorf("got %s", got)
+	}
+	if h.Get("Webhook-Timestamp") != "1750861210" || h.Get("Webhook-Id") != "wh_685c059ae39c8190af8c71ed1022a24d" {
+		t.Errorf("got %v", h)
+	}
+}
+
+func TestInFlight(t *testing.T) {
+	for n, ok := range map[int]bool{0: true, 1: true, MaxInFlight: true, -1: false, MaxInFlight + 1: false} {
+		if _, err := New(Options{InFlight: n}); (err == nil) != ok {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	for secret, ok := range map[string]bool{
+		"": true, "plain": true, "whsec_" + strings.Repeat("QUFB", 8): true, "whsec_" + strings.Repeat("QUFB", 7): false,
+		"whsec_" + strings.Repeat("QUFB", 22): false, "whsec_*": false, "whsec_": false,
+	} {
+		if _, err := New(Options{Secret: secret}); (err == nil) != ok {
+			t.Errorf("%q: %v", secret, err)
+		} else if err != nil && strings.Contains(err.Error(), strings.TrimPrefix(secret, "whsec_")) && secret != "whsec_" && secret != "whsec_*" {
+			t.Errorf("the error shows the secret: %v", err)
+		}
+	}
+}
+
+func TestSchedule(t *testing.T) {
+	now := time.Now()
+	w := &Webhook{State: WebhookPending}
+	for i, want := range retryAfter {
+		w.attempted(now, http.StatusInternalServerError, 0, nil)
+		if got := w.Next.Sub(now); w.State != WebhookPending || w.Attempts != i+1 || got < want*9/10 || got > want*11/10 {
+			t.Errorf("attempt %d: got %s %s, want %s", i, w.State, got, want)
+		}
+	}
+	w.attempted(now, 0, 0, io.EOF)
+	if w.State != WebhookGivenUp || w.Attempts != 10 || !w.Next.IsZero() || w.Error != "unreachable" {
+		t.Errorf("got %+v", w)
+	}
+	var total time.Duration
+	for _, d := range retryAfter {
+		total += d
+	}
+	if total != 75*time.Hour+35*time.Minute+5*time.Second {
+		t.Errorf("in all %s", total)
+	}
+	for _, c := range []struct {
+		status int
+		wait   time.Duration
+		err    error
+		state  WebhookState
+		next   time.Duration // at least
+		code   string
+	}{
+		{200, 0, nil, WebhookDelivered, 0, ""},
+		{204, 0, nil, WebhookDelivered, 0, ""},
+		{302, 0, nil, WebhookPending, 4 * time.Second, ""},
+		{410, 0, nil, WebhookGone, 0, ""},
+		{429, time.Hour, nil, WebhookPending, time.Hour, ""},
+		{503, 1000 * time.Hour, nil, WebhookPending, maxRetryAfter, ""},
+		{0, 0, context.DeadlineExceeded, WebhookPending, 4 * time.Second, "timeout"},
+		{0, 0, fmt.Errorf("dial: %w", ErrURL), WebhookPending, 4 * time.Second, "url_not_allowed"},
+	} {
+		w := &Webhook{State: WebhookPending}
+		w.attempted(now, c.status, c.wait, c.err)
+		if w.State != c.state || w.Error != c.code || c.next > 0 && (w.Next.Sub(now) < c.next || w.Next.Sub(now) > maxRetryAfter) {
+			t.Errorf("%+v: got %+v", c, w)
+		}
+	}
+}
+
+// receiver takes webhooks.
+type receiver struct {
+	*httptest.Server
+	mu   sync.Mutex
+	got  []http.Header
+	body []byte
+}
+
+// receive starts a receiver, which the test may reach.
+func receive(t *testing.T, answer func(w http.ResponseWriter, r *http.Request, n int)) *receiver {
+	t.Helper()
+	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "1")
+	rec := new(receiver)
+	rec.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		rec.mu.Lock()
+		rec.got, rec.body = append(rec.got, r.Header), body
+		n := len(rec.got)
+		rec.mu.Unlock()
+		answer(w, r, n)
+	}))
+	t.Cleanup(rec.Close)
+	return rec
+}
+
+// count returns how many webhooks came.
+func (r *receiver) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.got)
+}
+
+func TestWebhook(t *testing.T) {
+	rec := receive(t, func(w http.ResponseWriter, _ *http.Request, _ int) { w.WriteHeader(http.StatusNoContent) })
+	runner := &fakeRunner{run: func(ctx context.Context, j Job) (Attempt, error) {
+		a, err := says("hello", nil)(ctx, j)
+		if err == nil {
+			a.(*fakeAttempt).files = true
+		}
+		return a, err
+	}}
+	p := open(t, t.TempDir(), runner, Options{Secret: "secret"})
+	id := submit(t, p, rec.URL+"/hook")
+	r := until(t, p, id, "a delivery", func(r *Record) bool { return r.Webhook.State == WebhookDelivered })
+	if r.State != Completed || r.Webhook.Status != http.StatusNoContent || r.Webhook.Attempts != 1 {
+		t.Errorf("got %+v", r.Webhook)
+	}
+	var body map[string]any
+	if err := json.Unmarshal(rec.body, &body); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]any{
+		"task_id": id, "worker_id": "peer", "status": "completed", "type": "task.completed", "reason": nil,
+		"artifacts_url": "https://gw.example/api/tasks/" + id + "/artifacts",
+	} {
+		if body[key] != want {
+			t.Errorf("%s: got %v, want %v", key, body[key], want)
+		}
+	}
+	if d, ok := body["duration_seconds"].(float64); !ok || d < 0 || d > 60 {
+		t.Errorf("got %v", body)
+	}
+	h := rec.got[0]
+	mac := hmac.New(sha256.New, []byte("secret"))
+	mac.Write(rec.body)
+	if h.Get("X-AgentFM-Signature") != hex.EncodeToString(mac.Sum(nil)) || h.Get("Content-Type") != "application/json" ||
+		!strings.HasPrefix(h.Get("Webhook-Signature"), "v1,") || h.Get("Webhook-Id") != "msg_"+id || h.Get("Webhook-Timestamp") == "" {
+		t.Errorf("got %v", h)
+	}
+	await.Until(t, "an empty queue of webhooks", func() bool {
+		n, _, err := p.service.Load().current.Load().store.length(t.Context(), hookName)
+		return err == nil && n == 0
+	})
+}
+
+// TestWebhookEnds wants every end of a task to be told of, in the words that receivers know.
+func TestWebhookEnds(t *testing.T) {
+	rec := receive(t, func(http.ResponseWriter, *http.Request, int) {})
+	p := open(t, t.TempDir(), &fakeRunner{run: func(ctx context.Context, j Job) (Attempt, error) {
+		return nil, &Failure{Reason: "exit_code", Message: "m"}
+	}}, Options{})
+	id := submit(t, p, rec.URL)
+	until(t, p, id, "a delivery", func(r *Record) bool { return r.Webhook.State == WebhookDelivered })
+	if got := string(rec.body); !strings.Contains(got, `"status":"failed","type":"task.failed","reason":"exit_code"`) || !strings.Contains(got, `"artifacts_url":null`) {
+		t.Errorf("got %s", got)
+	}
+	if h := rec.got[0]; h.Get("X-AgentFM-Signature") != "" || h.Get("Webhook-Signature") != "" || h.Get("Webhook-Id") == "" {
+		t.Errorf("without a secret: %v", h)
+	}
+	p.sites[0].Runner.(*fakeRunner).run = hangs("")
+	id = submit(t, p, rec.URL)
+	until(t, p, id, "a task that runs", func(r *Record) bool { return r.State == Running })
+	if _, err := p.Cancel(t.Context(), "ann", id); err != nil {
+		t.Fatal(err)
+	}
+	until(t, p, id, "a delivery", func(r *Record) bool { return r.Webhook.State == WebhookDelivered })
+	if got := string(rec.body); !strings.Contains(got, `"status":"failed","type":"task.cancelled","reason":"cancelled"`) {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestWebhookAgain wants an attempt that fails to be made again, also after a restart, and
+// the end of one that is not wanted.
+func TestWebhookAgain(t *testing.T) {
+	dir := t.TempDir()
+	rec := receive(t, func(w http.ResponseWriter, r *http.Request, n int) {
+		switch n {
+		case 1:
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		default:
+			w.WriteHeader(http.StatusGone)
+		}
+	})
+	p := open(t, dir, &fakeRunner{run: says("", nil)}, Options{})
+	id := submit(t, p, rec.URL)
+	r := until(t, p, id, "an attempt", func(r *Record) bool { return r.Webhook.Attempts == 1 })
+	if r.Webhook.State != WebhookPending || r.Webhook.Status != http.StatusTemporaryRedirect || rec.count() != 1 {
+		t.Errorf("got %+v, and %d came", r.Webhook, rec.count())
+	}
+	if err := p.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	p = open(t, dir, &fakeRunner{run: says("", nil)}, Options{})
+	if r, err := p.Get(t.Context(), "ann", id); err != nil || r.Webhook.Attempts != 1 {
+		t.Errorf("too early: %+v, %v", r, err)
+	}
+	r = until(t, p, id, "the next attempt", func(r *Record) bool { return r.Webhook.State == WebhookGone })
+	if gap := r.Webhook.Last.Sub(r.Ended); r.Webhook.Attempts != 2 || gap < 4*time.Second || rec.count() != 2 {
+		t.Errorf("got %+v after %s, and %d came", r.Webhook, gap, rec.count())
+	}
+	if rec.got[0].Get("Webhook-Id") != rec.got[1].Get("Webhook-Id") {
+		t.Error("the attempts have different ids")
+	}
+}
+
+// TestHostileReceiver wants no more than a little to be read of an answer.
+func TestHostileReceiver(t *testing.T) {
+	written := make(chan int, 1)
+	rec := receive(t, func(w http.ResponseWriter, _ *http.Request, _ int) {
+		n := 0
+		defer func() { written <- n }()
+		for range 10_000 {
+			k, err := w.Write(make([]byte, 64<<10))
+			if n += k; err != nil {
+				return
+			}
+		}
+	})
+	p := newPoster()
+	defer p.close()
+	status, _, err := p.post(t.Context(), &Record{Webhook: &Webhook{URL: rec.URL}}, signer{})
+	if err != nil || status != http.StatusOK {
+		t.Errorf("got %d, %v", status, err)
+	}
+	if n := <-written; n > 32<<20 {
+		t.Errorf("%d bytes were taken", n)
+	}
+}
+
+// TestDial wants the address to be looked at that is dialled, whatever led there.
+func TestDial(t *testing.T) {
+	rec := receive(t, func(http.ResponseWriter, *http.Request, int) { t.Error("it was reached") })
+	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "")
+	t.Setenv("HTTP_PROXY", rec.URL)
+	p := newPoster()
+	defer p.close()
+	for _, url := range []string{rec.URL, strings.Replace(rec.URL, "127.0.0.1", "localhost", 1), "http://[::ffff:127.0.0.1]" + rec.URL[strings.LastIndex(rec.URL, ":"):]} {
+		resp, err := p.client.Get(url)
+		if err == nil {
+			resp.Body.Close()
+		}
+		if !errors.Is(err, ErrURL) {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+}
+
+// TestPosts wants a host to have its places and no more, and to be forgotten afterwards.
+func TestPosts(t *testing.T) {
+	p := &posts{hosts: make(map[string]*hostPosts)}
+	for range maxHostPosts {
+		if _, ok := p.begin("slow"); !ok {
+			t.Fatal("no place")
+		}
+	}
+	last := time.Duration(0)
+	for range 10_000 {
+		wait, ok := p.begin("slow")
+		if ok || wait < last || wait > maxPostPause {
+			t.Fatalf("got %s, %t after %s", wait, ok, last)
+		}
+		last = wait
+	}
+	if last != maxPostPause {
+		t.Errorf("got %s", last)
+	}
+	for n := range maxPosts - maxHostPosts {
+		if _, ok := p.begin(fmt.Sprint(n)); !ok {
+			t.Fatal("no place for another")
+		}
+	}
+	if _, ok := p.begin("one more"); ok {
+		t.Error("there are too many")
+	}
+	for range maxHostPosts {
+		p.end("slow")
+	}
+	for n := range maxPosts - maxHostPosts {
+		p.end(fmt.Sprint(n))
+	}
+	if p.total != 0 || len(p.hosts) != 0 {
+		t.Errorf("left: %+v", p)
+	}
+}
