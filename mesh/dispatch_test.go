@@ -152,6 +152,10 @@ func TestBegin(t *testing.T) {
 	})
 	good.CurrentTasks = 3 // the good one is tried last
 	good.publish(t)
+	l := lease(t, a)
+	await.Until(t, "the load is known", func() bool {
+		return slices.ContainsFunc(l.Workers(false), func(w WorkerInfo) bool { return w.PeerID == good.PeerID && w.CurrentTasks == 3 })
+	})
 	c := call("m")
 	var told []string
 	c.Begin = func(s Served) error {

@@ -91,6 +91,9 @@ func (s *session) deliver(messages jetstream.MessagesContext) {
 			if errors.Is(err, jetstream.ErrMsgIteratorClosed) || s.ctx.Err() != nil {
 				return
 			}
+			if errors.Is(err, jetstream.ErrNoHeartbeat) {
+				continue
+			}
 			s.log().Warn("reading the queue of webhooks", zap.Error(err))
 			pause(s.ctx, time.Second)
 			continue

@@ -26,6 +26,9 @@ func (s *session) work(messages jetstream.MessagesContext) {
 			if errors.Is(err, jetstream.ErrMsgIteratorClosed) || s.ctx.Err() != nil {
 				return
 			}
+			if errors.Is(err, jetstream.ErrNoHeartbeat) {
+				continue
+			}
 			s.log().Warn("reading the queue of tasks", zap.Error(err))
 			pause(s.ctx, time.Second)
 			continue
