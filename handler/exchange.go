@@ -260,12 +260,13 @@ func (x *exchange) attempted(err error) {
 // headerText makes a stranger's text fit for a header: every byte that is not
 // printable ASCII, and the percent sign, becomes percent and two hex digits.
 func headerText(s string) string {
-	if !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' || r == '%' }) {
+	escaped := func(r rune) bool { return r < ' ' || r > '~' || r == '%' }
+	if !strings.ContainsFunc(s, escaped) {
 		return s
 	}
 	var b strings.Builder
 	for i := range len(s) {
-		if c := s[i]; c < ' ' || c > '~' || c == '%' {
+		if c := s[i]; escaped(rune(c)) {
 			fmt.Fprintf(&b, "%%%02X", c)
 			continue
 		}

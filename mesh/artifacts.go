@@ -61,7 +61,7 @@ func (tt *taskTable) begin(id, dir string) (*task, error) {
 	if _, ok := tt.byID[id]; ok {
 		return nil, ErrTaskID
 	}
-	if _, err := os.Lstat(filepath.Join(dir, id+".zip")); err == nil {
+	if _, err := os.Lstat(artifactFile(dir, id)); err == nil {
 		return nil, ErrTaskID
 	}
 	t := &task{id: id, dir: dir}
@@ -180,7 +180,7 @@ func (n *node) storeArtifact(s network.Stream) (claimed bool, err error) {
 		return false, fmt.Errorf("%w: task %s: %w", errUnwanted, h.TaskID, err)
 	}
 	_ = s.SetReadDeadline(time.Now().Add(ArtifactTimeout))
-	d.err = writeArtifact(filepath.Join(t.dir, t.id+".zip"), s, h.Size, func(commit func() error) error {
+	d.err = writeArtifact(artifactFile(t.dir, t.id), s, h.Size, func(commit func() error) error {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if t.delivery != d {
@@ -191,6 +191,9 @@ func (n *node) storeArtifact(s network.Stream) (claimed bool, err error) {
 	close(d.done)
 	return true, d.err
 }
+
+// artifactFile is where the zip of a task is. The Python SDK of AgentFM looks there.
+func artifactFile(dir, taskID string) string { return filepath.Join(dir, taskID+".zip") }
 
 // writeArtifact writes exactly size bytes of r to file; see storeFile.
 func writeArtifact(file string, r io.Reader, size int64, last func(commit func() error) error) error {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -53,7 +52,7 @@ func (l *Lease) OpenArtifact(taskID string) (*os.File, error) {
 	if !wire.ValidTaskID(taskID) {
 		return nil, os.ErrNotExist
 	}
-	return os.Open(filepath.Join(l.app.artifacts, taskID+".zip"))
+	return os.Open(artifactFile(l.app.artifacts, taskID))
 }
 
 // maxBounces is how many workers may refuse a call because they are full.

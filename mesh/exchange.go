@@ -93,10 +93,10 @@ func (p *streamPool) attempt(ctx context.Context, id peer.ID, req *httpRequest, 
 		err = req.write(s)
 	} else {
 		_ = s.SetWriteDeadline(req.writeDeadline(deadline))
-		s.timed = true
 		x.writing = make(chan error, 1)
 		go func() {
 			err := req.write(s)
+			_ = s.SetWriteDeadline(time.Time{})
 			if timedOut(err) {
 				_ = s.Reset() // or the answer would be waited for
 			}
@@ -179,10 +179,6 @@ func (x *exchange) end(whole bool) {
 	}
 	switch {
 	case whole && inTime && !x.resp.Close && x.stream.r.Buffered() == 0:
-		if x.stream.timed {
-			_ = x.stream.SetWriteDeadline(time.Time{})
-			x.stream.timed = false
-		}
 		x.pool.put(x.stream)
 	case whole:
 		_ = x.stream.Close()

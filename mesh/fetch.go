@@ -12,7 +12,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -75,7 +74,7 @@ type fetch struct {
 // store fetches the artifact into its file.
 func (f *fetch) store(ctx context.Context) error {
 	t := f.run.task
-	return storeFile(filepath.Join(t.dir, t.id+".zip"), func(file *os.File) error {
+	return storeFile(artifactFile(t.dir, t.id), func(file *os.File) error {
 		for broken := 0; f.got < f.artifact.Size; {
 			before := f.got
 			err := f.part(ctx, file)

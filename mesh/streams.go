@@ -60,7 +60,6 @@ type httpStream struct {
 	// deadlines of the stream itself, which are made anew each time.
 	timer *time.Timer
 	late  atomic.Bool // it has
-	timed bool        // a deadline for writing was set beside it
 }
 
 func newHTTPStream(raw network.Stream, id peer.ID) *httpStream {

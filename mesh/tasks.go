@@ -107,7 +107,7 @@ func (a *App) cleanUpServices() error {
 // KeepArtifact gives the files of a task another id, in place of those that have it.
 func (l *Lease) KeepArtifact(from, to string) error {
 	dir := l.app.artifacts
-	if err := os.Rename(filepath.Join(dir, from+".zip"), filepath.Join(dir, to+".zip")); err != nil {
+	if err := os.Rename(artifactFile(dir, from), artifactFile(dir, to)); err != nil {
 		return err
 	}
 	return syncDir(dir)
@@ -115,7 +115,7 @@ func (l *Lease) KeepArtifact(from, to string) error {
 
 // DropArtifact removes the files of a task, if there are any.
 func (l *Lease) DropArtifact(taskID string) error {
-	err := os.Remove(filepath.Join(l.app.artifacts, taskID+".zip"))
+	err := os.Remove(artifactFile(l.app.artifacts, taskID))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

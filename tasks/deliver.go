@@ -85,21 +85,7 @@ func (p *posts) end(host string) {
 // deliver takes webhooks off their queue and sends them.
 func (s *session) deliver(messages jetstream.MessagesContext) {
 	under := &posts{hosts: make(map[string]*hostPosts)}
-	for {
-		msg, err := messages.Next()
-		if err != nil {
-			if errors.Is(err, jetstream.ErrMsgIteratorClosed) || s.ctx.Err() != nil {
-				return
-			}
-			if errors.Is(err, jetstream.ErrNoHeartbeat) {
-				continue
-			}
-			s.log().Warn("reading the queue of webhooks", zap.Error(err))
-			pause(s.ctx, time.Second)
-			continue
-		}
-		s.tell(msg, under)
-	}
+	s.each(messages, "webhooks", func(msg jetstream.Msg) { s.tell(msg, under) })
 }
 
 // tell sends the webhook of a message when it is time, and otherwise gives it back.

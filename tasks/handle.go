@@ -20,6 +20,13 @@ var (
 
 // work takes tasks off the queue and runs them.
 func (s *session) work(messages jetstream.MessagesContext) {
+	s.each(messages, "tasks", func(msg jetstream.Msg) {
+		s.running.Go(func() { s.handle(msg) })
+	})
+}
+
+// each takes messages off a queue of so called things, until the session ends.
+func (s *session) each(messages jetstream.MessagesContext, things string, take func(jetstream.Msg)) {
 	for {
 		msg, err := messages.Next()
 		if err != nil {
@@ -29,11 +36,11 @@ func (s *session) work(messages jetstream.MessagesContext) {
 			if errors.Is(err, jetstream.ErrNoHeartbeat) {
 				continue
 			}
-			s.log().Warn("reading the queue of tasks", zap.Error(err))
+			s.log().Warn("reading the queue of "+things, zap.Error(err))
 			pause(s.ctx, time.Second)
 			continue
 		}
-		s.running.Go(func() { s.handle(msg) })
+		take(msg)
 	}
 }
 

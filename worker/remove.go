@@ -72,14 +72,18 @@ func emptyInto(root *os.Root, dir, to string, moved *int) error {
 	})
 }
 
+// openFolder opens a folder, and waits for nothing that has come into its place.
+func openFolder(root *os.Root, dir string) (*os.File, error) {
+	return root.OpenFile(dir, os.O_RDONLY|syscall.O_NONBLOCK|openDir, 0)
+}
+
 // eachIn calls a function with the path of each entry of a folder, and returns the
 // first error that there was.
 func eachIn(root *os.Root, dir string, f func(path string) error) error {
-	const flag = os.O_RDONLY | syscall.O_NONBLOCK | openDir
-	d, err := root.OpenFile(dir, flag, 0)
+	d, err := openFolder(root, dir)
 	if errors.Is(err, fs.ErrPermission) {
 		_ = root.Chmod(dir, 0o700)
-		d, err = root.OpenFile(dir, flag, 0)
+		d, err = openFolder(root, dir)
 	}
 	if err != nil {
 		return err

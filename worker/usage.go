@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/docker/go-units"
@@ -107,7 +106,7 @@ func (u *usage) folder(root *os.Root, dir string, depth int) error {
 		defer held.Close()
 		root, dir = held, "."
 	}
-	d, err := root.OpenFile(dir, os.O_RDONLY|syscall.O_NONBLOCK|openDir, 0)
+	d, err := openFolder(root, dir)
 	if err != nil {
 		return nil
 	}
