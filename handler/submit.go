@@ -143,6 +143,9 @@ func taskStoreProblem(err error) error {
 		return &problem{status: http.StatusNotFound, code: "task_not_found", message: "you have no task of this id"}
 	case is(tasks.ErrEnded):
 		return &problem{status: http.StatusConflict, code: "task_ended", message: "the task has ended already"}
+	case is(tasks.ErrOffset):
+		return &problem{status: http.StatusRequestedRangeNotSatisfiable, code: openai.CodeInvalidRequest, param: "offset",
+			message: "the output has not so many bytes"}
 	case is(tasks.ErrExpired):
 		return &problem{status: http.StatusGone, code: "output_expired", message: "the output of this task is not kept any more"}
 	case is(tasks.ErrStore), is(tasks.ErrNotRunning):

@@ -5,8 +5,6 @@ package handler
 import (
 	"cmp"
 	"errors"
-	"io"
-	"net/http"
 	"strconv"
 	"time"
 
@@ -119,43 +117,6 @@ func (x *exchange) cancelTask() error {
 		return taskStoreProblem(err)
 	}
 	return x.answerJSON(newTaskEntry(r))
-}
-
-// headerTaskStatus says beside the output how far the task is.
-const headerTaskStatus = "X-AgentFM-Task-Status"
-
-// taskOutput serves GET /api/tasks/{id}/output: what the agent has said so far.
-func (x *exchange) taskOutput() error {
-	err := x.h.tasks.Output(x.r.Context(), x.identity.ID, x.param, func(r *tasks.Record, o *tasks.Output) error {
-		h := x.w.Header()
-		h.Set(headerTaskStatus, string(r.State))
-		h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
-		if r.State == tasks.Completed {
-			h.Set("Content-Length", strconv.FormatInt(r.Bytes, 10))
-		}
-		out := x.begin("text/plain; charset=utf-8")
-		if x.r.Method == http.MethodHead {
-			return nil
-		}
-		for {
-			chunk, err := o.Next()
-			switch {
-			case err == io.EOF:
-				return nil
-			case err != nil:
-				x.gone(err)
-				panic(http.ErrAbortHandler) // so that the client sees that it is not whole
-			}
-			if _, err := out.Write(chunk); err != nil {
-				x.gone(err)
-				return nil
-			}
-		}
-	})
-	if err != nil {
-		return taskStoreProblem(err)
-	}
-	return nil
 }
 
 // checkArtifacts refuses files of tasks that the client has not submitted. What a client

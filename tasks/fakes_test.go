@@ -151,7 +151,7 @@ func ended(t *testing.T, p *Part, id string) *Record {
 func output(t *testing.T, p *Part, id string) string {
 	t.Helper()
 	var b strings.Builder
-	err := p.Output(t.Context(), "ann", id, func(_ *Record, o *Output) error {
+	err := p.Output(t.Context(), "ann", id, 0, func(_ *Record, o *Output) error {
 		for {
 			chunk, err := o.Next()
 			if err == io.EOF {

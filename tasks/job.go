@@ -57,7 +57,7 @@ func (j *job) recover(ctx context.Context) error {
 	}
 	j.record = r
 	if r.State == Running {
-		if err := j.lose(ctx); err != nil {
+		if err := j.lose(ctx, ReasonStopped, "the gateway was stopped while the task ran"); err != nil {
 			return err
 		}
 		if j.record.Lost >= MaxLost {
@@ -71,19 +71,20 @@ func (j *job) recover(ctx context.Context) error {
 func (j *job) again(ctx context.Context, f *Failure) error {
 	switch {
 	case f.Kind == Broken:
-		return j.lose(ctx)
+		return j.lose(ctx, cmp.Or(f.Reason, ReasonLost), f.Message)
 	case j.record.State == Running: // no agent has begun
-		return j.change(ctx, func(r *Record) { r.State, r.Started = Queued, time.Time{} })
+		return j.change(ctx, func(r *Record) { r.queue(f.Reason, f.Message) })
 	}
 	return nil
 }
 
-// lose notes that an attempt was lost. The task waits for a worker again.
-func (j *job) lose(ctx context.Context) error {
+// lose notes that an attempt was lost, and why. The task waits for a worker again.
+func (j *job) lose(ctx context.Context, reason, message string) error {
 	lost := j.record.Lost
 	err := j.change(ctx, func(r *Record) {
 		if r.Lost == lost { // or the answer to this change was lost
-			r.Lost, r.State, r.Started = lost+1, Queued, time.Time{}
+			r.Lost = lost + 1
+			r.queue(reason, message)
 		}
 	})
 	if err == nil {
@@ -159,7 +160,7 @@ func (j *job) attempt(ctx context.Context) *Failure {
 // begin notes who is about to run the task. What has ended is not begun.
 func (j *job) begin(ctx context.Context, w Worker) error {
 	return j.change(ctx, func(r *Record) {
-		r.State, r.Worker, r.Started = Running, w, time.Now().UTC()
+		r.State, r.Reason, r.Message, r.Worker, r.Started = Running, "", "", w, time.Now().UTC()
 		r.Attempts++
 	})
 }

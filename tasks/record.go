@@ -48,6 +48,8 @@ const (
 	ReasonLost = "attempts_lost"
 	// ReasonOutput says that the output is over [MaxOutput].
 	ReasonOutput = "output_too_large"
+	// ReasonStopped says that the gateway was stopped, or killed, while the task ran.
+	ReasonStopped = "gateway_stopped"
 	// ReasonNotAccepted says that the task did not get into the queue: its client was
 	// not told that it was accepted.
 	ReasonNotAccepted = "not_accepted"
@@ -88,8 +90,8 @@ type Record struct {
 	PromptSize int `json:"prompt_size"`
 
 	State State `json:"state"`
-	// Reason is a code that says why the task ended as it did; empty when it completed.
-	// Message says it to people.
+	// Reason is a code that says why the task ended as it did, empty when it completed; or why
+	// it waits for a worker again. Message says it to people.
 	Reason  string `json:"reason,omitempty"`
 	Message string `json:"message,omitempty"`
 
@@ -109,6 +111,8 @@ type Record struct {
 	Files bool  `json:"files,omitempty"`
 
 	Webhook *Webhook `json:"webhook,omitempty"`
+
+	Steps []Step `json:"steps,omitempty"`
 }
 
 // RunID is the id of the task on the mesh. After the loss of an attempt it is another:

@@ -64,7 +64,15 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 	if err != nil {
 		return s.failedTo(ctx, err)
 	}
+	s.changed(r.key())
 	return nil
+}
+
+// changed wakes those who follow a task.
+func (s *store) changed(key string) {
+	if s.wake != nil {
+		s.wake(key)
+	}
 }
 
 // maxConflicts bounds how often a change is tried: two sides change a record, and
@@ -79,9 +87,15 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 		if err != nil {
 			return nil, err
 		}
+		before := *r
+		if r.Webhook != nil {
+			webhook := *r.Webhook
+			before.Webhook = &webhook
+		}
 		if err := change(r); err != nil {
 			return r, err
 		}
+		r.note(&before)
 		err = s.put(ctx, r, revision)
 		if err == nil {
 			return r, nil
@@ -135,6 +149,7 @@ func (s *store) list(ctx context.Context, owner string, q Query) (page []*Record
 // submit stores a new task: first its record, and then what makes it run. When it
 // returns nil, both are on disk.
 func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
+	r.note(nil)
 	if err := s.put(ctx, r, 0); err != nil {
 		return err
 	}
@@ -160,6 +175,11 @@ func (r *Record) end(state State, reason, message string) error {
 	}
 	r.State, r.Reason, r.Message, r.Ended = state, reason, message, time.Now().UTC()
 	return nil
+}
+
+// queue has the task wait for a worker again.
+func (r *Record) queue(reason, message string) {
+	r.State, r.Reason, r.Message, r.Started = Queued, reason, message, time.Time{}
 }
 
 // waiting reports whether a queue has a message of a subject.

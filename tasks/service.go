@@ -27,8 +27,9 @@ const serviceKey = "tasks"
 // another follows when the store fails.
 type service struct {
 	*lifetime.Lifetime[*Part]
-	dir     string
-	current atomic.Pointer[session] // nil while the store cannot be used
+	dir       string
+	current   atomic.Pointer[session] // nil while the store cannot be used
+	followers *followers
 
 	ctx     context.Context // of the service
 	cancel  context.CancelCauseFunc
@@ -46,7 +47,7 @@ type limits struct {
 
 // openService opens the store in a folder and begins to work.
 func openService(dir string, log *zap.Logger) (*service, error) {
-	s := &service{dir: dir, limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree}}
+	s := &service{dir: dir, followers: newFollowers(), limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree}}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
 	first, err := s.open(log)

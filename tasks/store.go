@@ -63,6 +63,8 @@ type store struct {
 	webhooks jetstream.Stream
 	output   jetstream.Stream
 
+	wake func(key string) // those who follow a task; nil for nobody
+
 	failing sync.Once
 	failed  chan struct{} // closed when it cannot be written any more
 	failure error         // once failed is closed
