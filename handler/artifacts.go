@@ -3,11 +3,17 @@
 package handler
 
 import (
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
 
 // artifacts serves GET /api/tasks/{id}/artifacts: the files that a task left.
@@ -16,7 +22,8 @@ func (x *exchange) artifacts() error {
 	if !wire.ValidTaskID(x.param) {
 		return badRequest("task_id", "the path does not hold a task id")
 	}
-	if err := x.checkArtifacts(); err != nil {
+	known, err := x.knownArtifact()
+	if err != nil {
 		return err
 	}
 	l, err := x.takeLease()
@@ -24,6 +31,9 @@ func (x *exchange) artifacts() error {
 		return err
 	}
 	f, err := l.OpenArtifact(x.param)
+	if known != nil && errors.Is(err, fs.ErrNotExist) {
+		return &problem{status: http.StatusGone, code: "artifacts_expired", message: "the files of this task are not kept any more"}
+	}
 	if err != nil {
 		return err
 	}
@@ -37,13 +47,46 @@ func (x *exchange) artifacts() error {
 	h.Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", x.param+".zip"))
 	h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
 	h.Set("ETag", fmt.Sprintf(`"%x-%x"`, info.ModTime().UnixNano(), info.Size()))
+	if known != nil && known.Bytes == info.Size() {
+		h.Set("ETag", strconv.Quote(known.SHA256))
+		if sum, err := hex.DecodeString(known.SHA256); err == nil {
+			h.Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":")
+		}
+	}
 	_ = x.rc.SetReadDeadline(time.Time{}) // a download outlasts the time for a body
 	w := &fileWriter{ResponseWriter: x.w, send: sender{x}}
 	http.ServeContent(w, x.r, "", info.ModTime(), f)
 	if w.refused {
 		h.Del("Content-Disposition")
+		h.Del("Repr-Digest")
 		return &problem{status: http.StatusRequestedRangeNotSatisfiable, code: "invalid_request_error",
 			message: "the file has no such range"}
+	}
+	return nil
+}
+
+// knownArtifact returns what is known of the files of a task that the client has submitted,
+// and refuses others. What a client of POST /api/execute has is whose who knows the id, and
+// nothing is known of it.
+func (x *exchange) knownArtifact() (*tasks.Artifact, error) {
+	if !tasks.Reserved(x.param) {
+		return nil, nil
+	}
+	r, err := x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
+	if err == nil && r.Result.Artifact == nil {
+		err = tasks.ErrNotFound
+	}
+	if err != nil {
+		return nil, taskStoreProblem(err)
+	}
+	return r.Result.Artifact, nil
+}
+
+// roomFor refuses tasks while there is no room for the files that they may leave.
+func roomFor(l lease) error {
+	if err := l.Roomy(); err != nil {
+		return &problem{status: http.StatusServiceUnavailable, code: codeNoRoom, retryAfter: roomRetryAfter,
+			message: "the gateway has no room for files of tasks", cause: err}
 	}
 	return nil
 }

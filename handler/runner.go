@@ -10,12 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/router"
 	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
@@ -37,7 +39,7 @@ func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error)
 	if err != nil {
 		return nil, t.Failure(err)
 	}
-	a := &taskAttempt{lease: l, record: j.Record}
+	a := &taskAttempt{lease: l, record: j.Record, prompt: j.Prompt}
 	if lost := j.Record.LostRunID(); lost != "" { // it may have left files
 		_ = l.DropArtifact(lost)
 	}
@@ -98,7 +100,7 @@ func (taskRunner) Failure(err error) *tasks.Failure {
 		return f
 	case is(wire.ErrRefused), is(mesh.ErrUnreachable), is(mesh.ErrUnavailable): // no agent ran
 		f.Kind = tasks.Away
-	case is(wire.ErrAgentFailed), is(os.ErrDeadlineExceeded):
+	case is(wire.ErrAgentFailed), is(os.ErrDeadlineExceeded), is(mesh.ErrNoRoom), is(mesh.ErrArtifactSize):
 	case is(mesh.ErrStream), is(wire.ErrTruncated), is(mesh.ErrArtifact), is(mesh.ErrTaskID):
 		f.Kind = tasks.Broken
 	}
@@ -115,7 +117,22 @@ type taskAttempt struct {
 	run
 	lease  lease
 	record *tasks.Record
+	prompt string
 	once   sync.Once
+
+	begin []byte // of the output, whose tokens are counted
+	size  int    // of the output
+}
+
+// maxCounted is how much of an output has its tokens counted.
+const maxCounted = 8 << 10
+
+// Read implements tasks.Attempt.
+func (a *taskAttempt) Read(p []byte) (int, error) {
+	n, err := a.run.Read(p)
+	a.begin = append(a.begin, p[:min(n, maxCounted-len(a.begin))]...)
+	a.size += n
+	return n, err
 }
 
 // Close implements tasks.Attempt.
@@ -125,12 +142,27 @@ func (a *taskAttempt) Close() error {
 }
 
 // Keep implements tasks.Attempt.
-func (a *taskAttempt) Keep() (bool, error) {
-	if !a.HasFiles() {
-		return false, nil
+func (a *taskAttempt) Keep() (tasks.Result, error) {
+	result := tasks.Result{Usage: a.usage()}
+	files := a.Artifact()
+	if files == nil {
+		return result, nil
 	}
+	result.Artifact = &tasks.Artifact{Bytes: files.Size, SHA256: strings.ToLower(files.SHA256), Files: files.Files}
 	if a.record.RunID() == a.record.ID {
-		return true, nil
+		return result, nil
 	}
-	return true, a.lease.KeepArtifact(a.record.RunID(), a.record.ID)
+	return result, a.lease.KeepArtifact(a.record.RunID(), a.record.ID)
+}
+
+// usage returns what the agent's model has counted, or else an estimate.
+func (a *taskAttempt) usage() *tasks.Usage {
+	if u := a.Usage(); u != nil {
+		return &tasks.Usage{Prompt: u.Prompt, Completion: u.Completion}
+	}
+	u := &tasks.Usage{Prompt: openai.CountTokens(a.prompt), Completion: openai.CountTokens(string(a.begin)), Estimated: true}
+	if n := len(a.begin); a.size > n {
+		u.Completion = int(float64(u.Completion) / float64(n) * float64(a.size))
+	}
+	return u
 }

@@ -98,6 +98,9 @@ func (x *exchange) taskTarget(req submitRequest) (tasks.Target, error) {
 	if err != nil {
 		return tasks.Target{}, err
 	}
+	if err := roomFor(l); err != nil {
+		return tasks.Target{}, err
+	}
 	call := mesh.Call{Target: router.Request{Peer: req.WorkerID, Model: req.Model}, Prompt: req.Prompt}
 	if err := x.target(&call.Target); err != nil {
 		return tasks.Target{}, err

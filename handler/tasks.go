@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
 
@@ -33,6 +34,8 @@ type taskEntry struct {
 	Prompt   int           `json:"prompt_bytes"`
 	Output   int64         `json:"output_bytes"`
 	Files    bool          `json:"has_files"`
+	Artifact *artifact     `json:"artifacts,omitempty"`
+	Usage    *openai.Usage `json:"usage,omitempty"`
 	Webhook  *webhookEntry `json:"webhook,omitzero"`
 }
 
@@ -47,6 +50,13 @@ type webhookEntry struct {
 	Next     time.Time          `json:"next_attempt_at,omitzero"`
 }
 
+// artifact is the zip of a task's files as clients see it.
+type artifact struct {
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
+	Files  int    `json:"files,omitzero"`
+}
+
 // newTaskEntry describes a task. Before it runs, the worker is who was asked for.
 func newTaskEntry(r *tasks.Record) taskEntry {
 	e := taskEntry{
@@ -54,6 +64,12 @@ func newTaskEntry(r *tasks.Record) taskEntry {
 		WorkerID: cmp.Or(r.Worker.Peer, r.Target.Worker), Agent: r.Worker.Agent, Model: cmp.Or(r.Worker.Model, r.Target.Model),
 		Attempts: r.Attempts, Created: r.Created, Started: r.Started, Ended: r.Ended,
 		Prompt: r.PromptSize, Output: r.Bytes, Files: r.Files,
+	}
+	if a := r.Result.Artifact; a != nil {
+		e.Artifact = &artifact{a.Bytes, a.SHA256, a.Files}
+	}
+	if u := r.Result.Usage; u != nil {
+		e.Usage = &openai.Usage{PromptTokens: u.Prompt, CompletionTokens: u.Completion, TotalTokens: u.Prompt + u.Completion, Estimated: u.Estimated}
 	}
 	if w := r.Webhook; w != nil {
 		e.Webhook = &webhookEntry{w.URL, w.State, w.Attempts, w.Status, w.Error, w.Last, w.Next}
@@ -117,20 +133,4 @@ func (x *exchange) cancelTask() error {
 		return taskStoreProblem(err)
 	}
 	return x.answerJSON(newTaskEntry(r))
-}
-
-// checkArtifacts refuses files of tasks that the client has not submitted. What a client
-// of POST /api/execute has is whose who knows the id.
-func (x *exchange) checkArtifacts() error {
-	if !tasks.Reserved(x.param) {
-		return nil
-	}
-	r, err := x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
-	if err == nil && !r.Files {
-		err = tasks.ErrNotFound
-	}
-	if err != nil {
-		return taskStoreProblem(err)
-	}
-	return nil
 }

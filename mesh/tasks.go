@@ -106,18 +106,26 @@ func (a *App) cleanUpServices() error {
 	return errors.Join(errs...)
 }
 
-// KeepArtifact gives the files of a task another id, in place of those that have it.
+// KeepArtifact gives the files of a task another id, in place of those that have it. Files
+// that had to make room are no error: that they are gone is seen when they are asked for.
 func (l *Lease) KeepArtifact(from, to string) error {
-	dir := l.app.artifacts
-	if err := os.Rename(artifactFile(dir, from), artifactFile(dir, to)); err != nil {
+	folder := l.app.artifacts
+	err := os.Rename(folder.file(from), folder.file(to))
+	if errors.Is(err, fs.ErrNotExist) {
+		return l.DropArtifact(to)
+	}
+	if err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncDir(folder.dir)
 }
+
+// Roomy returns an [ErrNoRoom] when there is no room for files of tasks.
+func (l *Lease) Roomy() error { return l.app.artifacts.roomy() }
 
 // DropArtifact removes the files of a task, if there are any.
 func (l *Lease) DropArtifact(taskID string) error {
-	err := os.Remove(artifactFile(l.app.artifacts, taskID))
+	err := os.Remove(l.app.artifacts.file(taskID))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -71,7 +71,12 @@ func (a *fakeAttempt) Read(p []byte) (int, error) {
 func (a *fakeAttempt) Close() error { return nil }
 
 // Keep implements Attempt.
-func (a *fakeAttempt) Keep() (bool, error) { return a.files, nil }
+func (a *fakeAttempt) Keep() (Result, error) {
+	if a.files {
+		return Result{Artifact: &Artifact{Bytes: 1}}, nil
+	}
+	return Result{}, nil
+}
 
 // testWorker runs everything.
 var testWorker = Worker{Peer: "peer", Agent: "agent", Model: "model"}

@@ -147,11 +147,11 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	case err != nil:
 		return runner.Failure(err)
 	}
-	files, err := a.Keep()
+	result, err := a.Keep()
 	if err != nil {
 		return &Failure{Kind: Broken, Reason: "internal_error", Message: "the files could not be kept", Err: err}
 	}
-	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Bytes, r.Files = size, files }); err != nil {
+	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Bytes, r.Result, r.Files = size, result, result.Artifact != nil }); err != nil {
 		return &Failure{Err: err}
 	}
 	return nil

@@ -106,9 +106,11 @@ type Record struct {
 	Lost   int    `json:"lost"`
 	Worker Worker `json:"worker,omitzero"` // of the latest attempt
 
-	// Bytes is the size of the output, Files says that there are files; once completed.
-	Bytes int64 `json:"bytes"`
-	Files bool  `json:"files,omitempty"`
+	// Bytes is the size of the output, Files says that there are files, Result says more of
+	// them; once completed.
+	Bytes  int64  `json:"bytes"`
+	Files  bool   `json:"files,omitempty"`
+	Result Result `json:"result,omitzero"`
 
 	Webhook *Webhook `json:"webhook,omitempty"`
 

@@ -77,7 +77,7 @@ func (r *Record) Events(after int) []Event {
 		then := *r
 		then.State, then.Attempts, then.Started, then.Worker = s.State, s.Attempts, s.Started, worker
 		if !s.State.Ended() {
-			then.Reason, then.Message, then.Ended, then.Bytes, then.Files = s.Reason, s.Message, time.Time{}, 0, false
+			then.Reason, then.Message, then.Ended, then.Bytes, then.Files, then.Result = s.Reason, s.Message, time.Time{}, 0, false, Result{}
 		}
 		e := Event{Number: s.Number, Name: string(s.State), Record: &then}
 		if r.Webhook != nil {
