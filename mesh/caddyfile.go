@@ -21,7 +21,7 @@ import (
 //		artifacts <dir>
 //		tasks {
 //			store          <dir>
-//			webhook_secret <secret>
+//			webhook_secret <secret> [<old secret>]
 //			in_flight      <n>
 //		}
 //	}
@@ -56,7 +56,7 @@ func (a *App) unmarshalTasks(d *caddyfile.Dispenser) error {
 	a.Tasks = new(Tasks)
 	return option.Set{
 		"store":          option.String(&a.Tasks.Store),
-		"webhook_secret": option.Key(&a.Tasks.WebhookSecret),
+		"webhook_secret": option.Keys(&a.Tasks.WebhookSecret, &a.Tasks.OldWebhookSecret),
 		"in_flight":      option.PositiveInt(&a.Tasks.InFlight),
 	}.Block(d)
 }

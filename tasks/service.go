@@ -42,11 +42,14 @@ type limits struct {
 	offline, pause time.Duration // [OfflineLimit] and minPause
 	output         int64         // [MaxOutput]
 	reserve        uint64        // minFree
+
+	now  func() time.Time // time.Now, for webhooks
+	rest time.Duration    // restLimit
 }
 
 // openService opens the store in a folder and begins to work.
 func openService(dir string, log *zap.Logger) (*service, error) {
-	s := &service{dir: dir, limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree}}
+	s := &service{dir: dir, limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, now: time.Now, rest: restLimit}}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
 	first, err := s.open(log)
