@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/handler/auth"
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
@@ -64,6 +65,14 @@ func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error)
 		return nil, t.Failure(err)
 	}
 	return a, nil
+}
+
+// Signer implements tasks.Runner.
+func (t taskRunner) Signer(owner string) *webhook.Signer {
+	if t.h.keys == nil {
+		return nil
+	}
+	return t.h.keys.Signer(owner)
 }
 
 // targetOf says who may run a task that was stored.

@@ -50,17 +50,6 @@ type lateEntry struct {
 	At       time.Time   `json:"at"`
 }
 
-// webhookEntry is the webhook of a task as clients see it.
-type webhookEntry struct {
-	URL      string             `json:"url"`
-	Status   tasks.WebhookState `json:"status"`
-	Attempts int                `json:"attempts"`
-	Code     int                `json:"last_status,omitzero"`
-	Error    string             `json:"last_error,omitempty"`
-	Last     time.Time          `json:"last_attempt_at,omitzero"`
-	Next     time.Time          `json:"next_attempt_at,omitzero"`
-}
-
 // newTaskEntry describes a task. Before it runs, the worker is who was asked for.
 func newTaskEntry(r *tasks.Record) taskEntry {
 	e := taskEntry{
@@ -72,8 +61,8 @@ func newTaskEntry(r *tasks.Record) taskEntry {
 	for _, l := range r.Late {
 		e.Late = append(e.Late, lateEntry{l.Attempt, l.Worker.Peer, l.State, l.Reason, l.At})
 	}
-	if w := r.Webhook; w != nil {
-		e.Webhook = &webhookEntry{w.URL, w.State, w.Attempts, w.Status, w.Error, w.Last, w.Next}
+	if r.Webhook != nil {
+		e.Webhook = newWebhookEntry(r.Webhook)
 	}
 	return e
 }
@@ -91,6 +80,9 @@ func (x *exchange) listTasks() error {
 	entries := make([]taskEntry, len(page))
 	for i, r := range page {
 		entries[i] = newTaskEntry(r)
+		if w := entries[i].Webhook; w != nil {
+			w.History = nil
+		}
 	}
 	return x.answerJSON(struct {
 		Tasks []taskEntry `json:"tasks"`
@@ -101,9 +93,15 @@ func (x *exchange) listTasks() error {
 // taskQuery reads the query of a list.
 func (x *exchange) taskQuery() (tasks.Query, error) {
 	values := x.r.URL.Query()
-	q := tasks.Query{State: tasks.State(values.Get("status")), Before: values.Get("before"), Limit: defaultPage}
+	q := tasks.Query{
+		State: tasks.State(values.Get("status")), Webhook: tasks.WebhookState(values.Get("webhook")),
+		Before: values.Get("before"), Limit: defaultPage,
+	}
 	if q.State != "" && !q.State.Valid() {
 		return q, badRequest("status", "status: want one of %q", tasks.States)
+	}
+	if q.Webhook != "" && !q.Webhook.Valid() {
+		return q, badRequest("webhook", "webhook: want one of %q", tasks.WebhookStates)
 	}
 	if q.Before != "" && !tasks.ValidID(q.Before) {
 		return q, badRequest("before", "before: want the id of a task")

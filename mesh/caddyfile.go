@@ -30,7 +30,7 @@ import (
 //				certificate <file> <key file>
 //				replicas    <n>
 //			}
-//			webhook_secret <secret>
+//			webhook_secret <secret> [<old secret>]
 //			in_flight      <n>
 //		}
 //	}
@@ -66,7 +66,7 @@ func (a *App) unmarshalTasks(d *caddyfile.Dispenser) error {
 	return option.Set{
 		"store":          option.String(&a.Tasks.Store),
 		"nats":           option.Func(a.Tasks.unmarshalNATS),
-		"webhook_secret": option.Key(&a.Tasks.WebhookSecret),
+		"webhook_secret": option.Keys(&a.Tasks.WebhookSecret, &a.Tasks.OldWebhookSecret),
 		"in_flight":      option.PositiveInt(&a.Tasks.InFlight),
 	}.Block(d)
 }

@@ -30,6 +30,10 @@ type Tasks struct {
 	// environment variable `AGENTFM_WEBHOOK_SECRET`; without it, webhooks are not signed.
 	WebhookSecret string `json:"webhook_secret,omitempty"`
 
+	// The secret before it, while receivers may still have that one: webhooks are then
+	// signed with both. May be a placeholder that is empty. Default: none.
+	OldWebhookSecret string `json:"old_webhook_secret,omitempty"`
+
 	// How many tasks may be queued or running at one time, at most 10,000. More are
 	// refused with status 503. Default: 256.
 	InFlight int `json:"in_flight,omitempty"`
@@ -67,10 +71,27 @@ func (t *Tasks) resolve() (Tasks, error) {
 	}
 	if out.WebhookSecret == "" {
 		out.WebhookSecret = os.Getenv(webhookSecretEnv)
+		if out.OldWebhookSecret != "" && out.WebhookSecret == "" {
+			return out, errors.New("old_webhook_secret: there is no webhook_secret that took its place")
+		}
 	} else if out.WebhookSecret, err = repl.ReplaceOrErr(out.WebhookSecret, true, true); err != nil {
 		return out, errors.New("webhook_secret: it holds a placeholder that is unknown or empty")
 	}
+	if out.OldWebhookSecret, err = repl.ReplaceOrErr(out.OldWebhookSecret, false, true); err != nil {
+		return out, errors.New("old_webhook_secret: it holds a placeholder that is unknown")
+	}
 	return out, nil
+}
+
+// WebhookSecrets returns those that sign webhooks, the newest first.
+func (t Tasks) WebhookSecrets() []string {
+	var secrets []string
+	for _, s := range []string{t.WebhookSecret, t.OldWebhookSecret} {
+		if s != "" {
+			secrets = append(secrets, s)
+		}
+	}
+	return secrets
 }
 
 // TaskSettings returns the resolved settings of tasks, after Provision.

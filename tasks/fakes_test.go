@@ -15,13 +15,15 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeRunner runs tasks as the test says.
 type fakeRunner struct {
-	run func(ctx context.Context, j Job) (Attempt, error)
+	run     func(ctx context.Context, j Job) (Attempt, error)
+	signers map[string]*webhook.Signer // by the owners that have one
 
 	mu   sync.Mutex
 	jobs []string // the ids of the runs
@@ -52,6 +54,9 @@ func (f *fakeRunner) Failure(err error) *Failure {
 	}
 	return &Failure{Kind: Broken, Reason: "broken", Message: err.Error(), Err: err}
 }
+
+// Signer implements Runner.
+func (f *fakeRunner) Signer(owner string) *webhook.Signer { return f.signers[owner] }
 
 // seen returns the runs so far.
 func (f *fakeRunner) seen() []string {

@@ -119,6 +119,8 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 type Query struct {
 	// State is the one that they are in; empty for any.
 	State State
+	// Webhook is the state of their webhooks; empty for any, and for tasks without.
+	Webhook WebhookState
 	// Before is the id of a task: those that were submitted before it are listed.
 	Before string
 	// Limit is how many there may be.
@@ -143,7 +145,7 @@ func (s *store) list(ctx context.Context, owner string, q Query) (page []*Record
 				return page, more, nil
 			}
 			r, err := decode(entry.Value())
-			if err != nil || q.State != "" && r.State != q.State || q.Before != "" && r.ID >= q.Before {
+			if err != nil || !q.wants(r) {
 				continue
 			}
 			i, _ := slices.BinarySearchFunc(page, r, newestFirst)
@@ -152,6 +154,17 @@ func (s *store) list(ctx context.Context, owner string, q Query) (page []*Record
 			}
 		}
 	}
+}
+
+// wants reports whether a task is one of those.
+func (q Query) wants(r *Record) bool {
+	switch {
+	case q.State != "" && r.State != q.State, q.Before != "" && r.ID >= q.Before:
+		return false
+	case q.Webhook != "":
+		return r.Webhook != nil && r.Webhook.State == q.Webhook
+	}
+	return true
 }
 
 // submit stores a new task: first its record, and then what makes it run. When it

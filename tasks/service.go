@@ -46,6 +46,9 @@ type limits struct {
 	reserve        uint64        // minFree
 	lease          time.Duration // [Lease]
 	sweep          time.Duration // sweepPause
+
+	now  func() time.Time // time.Now, for webhooks
+	rest time.Duration    // restLimit
 }
 
 // place is where a store is: a folder, or a cluster.
@@ -66,7 +69,7 @@ func (p place) String() string {
 func (p place) is(q place) bool { return reflect.DeepEqual(p, q) }
 
 // defaultLimits are those outside of tests.
-var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, lease: Lease, sweep: sweepPause}
+var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, lease: Lease, sweep: sweepPause, now: time.Now, rest: restLimit}
 
 // openService opens the store of a place and begins to work. A cluster that is not there
 // is looked for from now on.

@@ -7,13 +7,14 @@ package tasks
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
 // Numbers of tasks that may be queued or running at one time.
@@ -28,8 +29,9 @@ type Options struct {
 	// in a reload.
 	Dir     string
 	Cluster *Cluster
-	// Secret signs webhooks; empty for none.
-	Secret string
+	// Secrets sign the webhooks of owners that have no secret of their own: the newest,
+	// and the one before it, where receivers still have that. None for no signature.
+	Secrets []string
 	// InFlight is how many tasks may be queued or running; 0 for [DefaultInFlight].
 	InFlight int
 	Logger   *zap.Logger
@@ -39,7 +41,7 @@ type Options struct {
 // it is provisioned; it is started and cleaned up once.
 type Part struct {
 	options Options
-	signer  signer
+	signer  *webhook.Signer
 	sites   []site
 	held    bool // there is a reference to give back
 	service atomic.Pointer[service]
@@ -59,7 +61,7 @@ func New(o Options) (*Part, error) {
 	if o.InFlight < 0 || o.InFlight > MaxInFlight {
 		return nil, fmt.Errorf("in_flight: want a number from 1 to %d", MaxInFlight)
 	}
-	signer, err := newSigner(o.Secret)
+	signer, err := webhook.NewSigner(o.Secrets...)
 	if err != nil {
 		return nil, fmt.Errorf("webhook_secret: %w", err)
 	}
@@ -118,6 +120,22 @@ func (p *Part) runner(name string) Runner {
 		return nil
 	}
 	return p.sites[0]
+}
+
+// signerFor returns who signs the webhooks of a task: with the secret of its owner, or else
+// that of the configuration. An owner is the same at all sites.
+func (p *Part) signerFor(r *Record) *webhook.Signer {
+	if first := p.runner(r.Site); first != nil {
+		if s := first.Signer(r.Owner); s != nil {
+			return s
+		}
+	}
+	for _, site := range p.sites {
+		if s := site.Signer(r.Owner); s != nil {
+			return s
+		}
+	}
+	return p.signer
 }
 
 // use gives access to the store, until the function that it returns is called. The nil
@@ -258,6 +276,3 @@ func (p *Part) Output(ctx context.Context, owner, id string, read func(*Record, 
 	}
 	return read(r, out)
 }
-
-// errSecret says that a secret is not one.
-var errSecret = errors.New("what follows whsec_ is not the base64 of 24 to 64 bytes")
