@@ -45,11 +45,15 @@ type limits struct {
 
 	now  func() time.Time // time.Now, for webhooks
 	rest time.Duration    // restLimit
+	post time.Duration    // postTimeout
 }
+
+// defaultLimits are those outside of tests.
+var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, now: time.Now, rest: restLimit, post: postTimeout}
 
 // openService opens the store in a folder and begins to work.
 func openService(dir string, log *zap.Logger) (*service, error) {
-	s := &service{dir: dir, limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, now: time.Now, rest: restLimit}}
+	s := &service{dir: dir, limits: defaultLimits}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
 	first, err := s.open(log)
