@@ -6,28 +6,15 @@ import (
 	"context"
 	"errors"
 	"net/url"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 )
 
-// How many webhooks are under way at one time, and how many of them to one host: one
-// receiver that is slow does not hold up the others.
-const (
-	maxPosts     = 64
-	maxHostPosts = 4
-
-	// A webhook for which there was no place comes again after postPause, or after the
-	// longer, up to maxPostPause, the more of them there are.
-	postPause    = 500 * time.Millisecond
-	maxPostPause = time.Minute
-
-	// restLimit is how long a webhook waits at one time. The longest wait of the schedule
-	// is shorter.
-	restLimit = 48 * time.Hour
-)
+// restLimit is how long a webhook waits at one time. The longest wait of the schedule is
+// shorter.
+const restLimit = 48 * time.Hour
 
 // queueWebhook puts the webhook of a task into its queue, unless it is there.
 func (s *store) queueWebhook(ctx context.Context, key string) error {
@@ -41,51 +28,9 @@ func (s *store) queueWebhook(ctx context.Context, key string) error {
 	return nil
 }
 
-// posts counts the webhooks that are under way, by their hosts.
-type posts struct {
-	mu    sync.Mutex
-	total int
-	hosts map[string]*hostPosts
-}
-
-// hostPosts are those to one host.
-type hostPosts struct{ under, refused int }
-
-// begin reports whether one more may go to a host; and if not, when to ask again.
-func (p *posts) begin(host string) (wait time.Duration, ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	h := p.hosts[host]
-	switch {
-	case h == nil && p.total >= maxPosts:
-		return postPause, false
-	case h == nil:
-		h = new(hostPosts)
-		p.hosts[host] = h
-	case p.total >= maxPosts, h.under >= maxHostPosts:
-		h.refused++
-		return min(postPause*time.Duration(1+h.refused/maxHostPosts), maxPostPause), false
-	}
-	p.total++
-	h.under++
-	h.refused /= 2
-	return 0, true
-}
-
-// end ends one.
-func (p *posts) end(host string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.total--
-	h := p.hosts[host]
-	if h.under--; h.under == 0 {
-		delete(p.hosts, host)
-	}
-}
-
 // deliver takes webhooks off their queue and sends them.
 func (s *session) deliver(messages jetstream.MessagesContext) {
-	under := &posts{hosts: make(map[string]*hostPosts)}
+	under := newPosts()
 	s.each(messages, "webhooks", func(msg jetstream.Msg) { s.tell(msg, under) })
 }
 
@@ -109,14 +54,15 @@ func (s *session) tell(msg jetstream.Msg, under *posts) {
 	}
 	host := ""
 	if u, err := url.Parse(r.Webhook.URL); err == nil {
-		host = u.Hostname()
+		host = u.Host
 	}
-	if wait, ok := under.begin(host); !ok {
+	begun := time.Now()
+	if wait, ok := under.begin(r.Owner, host, begun); !ok {
 		_ = msg.NakWithDelay(wait)
 		return
 	}
 	s.running.Go(func() {
-		defer under.end(host)
+		defer func() { under.end(r.Owner, host, time.Since(begun)) }()
 		s.send(msg, key, r)
 	})
 }
@@ -126,7 +72,7 @@ func (s *session) tell(msg jetstream.Msg, under *posts) {
 func (s *session) send(msg jetstream.Msg, key string, r *Record) {
 	p, ok := s.Newest()
 	if !ok { // nobody knows the secret
-		_ = msg.NakWithDelay(postPause)
+		_ = msg.NakWithDelay(time.Second)
 		return
 	}
 	attempt, begun := r.Webhook.Attempts, s.limits.now().UTC()

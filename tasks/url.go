@@ -114,13 +114,13 @@ type poster struct {
 
 // newPoster returns one that goes through no proxy and follows no redirect, and looks at
 // each address that it dials.
-func newPoster() *poster {
+func newPoster(timeout time.Duration) *poster {
 	d := &net.Dialer{Timeout: 10 * time.Second, ControlContext: checkAddress}
 	t := &http.Transport{
 		DialContext: d.DialContext, TLSHandshakeTimeout: 10 * time.Second, DisableKeepAlives: true,
 		MaxResponseHeaderBytes: maxAnswer, DisableCompression: true, ForceAttemptHTTP2: true,
 	}
-	return &poster{timeout: postTimeout, transport: t, client: &http.Client{
+	return &poster{timeout: timeout, transport: t, client: &http.Client{
 		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
