@@ -60,7 +60,6 @@ func (get Nodes) Append(size uint64, leaf wire.Hash) (added []Node, root wire.Ha
 		return nil, root, err
 	}
 	visit := func(id compact.NodeID, h []byte) { added = append(added, Node{id.Level, id.Index, wire.Hash(h)}) }
-	visit(compact.NewNodeID(0, size), leaf[:])
 	if err := r.Append(leaf[:], visit); err != nil {
 		return nil, root, err
 	}
