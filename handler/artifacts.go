@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"os"
 	"strconv"
 	"time"
 
@@ -22,18 +23,11 @@ func (x *exchange) artifacts() error {
 	if !wire.ValidTaskID(x.param) {
 		return badRequest("task_id", "the path does not hold a task id")
 	}
-	known, err := x.knownArtifact()
-	if err != nil {
-		return err
-	}
 	l, err := x.takeLease()
 	if err != nil {
 		return err
 	}
-	f, err := l.OpenArtifact(x.param)
-	if known != nil && errors.Is(err, fs.ErrNotExist) {
-		return &problem{status: http.StatusGone, code: "artifacts_expired", message: "the files of this task are not kept any more"}
-	}
+	f, known, err := x.filesOf(l)
 	if err != nil {
 		return err
 	}
@@ -65,21 +59,30 @@ func (x *exchange) artifacts() error {
 	return nil
 }
 
-// knownArtifact returns what is known of the files of a task that the client has submitted,
-// and refuses others. What a client of POST /api/execute has is whose who knows the id, and
-// nothing is known of it.
-func (x *exchange) knownArtifact() (*tasks.Artifact, error) {
+// filesOf opens the files of a task, and says what is known of them. Those of a task that was
+// submitted are its owner's; what a client of POST /api/execute has is whose who knows the
+// id, and nothing is known of it.
+func (x *exchange) filesOf(l lease) (*os.File, *tasks.Artifact, error) {
 	if !tasks.Reserved(x.param) {
-		return nil, nil
+		f, err := l.OpenArtifact(x.param)
+		return f, nil, err
 	}
 	r, err := x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
 	if err == nil && r.Result.Artifact == nil {
 		err = tasks.ErrNotFound
 	}
 	if err != nil {
-		return nil, taskStoreProblem(err)
+		return nil, nil, taskStoreProblem(err)
 	}
-	return r.Result.Artifact, nil
+	f, err := l.OpenArtifact(r.RunID()) // until they have the task's own id
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = l.OpenArtifact(r.ID)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, &problem{status: http.StatusGone, code: "artifacts_expired",
+			message: "the files of this task are not in the gateway's folder: they are not kept any more, or the gateway that stored them has another folder"}
+	}
+	return f, r.Result.Artifact, err
 }
 
 // roomFor refuses tasks while there is no room for the files that they may leave.

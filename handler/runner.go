@@ -9,12 +9,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/handler/auth"
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/openai"
@@ -39,7 +41,7 @@ func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error)
 	if err != nil {
 		return nil, t.Failure(err)
 	}
-	a := &taskAttempt{lease: l, record: j.Record, prompt: j.Prompt}
+	a := &taskAttempt{lease: l, prompt: j.Prompt}
 	if lost := j.Record.LostRunID(); lost != "" { // it may have left files
 		_ = l.DropArtifact(lost)
 	}
@@ -65,6 +67,14 @@ func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error)
 		return nil, t.Failure(err)
 	}
 	return a, nil
+}
+
+// Signer implements tasks.Runner.
+func (t taskRunner) Signer(owner string) *webhook.Signer {
+	if t.h.keys == nil {
+		return nil
+	}
+	return t.h.keys.Signer(owner)
 }
 
 // targetOf says who may run a task that was stored.
@@ -112,11 +122,23 @@ func (taskRunner) Failure(err error) *tasks.Failure {
 	return f
 }
 
+// Keep implements tasks.Runner.
+func (t taskRunner) Keep(r *tasks.Record) error {
+	l, err := t.h.gateway.Lease()
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	if err := l.KeepArtifact(r.RunID(), r.ID); !errors.Is(err, fs.ErrNotExist) { // it was done, or they are removed
+		return err
+	}
+	return nil
+}
+
 // taskAttempt is a task that a worker runs.
 type taskAttempt struct {
 	run
 	lease  lease
-	record *tasks.Record
 	prompt string
 	once   sync.Once
 
@@ -141,18 +163,13 @@ func (a *taskAttempt) Close() error {
 	return a.run.Close()
 }
 
-// Keep implements tasks.Attempt.
-func (a *taskAttempt) Keep() (tasks.Result, error) {
+// Result implements tasks.Attempt.
+func (a *taskAttempt) Result() tasks.Result {
 	result := tasks.Result{Usage: a.usage()}
-	files := a.Artifact()
-	if files == nil {
-		return result, nil
+	if files := a.Artifact(); files != nil {
+		result.Artifact = &tasks.Artifact{Bytes: files.Size, SHA256: strings.ToLower(files.SHA256), Files: files.Files}
 	}
-	result.Artifact = &tasks.Artifact{Bytes: files.Size, SHA256: strings.ToLower(files.SHA256), Files: files.Files}
-	if a.record.RunID() == a.record.ID {
-		return result, nil
-	}
-	return result, a.lease.KeepArtifact(a.record.RunID(), a.record.ID)
+	return result
 }
 
 // usage returns what the agent's model has counted, or else an estimate.

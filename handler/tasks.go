@@ -36,18 +36,17 @@ type taskEntry struct {
 	Files    bool          `json:"has_files"`
 	Artifact *artifact     `json:"artifacts,omitempty"`
 	Usage    *openai.Usage `json:"usage,omitempty"`
+	Late     []lateEntry   `json:"late_results,omitempty"`
 	Webhook  *webhookEntry `json:"webhook,omitzero"`
 }
 
-// webhookEntry is the webhook of a task as clients see it.
-type webhookEntry struct {
-	URL      string             `json:"url"`
-	Status   tasks.WebhookState `json:"status"`
-	Attempts int                `json:"attempts"`
-	Code     int                `json:"last_status,omitzero"`
-	Error    string             `json:"last_error,omitempty"`
-	Last     time.Time          `json:"last_attempt_at,omitzero"`
-	Next     time.Time          `json:"next_attempt_at,omitzero"`
+// lateEntry is a result that did not count, as clients see it.
+type lateEntry struct {
+	Attempt  int         `json:"attempt"`
+	WorkerID string      `json:"worker_id"`
+	Status   tasks.State `json:"status"`
+	Reason   string      `json:"reason,omitempty"`
+	At       time.Time   `json:"at"`
 }
 
 // artifact is the zip of a task's files as clients see it.
@@ -71,8 +70,11 @@ func newTaskEntry(r *tasks.Record) taskEntry {
 	if u := r.Result.Usage; u != nil {
 		e.Usage = &openai.Usage{PromptTokens: u.Prompt, CompletionTokens: u.Completion, TotalTokens: u.Prompt + u.Completion, Estimated: u.Estimated}
 	}
-	if w := r.Webhook; w != nil {
-		e.Webhook = &webhookEntry{w.URL, w.State, w.Attempts, w.Status, w.Error, w.Last, w.Next}
+	for _, l := range r.Late {
+		e.Late = append(e.Late, lateEntry{l.Attempt, l.Worker.Peer, l.State, l.Reason, l.At})
+	}
+	if r.Webhook != nil {
+		e.Webhook = newWebhookEntry(r.Webhook)
 	}
 	return e
 }
@@ -90,6 +92,9 @@ func (x *exchange) listTasks() error {
 	entries := make([]taskEntry, len(page))
 	for i, r := range page {
 		entries[i] = newTaskEntry(r)
+		if w := entries[i].Webhook; w != nil {
+			w.History = nil
+		}
 	}
 	return x.answerJSON(struct {
 		Tasks []taskEntry `json:"tasks"`
@@ -100,9 +105,15 @@ func (x *exchange) listTasks() error {
 // taskQuery reads the query of a list.
 func (x *exchange) taskQuery() (tasks.Query, error) {
 	values := x.r.URL.Query()
-	q := tasks.Query{State: tasks.State(values.Get("status")), Before: values.Get("before"), Limit: defaultPage}
+	q := tasks.Query{
+		State: tasks.State(values.Get("status")), Webhook: tasks.WebhookState(values.Get("webhook")),
+		Before: values.Get("before"), Limit: defaultPage,
+	}
 	if q.State != "" && !q.State.Valid() {
 		return q, badRequest("status", "status: want one of %q", tasks.States)
+	}
+	if q.Webhook != "" && !q.Webhook.Valid() {
+		return q, badRequest("webhook", "webhook: want one of %q", tasks.WebhookStates)
 	}
 	if q.Before != "" && !tasks.ValidID(q.Before) {
 		return q, badRequest("before", "before: want the id of a task")

@@ -107,6 +107,7 @@ type Follower struct {
 	news    chan struct{}
 	once    sync.Once
 	out     *Output
+	looks   int // for output that should be there
 }
 
 // Follow begins to follow a task of an owner. client is whose follower it is: one client
@@ -167,8 +168,9 @@ func (f *Follower) Output(ctx context.Context) (piece []byte, err error) {
 		switch {
 		case err != io.EOF:
 			return piece, err
-		case ended && f.out.size < f.Record.Bytes:
+		case ended && f.out.size < f.Record.Bytes && f.missed(): // a server of a cluster may lag
 			return nil, ErrExpired
+		case ended && f.out.size < f.Record.Bytes:
 		case ended:
 			return nil, io.EOF
 		}
@@ -176,6 +178,12 @@ func (f *Follower) Output(ctx context.Context) (piece []byte, err error) {
 			return nil, err
 		}
 	}
+}
+
+// missed reports whether output is gone that was there.
+func (f *Follower) missed() bool {
+	f.looks++
+	return !f.out.store.shared || f.looks > 3
 }
 
 // look looks how far the task is, after it has waited for news.

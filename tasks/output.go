@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -40,7 +41,7 @@ func (r *Record) outputOf() string { return outputSubject + r.key() + "." + strc
 // keepOutput stores what an agent writes, to its end, and returns how much it was. When
 // that fails, it calls stop, which makes the agent end.
 func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.Reader, stop func()) (int64, error) {
-	w := &outputWriter{store: s, ctx: ctx, key: r.key(), subject: r.outputOf(), limit: limit}
+	w := &outputWriter{store: s, ctx: ctx, key: r.key(), subject: r.outputOf(), attempt: r.Attempts, limit: limit}
 	chunks := make(chan []byte)
 	ended := make(chan error, 1)
 	go func() { // reads: a chunk must not wait for what the agent has yet to say
@@ -75,6 +76,7 @@ type outputWriter struct {
 	ctx     context.Context
 	key     string // of the task
 	subject string
+	attempt int
 	limit   int64
 	buf     []byte
 	size    int64 // written
@@ -110,7 +112,11 @@ func (w *outputWriter) flush() error {
 		return nil
 	}
 	msg := &nats.Msg{Subject: w.subject, Data: w.buf, Header: nats.Header{offsetHeader: {strconv.FormatInt(w.size, 10)}}}
-	if _, err := w.store.js.PublishMsg(w.ctx, msg); err != nil {
+	var opts []jetstream.PublishOpt
+	if w.store.shared { // which may be given it twice
+		opts = append(opts, jetstream.WithMsgID(fmt.Sprint(w.subject, "@", w.attempt, "@", w.size)))
+	}
+	if err := w.store.publish(w.ctx, msg, opts...); err != nil {
 		if w.ctx.Err() != nil {
 			return context.Cause(w.ctx)
 		}
@@ -166,7 +172,7 @@ func (s *store) outputAt(ctx context.Context, r *Record, offset int64) (*Output,
 	if offset == 0 {
 		return o, nil
 	}
-	last, err := s.output.GetLastMsgForSubject(ctx, o.subject)
+	last, err := s.last(ctx, s.output, o.subject)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound) && offset <= r.Bytes:
 		return nil, ErrExpired
@@ -184,7 +190,7 @@ func (s *store) outputAt(ctx context.Context, r *Record, offset int64) (*Output,
 			return o, nil
 		}
 		middle := low + (high-low)/2
-		msg, err := s.output.GetMsg(ctx, middle, jetstream.WithGetMsgSubject(o.subject))
+		msg, err := o.message(middle)
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("%w: %w", ErrStore, err)
@@ -217,9 +223,16 @@ func (o *Output) Next() ([]byte, error) {
 	return o.chunk()
 }
 
+// message returns the first message of the output from a sequence on.
+func (o *Output) message(from uint64) (*jetstream.RawStreamMsg, error) {
+	return patiently(o.ctx, o.store, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+		return o.store.output.GetMsg(ctx, from, jetstream.WithGetMsgSubject(o.subject))
+	})
+}
+
 // chunk reads the next piece.
 func (o *Output) chunk() ([]byte, error) {
-	msg, err := o.store.output.GetMsg(o.ctx, o.next, jetstream.WithGetMsgSubject(o.subject))
+	msg, err := o.message(o.next)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, io.EOF
@@ -233,4 +246,21 @@ func (o *Output) chunk() ([]byte, error) {
 	piece := msg.Data[o.size-begin:]
 	o.next, o.size = msg.Sequence+1, end
 	return piece, nil
+}
+
+// watchOutput calls wake with the key of each task that has more output, of all gateways. A
+// wake can be lost: those who wait look by themselves, too, every now and then.
+func (s *store) watchOutput(ctx context.Context, wake func(key string)) (jetstream.ConsumeContext, error) {
+	c, err := s.js.OrderedConsumer(ctx, outputName, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy, HeadersOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	return c.Consume(func(msg jetstream.Msg) {
+		key := strings.TrimPrefix(msg.Subject(), outputSubject)
+		if i := strings.IndexByte(key, '.'); i >= 0 { // the owner, the id, and what the attempt is told by
+			if j := strings.IndexByte(key[i+1:], '.'); j >= 0 {
+				wake(key[:i+1+j])
+			}
+		}
+	}, jetstream.PullHeartbeat(time.Second), jetstream.PullExpiry(5*time.Second))
 }

@@ -34,7 +34,7 @@ func (r *Record) note(before *Record) {
 	switch {
 	case told:
 		w := *r.Webhook
-		w.URL, w.Base = "", ""
+		w.URL, w.Base, w.History = "", "", w.History[max(0, len(w.History)-1):]
 		s.Webhook = &w
 	case before != nil && before.State == r.State && before.Attempts == r.Attempts && before.Lost == r.Lost:
 		return
