@@ -59,16 +59,17 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
-	"internal/command":             {"handler/auth", "mesh/wire", "worker"},
+	"internal/command":             {"handler/auth", "internal/way", "mesh/wire", "worker"},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
 	"internal/option":              {},
+	"internal/way":                 {},
 	"mesh":                         {"mesh/wire", "router", "internal/ipclass", "internal/lifetime", "internal/metrics", "internal/option"},
 	"tasks":                        {"internal/ipclass", "internal/lifetime"},
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
-	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/ipclass", "internal/option"},
+	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/ipclass", "internal/option", "internal/way"},
 	"worker/upstream":              {"worker", "openai", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
 	"handler/auth":                 {"internal/metrics", "internal/option"},
@@ -77,7 +78,7 @@ var allowed = map[string][]string{
 	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process", "worker/upstream"},
 	"xcaddy":                       {""},
 	"bench":                        {},
-	"worker/docker/internal/probe": {},
+	"worker/docker/internal/probe": {"internal/way"},
 }
 
 // forbidden are packages from outside that a package must not know.
