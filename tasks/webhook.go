@@ -69,8 +69,8 @@ func (w *Webhook) Last() Delivery {
 	return w.History[len(w.History)-1]
 }
 
-// retryAfter is when each attempt follows the one before, after the first, give or take a
-// tenth: 75 hours in all.
+// retryAfter is when each attempt follows the one before, after the first, or up to a tenth
+// later: 75 hours in all.
 var retryAfter = []time.Duration{
 	5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour,
 	10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour,
@@ -96,7 +96,7 @@ func (w *Webhook) attempted(d Delivery, wait time.Duration) {
 	default:
 		now := d.At.Add(d.Took)
 		d := retryAfter[tries-1]
-		d += time.Duration((rand.Float64() - 0.5) / 5 * float64(d))
+		d += rand.N(d / 10)
 		w.Next = now.Add(max(d, min(wait, maxRetryAfter)))
 	}
 }
