@@ -21,6 +21,15 @@ import (
 //		artifacts <dir>
 //		tasks {
 //			store          <dir>
+//			nats <url>... {
+//				credentials <file>
+//				nkey        <file>
+//				user        <name> <password>
+//				token       <token>
+//				ca          <file>...
+//				certificate <file> <key file>
+//				replicas    <n>
+//			}
 //			webhook_secret <secret> [<old secret>]
 //			in_flight      <n>
 //		}
@@ -56,6 +65,7 @@ func (a *App) unmarshalTasks(d *caddyfile.Dispenser) error {
 	a.Tasks = new(Tasks)
 	return option.Set{
 		"store":          option.String(&a.Tasks.Store),
+		"nats":           option.Func(a.Tasks.unmarshalNATS),
 		"webhook_secret": option.Keys(&a.Tasks.WebhookSecret, &a.Tasks.OldWebhookSecret),
 		"in_flight":      option.PositiveInt(&a.Tasks.InFlight),
 	}.Block(d)

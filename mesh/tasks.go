@@ -19,6 +19,11 @@ type Tasks struct {
 	// data folder.
 	Store string `json:"store,omitempty"`
 
+	// The NATS servers in which they are kept in place of a folder, by several gateways
+	// together: any of them shows, cancels and finishes any task. They share the folder
+	// for artifacts, too. Default: none.
+	NATS *NATS `json:"nats,omitempty"`
+
 	// The secret that signs webhooks. With `whsec_` and the base64 of 24 to 64 bytes it
 	// is one of Standard Webhooks. May be a placeholder such as `{env.NAME}`, which is
 	// better than the secret: Caddy's admin API shows what stands here. Default: the
@@ -45,13 +50,24 @@ func (t *Tasks) resolve() (Tasks, error) {
 	}
 	repl := caddy.NewReplacer()
 	var err error
-	if out.Store == "" {
+	switch {
+	case out.NATS != nil && out.Store != "":
+		return out, errors.New("store and nats are both there: tasks are kept in one of them")
+	case out.NATS != nil:
+		if out.NATS, err = out.NATS.resolve(); err != nil {
+			return out, fmt.Errorf("nats: %w", err)
+		}
+	case out.Store == "":
 		out.Store = filepath.Join(caddy.AppDataDir(), "agentfm", "task-store")
-	} else if out.Store, err = repl.ReplaceOrErr(out.Store, true, true); err != nil {
-		return out, fmt.Errorf("store: %w", err)
+	default:
+		if out.Store, err = repl.ReplaceOrErr(out.Store, true, true); err != nil {
+			return out, fmt.Errorf("store: %w", err)
+		}
 	}
-	if out.Store, err = filepath.Abs(out.Store); err != nil {
-		return out, fmt.Errorf("store: %w", err)
+	if out.NATS == nil {
+		if out.Store, err = filepath.Abs(out.Store); err != nil {
+			return out, fmt.Errorf("store: %w", err)
+		}
 	}
 	if out.WebhookSecret == "" {
 		out.WebhookSecret = os.Getenv(webhookSecretEnv)

@@ -18,17 +18,14 @@ const restLimit = 48 * time.Hour
 
 // queueWebhook puts the webhook of a task into its queue, unless it is there.
 func (s *store) queueWebhook(ctx context.Context, key string) error {
-	there, err := waiting(ctx, s.webhooks, hookSubject+key)
+	there, err := s.waiting(ctx, s.webhooks, hookSubject+key)
 	if err != nil || there {
 		return err
 	}
-	if _, err = s.js.Publish(ctx, hookSubject+key, nil); err == nil {
-		return nil
+	if err := s.enqueue(ctx, s.webhooks, hookSubject+key, nil); err != nil {
+		return s.failedTo(ctx, err)
 	}
-	if there, _ := waiting(ctx, s.webhooks, hookSubject+key); there { // another has put it there
-		return nil
-	}
-	return s.failedTo(ctx, err)
+	return nil
 }
 
 // maxLooks bounds how many webhooks are looked at together, to see whether their time has

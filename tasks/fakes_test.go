@@ -27,6 +27,15 @@ type fakeRunner struct {
 
 	mu   sync.Mutex
 	jobs []string // the ids of the runs
+	kept []string // and those whose files were kept
+}
+
+// Keep implements Runner.
+func (f *fakeRunner) Keep(r *Record) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept = append(f.kept, r.RunID())
+	return nil
 }
 
 // Run implements Runner.
@@ -75,8 +84,8 @@ func (a *fakeAttempt) Read(p []byte) (int, error) {
 // Close implements Attempt.
 func (a *fakeAttempt) Close() error { return nil }
 
-// Keep implements Attempt.
-func (a *fakeAttempt) Keep() (bool, error) { return a.files, nil }
+// Files implements Attempt.
+func (a *fakeAttempt) Files() bool { return a.files }
 
 // testWorker runs everything.
 var testWorker = Worker{Peer: "peer", Agent: "agent", Model: "model"}

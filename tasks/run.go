@@ -43,6 +43,9 @@ type Runner interface {
 	Signer(owner string) *webhook.Signer
 	// Failure makes an error of [Attempt.Read] one of those.
 	Failure(err error) *Failure
+	// Keep gives the files of a task that has completed the task's own id. It may be
+	// called more than once.
+	Keep(*Record) error
 }
 
 // Attempt is a task that a worker runs.
@@ -51,9 +54,8 @@ type Attempt interface {
 	io.Reader
 	// Close stops the task if it still runs.
 	io.Closer
-	// Keep keeps the files of the task, after io.EOF, under its own id, and reports
-	// whether there are any.
-	Keep() (bool, error)
+	// Files reports, after io.EOF, whether there are any. They have the id of the run.
+	Files() bool
 }
 
 // Kind says what to do about a failure.

@@ -25,8 +25,10 @@ const (
 
 // Options are the settings of a [Part].
 type Options struct {
-	// Dir is the folder of the store. It cannot change in a reload.
-	Dir string
+	// Dir is the folder of the store; or else Cluster is where it is. It cannot change
+	// in a reload.
+	Dir     string
+	Cluster *Cluster
 	// Secrets sign the webhooks of owners that have no secret of their own: the newest,
 	// and the one before it, where receivers still have that. None for no signature.
 	Secrets []string
@@ -51,7 +53,7 @@ type site struct {
 	Runner
 }
 
-// New returns the use of the store. It opens nothing. The error is of the secret.
+// New returns the use of the store. It opens nothing. The error is of the options.
 func New(o Options) (*Part, error) {
 	if o.InFlight == 0 {
 		o.InFlight = DefaultInFlight
@@ -63,6 +65,11 @@ func New(o Options) (*Part, error) {
 	if err != nil {
 		return nil, fmt.Errorf("webhook_secret: %w", err)
 	}
+	if o.Cluster != nil {
+		if err := o.Cluster.check(); err != nil {
+			return nil, err
+		}
+	}
 	return &Part{options: o, signer: signer}, nil
 }
 
@@ -72,16 +79,17 @@ func (p *Part) Register(name string, r Runner) { p.sites = append(p.sites, site{
 
 // Start opens the store, or joins the one that is open.
 func (p *Part) Start() error {
+	at := place{p.options.Dir, p.options.Cluster}
 	v, _, err := services.LoadOrNew(serviceKey, func() (caddy.Destructor, error) {
-		return openService(p.options.Dir, p.options.Logger)
+		return openService(at, p.options.Logger, defaultLimits)
 	})
 	if err != nil {
 		return err
 	}
 	p.held = true
 	s := v.(*service)
-	if s.dir != p.options.Dir {
-		return fmt.Errorf("tasks: the store is open in %s; to move it to %s, restart", s.dir, p.options.Dir)
+	if !s.place.is(at) {
+		return fmt.Errorf("tasks: the store is open in %s; to move it to %s, or to change how it is reached, restart", s.place, at)
 	}
 	p.service.Store(s)
 	s.Join(p)
@@ -143,6 +151,9 @@ func (p *Part) use() (*session, func(), error) {
 	now := s.current.Load()
 	if now == nil {
 		s.Release()
+		if why := s.trouble.Load(); why != nil {
+			return nil, nil, fmt.Errorf("%w: %w", ErrNotRunning, *why)
+		}
 		return nil, nil, ErrNotRunning
 	}
 	return now, s.Release, nil

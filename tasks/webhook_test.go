@@ -129,7 +129,10 @@ func TestRedeliver(t *testing.T) {
 	if err := again(submit(t, p, "")); !errors.Is(err, ErrNoWebhook) {
 		t.Errorf("without a webhook: %v", err)
 	}
-	p.sites[0].Runner.(*fakeRunner).run = hangs("")
+	runner := p.sites[0].Runner.(*fakeRunner)
+	runner.mu.Lock()
+	runner.run = hangs("")
+	runner.mu.Unlock()
 	if err := again(submit(t, p, rec.URL)); !errors.Is(err, ErrPending) {
 		t.Errorf("before its end: %v", err)
 	}
@@ -262,7 +265,10 @@ func TestWebhookEnds(t *testing.T) {
 	if h := rec.got[0]; h.Get("X-AgentFM-Signature") != "" || h.Get("Webhook-Signature") != "" || h.Get("Webhook-Id") == "" {
 		t.Errorf("without a secret: %v", h)
 	}
-	p.sites[0].Runner.(*fakeRunner).run = hangs("")
+	runner := p.sites[0].Runner.(*fakeRunner)
+	runner.mu.Lock()
+	runner.run = hangs("")
+	runner.mu.Unlock()
 	id = submit(t, p, rec.URL)
 	until(t, p, id, "a task that runs", func(r *Record) bool { return r.State == Running })
 	if _, err := p.Cancel(t.Context(), "ann", id); err != nil {
