@@ -314,48 +314,6 @@ func TestWebhookAgain(t *testing.T) {
 	}
 }
 
-// TestHostileReceiver wants no more than a little to be read of an answer.
-func TestHostileReceiver(t *testing.T) {
-	written := make(chan int, 1)
-	rec := receive(t, func(w http.ResponseWriter, _ *http.Request, _ int) {
-		n := 0
-		defer func() { written <- n }()
-		for range 10_000 {
-			k, err := w.Write(make([]byte, 64<<10))
-			if n += k; err != nil {
-				return
-			}
-		}
-	})
-	p := newPoster(postTimeout)
-	defer p.close()
-	status, _, err := p.post(t.Context(), &Record{Webhook: &Webhook{URL: rec.URL}}, nil, time.Now())
-	if err != nil || status != http.StatusOK {
-		t.Errorf("got %d, %v", status, err)
-	}
-	if n := <-written; n > 32<<20 {
-		t.Errorf("%d bytes were taken", n)
-	}
-}
-
-// TestDial wants the address to be looked at that is dialled, whatever led there.
-func TestDial(t *testing.T) {
-	rec := receive(t, func(http.ResponseWriter, *http.Request, int) { t.Error("it was reached") })
-	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "")
-	t.Setenv("HTTP_PROXY", rec.URL)
-	p := newPoster(postTimeout)
-	defer p.close()
-	for _, url := range []string{rec.URL, strings.Replace(rec.URL, "127.0.0.1", "localhost", 1), "http://[::ffff:127.0.0.1]" + rec.URL[strings.LastIndex(rec.URL, ":"):]} {
-		resp, err := p.client.Get(url)
-		if err == nil {
-			resp.Body.Close()
-		}
-		if !errors.Is(err, ErrURL) {
-			t.Errorf("%s: %v", url, err)
-		}
-	}
-}
-
 // TestPosts wants a host and an owner to have their places and no more, and to be forgotten
 // afterwards; and those that wait to have their turns.
 func TestPosts(t *testing.T) {
