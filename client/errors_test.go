@@ -38,7 +38,7 @@ func constants(t *testing.T) map[string]bool {
 }
 
 var (
-	errorRow = regexp.MustCompile("(?m)^\\| \\d{3} \\| ([^|]*) \\|")
+	errorRow = regexp.MustCompile(`(?m)^\| \d{3} \| ([^|]*) \|`)
 	taskRow  = regexp.MustCompile("(?m)^\\| (`[^|]*`) \\| [^|]* \\|$")
 	quoted   = regexp.MustCompile("`([a-z_]+)`")
 )
