@@ -109,17 +109,18 @@ func localName(host string) bool {
 type poster struct {
 	client    *http.Client
 	transport *http.Transport
+	timeout   time.Duration // of an attempt
 }
 
 // newPoster returns one that goes through no proxy and follows no redirect, and looks at
 // each address that it dials.
-func newPoster() *poster {
+func newPoster(timeout time.Duration) *poster {
 	d := &net.Dialer{Timeout: 10 * time.Second, ControlContext: checkAddress}
 	t := &http.Transport{
 		DialContext: d.DialContext, TLSHandshakeTimeout: 10 * time.Second, DisableKeepAlives: true,
 		MaxResponseHeaderBytes: maxAnswer, DisableCompression: true, ForceAttemptHTTP2: true,
 	}
-	return &poster{transport: t, client: &http.Client{
+	return &poster{timeout: timeout, transport: t, client: &http.Client{
 		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
