@@ -158,23 +158,25 @@ func TestRetries(t *testing.T) {
 		calls  int64
 		failed bool
 	}{
-		"hung up":               {2, hangUp, get, 3, false},
-		"half an answer":        {2, half, get, 3, false},
-		"503":                   {1, problem(503, CodeTaskStoreUnavailable), get, 2, false},
-		"429":                   {1, problem(429, CodeRateLimited), get, 2, false},
-		"a proxy's 502":         {1, answer(502, "bad gateway"), get, 2, false},
-		"cancel":                {1, problem(503, CodeTaskStoreUnavailable), cancel, 2, false},
-		"too often":             {3, problem(503, CodeTaskStoreUnavailable), get, 3, true},
-		"no more":               {1, final, get, 1, true},
-		"404":                   {1, problem(404, CodeTaskNotFound), get, 1, true},
-		"500":                   {1, problem(500, CodeInternal), get, 1, true},
-		"not JSON":              {1, answer(200, "<html>"), get, 1, true},
-		"submit":                {1, problem(503, CodeAsyncCapacity), submit(), 1, true},
-		"submit, hung up":       {1, hangUp, submit(), 1, true},
-		"submit with a key":     {2, hangUp, submit(IdempotencyKey("k")), 3, false},
-		"submit with no key":    {1, hangUp, submit(IdempotencyKey("")), 1, true},
-		"submit, key, full":     {1, problem(503, CodeAsyncCapacity), submit(IdempotencyKey("k")), 2, false},
-		"submit, key, mistaken": {1, problem(400, CodeInvalidRequest), submit(IdempotencyKey("k")), 1, true},
+		"hung up":                 {2, hangUp, get, 3, false},
+		"half an answer":          {2, half, get, 3, false},
+		"503":                     {1, problem(503, CodeTaskStoreUnavailable), get, 2, false},
+		"429":                     {1, problem(429, CodeRateLimited), get, 2, false},
+		"a proxy's 502":           {1, answer(502, "bad gateway"), get, 2, false},
+		"cancel":                  {1, problem(503, CodeTaskStoreUnavailable), cancel, 2, false},
+		"too often":               {3, problem(503, CodeTaskStoreUnavailable), get, 3, true},
+		"no more":                 {1, final, get, 1, true},
+		"404":                     {1, problem(404, CodeTaskNotFound), get, 1, true},
+		"500":                     {1, problem(500, CodeInternal), get, 1, true},
+		"not JSON":                {1, answer(200, "<html>"), get, 1, true},
+		"submit":                  {1, problem(503, CodeAsyncCapacity), submit(), 1, true},
+		"submit, hung up":         {1, hangUp, submit(), 1, true},
+		"submit with a key":       {2, hangUp, submit(IdempotencyKey("k")), 3, false},
+		"submit with no key":      {1, hangUp, submit(IdempotencyKey("")), 1, true},
+		"submit, key, full":       {1, problem(503, CodeAsyncCapacity), submit(IdempotencyKey("k")), 2, false},
+		"submit, key, on its way": {1, problem(409, CodeIdempotencyKeyInUse), submit(IdempotencyKey("k")), 2, false},
+		"submit, key, reused":     {1, problem(422, CodeIdempotencyKeyReused), submit(IdempotencyKey("k")), 1, true},
+		"submit, key, mistaken":   {1, problem(400, CodeInvalidRequest), submit(IdempotencyKey("k")), 1, true},
 	} {
 		err := c.call(fake(t, routes{"/": failing(c.fails, c.how)}))
 		if (err != nil) != c.failed || calls.Load() != c.calls {
@@ -223,11 +225,7 @@ func TestLimits(t *testing.T) {
 		case <-r.Context().Done():
 		}
 	}, "GET /v1/about": func(w http.ResponseWriter, _ *http.Request) {
-		for range maxAnswer/(1<<20) + 1 {
-			if _, err := w.Write(make([]byte, 1<<20)); err != nil {
-				return
-			}
-		}
+		_, _ = w.Write(make([]byte, 1<<20+1))
 	}}, WithTimeout(50*time.Millisecond), WithRetries(1))
 	_, err := c.Health(t.Context())
 	if !errors.Is(err, ErrConnection) || errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no answer within 50ms") {
@@ -239,6 +237,8 @@ func TestLimits(t *testing.T) {
 	if _, err := slow.Health(ctx); !errors.Is(err, ErrContext) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
+	defer func(n int64) { maxAnswer = n }(maxAnswer)
+	maxAnswer = 1 << 20
 	if _, err := slow.About(t.Context()); !errors.Is(err, ErrProtocol) {
 		t.Error(err)
 	}

@@ -48,10 +48,20 @@ const (
 	CodeNotFound        Code = "not_found"
 	CodeUnknownURL      Code = "unknown_url"
 
-	CodeTaskEnded       Code = "task_ended"
-	CodeTaskIDInUse     Code = "task_id_in_use"
-	CodeOutputRestarted Code = "output_restarted"
-	CodeOutputExpired   Code = "output_expired"
+	CodeTaskEnded        Code = "task_ended"
+	CodeTaskIDInUse      Code = "task_id_in_use"
+	CodeOutputRestarted  Code = "output_restarted"
+	CodeOutputExpired    Code = "output_expired"
+	CodeArtifactsGone    Code = "artifacts_gone"
+	CodeArtifactsExpired Code = "artifacts_expired"
+
+	CodeWebhookNotFound Code = "webhook_not_found"
+	CodeWebhookPending  Code = "webhook_pending"
+
+	CodeIdempotencyKeyInvalid Code = "idempotency_key_invalid"
+	CodeIdempotencyKeyInUse   Code = "idempotency_key_in_use"
+	CodeIdempotencyKeyReused  Code = "idempotency_key_reused"
+	CodeIdempotencyNoAnswer   Code = "idempotency_answer_not_kept"
 
 	CodeRateLimited       Code = "rate_limited"
 	CodeRateLimitExceeded Code = "rate_limit_exceeded"
@@ -65,6 +75,8 @@ const (
 	CodeTaskStoreUnavailable Code = "task_store_unavailable"
 	CodeLedgerUnavailable    Code = "ledger_unavailable"
 	CodeCommentsUnavailable  Code = "comments_unavailable"
+	CodeArtifactTooLarge     Code = "artifact_too_large"
+	CodeArtifactStorageFull  Code = "artifact_storage_full"
 )
 
 // Why a task has failed, as [Task.Reason] has it, beside codes of errors.
@@ -82,6 +94,7 @@ const (
 	ReasonRuntimeError     Code = "runtime_error"
 	ReasonOutputTooLarge   Code = "output_too_large"
 	ReasonNotAccepted      Code = "not_accepted"
+	ReasonGatewayStopped   Code = "gateway_stopped"
 )
 
 // kinds are the kinds of errors that have a code of their own. Of others, the status
@@ -101,6 +114,9 @@ var kinds = map[Code]Kind{
 	CodeRateLimitExceeded:  ErrRateLimited, // also in a stream, which has no status
 	CodeContextLength:      ErrInvalidRequest,
 	CodeTaskIDInUse:        ErrConflict,
+	CodeArtifactTooLarge:   ErrArtifact,
+
+	CodeIdempotencyKeyReused: ErrConflict,
 }
 
 // kindOf returns the kind of an error that a gateway answers with.
@@ -130,6 +146,8 @@ func kindOf(status int, code Code) Kind {
 		return ErrConnection
 	}
 	switch {
+	case code == CodeArtifactStorageFull: // when the agent has ended
+		return ErrArtifact
 	case status >= 500:
 		return ErrInternal
 	case status >= 400:

@@ -18,7 +18,8 @@ import (
 type TaskEvent struct {
 	// ID is for a later call of [TaskService.Events], which goes on after it.
 	ID string
-	// Name is what happened, such as "task_running".
+	// Name is what happened: a state, such as "running", or "webhook" for an attempt to
+	// deliver that.
 	Name string
 	// Task is the task as it was then.
 	Task Task
@@ -73,11 +74,12 @@ func (s *TaskService) readEvents(ctx context.Context, path string, after *string
 	if !isEventStream(resp.Header.Get("Content-Type")) {
 		return true, withID(protocolError(nil, "%s: the answer is no stream of events", r.doing()), resp)
 	}
+	ended := false
 	for events := newEventReader(resp.Body); ; {
 		got, err := events.next()
 		switch {
 		case err == io.EOF: // the gateway ends each stream after an hour
-			return true, nil
+			return !ended, nil
 		case errors.Is(err, errEventSize):
 			return true, withID(protocolError(err, "%s", r.doing()), resp)
 		case err != nil:
@@ -87,8 +89,8 @@ func (s *TaskService) readEvents(ctx context.Context, path string, after *string
 		if err := decode(got.data, &ev.Task, r.doing()); err != nil {
 			return true, err
 		}
-		*after = ev.ID
-		if !yield(ev, nil) || ev.Task.Status.Ended() {
+		*after, ended = ev.ID, ev.Task.Status.Ended()
+		if !yield(ev, nil) {
 			return false, nil
 		}
 	}

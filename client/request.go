@@ -21,11 +21,10 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/openai"
 )
 
-// Limits of what is read of an answer, in bytes.
-const (
-	maxAnswer = 64 << 20
-	maxError  = 64 << 10
-)
+// Limits of what is read of an answer, in bytes. The first is a variable for tests.
+var maxAnswer int64 = 64 << 20
+
+const maxError = 64 << 10
 
 // Limits of the time before a request is sent again.
 const (
@@ -181,6 +180,9 @@ func (c *Client) retry(ctx context.Context, r request, read func(context.Context
 func (e *Error) temporary() bool {
 	if e.final {
 		return false
+	}
+	if e.Code == CodeIdempotencyKeyInUse { // the answer is on its way to an earlier one
+		return true
 	}
 	switch e.Status {
 	case 0, http.StatusOK:

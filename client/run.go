@@ -135,8 +135,8 @@ type Result struct {
 	Duration time.Duration
 }
 
-// maxOutput bounds the output that is kept in memory, in bytes.
-const maxOutput = 64 << 20
+// maxOutput bounds the output that is kept in memory, in bytes. A variable for tests.
+var maxOutput int64 = 64 << 20
 
 // Run runs a task and returns what it has given when it has ended. Its files are unpacked
 // into the folder ArtifactsDir of the request, or of [WithArtifactsDir], where each task
@@ -159,7 +159,7 @@ func (s *TaskService) Run(ctx context.Context, r RunRequest, opts ...CallOption)
 			result.HasFiles = chunk.Text == MarkerFiles
 			continue
 		}
-		if b.Len()+len(chunk.Text) > maxOutput {
+		if int64(b.Len()+len(chunk.Text)) > maxOutput {
 			return nil, &Error{Kind: ErrWorkerStream, Code: ReasonOutputTooLarge, Message: "the output is too large to be kept in memory; use Stream"}
 		}
 		b.WriteString(chunk.Text)

@@ -4,13 +4,13 @@ package client
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/openai"
 )
 
 // SubmitRequest is a task that nobody waits for. It has a worker or a model.
@@ -85,8 +85,29 @@ type Task struct {
 	PromptBytes int64 `json:"prompt_bytes"`
 	OutputBytes int64 `json:"output_bytes"`
 	HasFiles    bool  `json:"has_files"`
+	// Artifact is the zip of its files, and Usage its tokens, where the gateway tells.
+	Artifact *TaskArtifact `json:"artifacts,omitzero"`
+	Usage    *openai.Usage `json:"usage,omitzero"`
+	// LateResults are results that came when the task had an end, or another worker.
+	LateResults []LateResult `json:"late_results,omitzero"`
 	// Webhook is nil where nobody is to be told.
 	Webhook *TaskWebhook `json:"webhook,omitzero"`
+}
+
+// TaskArtifact is the zip of a task's files.
+type TaskArtifact struct {
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
+	Files  int    `json:"files,omitzero"` // how many; 0 where nobody knows
+}
+
+// LateResult is the result of an attempt that does not count.
+type LateResult struct {
+	Attempt  int        `json:"attempt"`
+	WorkerID string     `json:"worker_id"`
+	Status   TaskStatus `json:"status"`
+	Reason   Code       `json:"reason,omitzero"`
+	At       time.Time  `json:"at,omitzero"`
 }
 
 // TaskWebhook is how far the delivery of a task's webhook is.
@@ -99,6 +120,16 @@ type TaskWebhook struct {
 	LastError  string    `json:"last_error,omitzero"`
 	Last       time.Time `json:"last_attempt_at,omitzero"`
 	Next       time.Time `json:"next_attempt_at,omitzero"`
+	// History are the last attempts.
+	History []WebhookAttempt `json:"history,omitzero"`
+}
+
+// WebhookAttempt is an attempt to deliver a webhook.
+type WebhookAttempt struct {
+	At              time.Time `json:"at,omitzero"`
+	DurationSeconds float64   `json:"duration_seconds"`
+	Status          int       `json:"status,omitzero"` // of the answer
+	Error           string    `json:"error,omitzero"`  // where there was none
 }
 
 // Err returns nil for a task that has not failed, and else an error of [ErrTaskFailed]
@@ -133,6 +164,20 @@ func (s *TaskService) Cancel(ctx context.Context, id string) (*Task, error) {
 	return s.task(ctx, http.MethodDelete, id)
 }
 
+// RedeliverWebhook sends the webhook of a task that has ended again, with the same id. The
+// error is [CodeWebhookPending] while it is to be delivered anyway.
+func (s *TaskService) RedeliverWebhook(ctx context.Context, id string) (*Task, error) {
+	path, err := taskPath(id, "/webhook")
+	if err != nil {
+		return nil, err
+	}
+	var t Task
+	if _, err := s.c.call(ctx, request{method: http.MethodPost, path: path}, &t); err != nil {
+		return nil, err
+	}
+	return &t, nil
+}
+
 // task sends a request about one task. Either may be sent again: what is cancelled can be
 // cancelled once more.
 func (s *TaskService) task(ctx context.Context, method, id string) (*Task, error) {
@@ -150,6 +195,8 @@ func (s *TaskService) task(ctx context.Context, method, id string) (*Task, error
 // TaskQuery chooses tasks. The zero value chooses all.
 type TaskQuery struct {
 	Status TaskStatus
+	// Webhook is the state of the webhook, such as "given_up".
+	Webhook string
 	// Before is the id of a task: older ones are chosen.
 	Before string
 	// PageSize is how many are fetched at once; 0 is the gateway's own number.
@@ -188,6 +235,9 @@ func (q TaskQuery) values() url.Values {
 	if q.Status != "" {
 		v.Set("status", string(q.Status))
 	}
+	if q.Webhook != "" {
+		v.Set("webhook", q.Webhook)
+	}
 	if q.Before != "" {
 		v.Set("before", q.Before)
 	}
@@ -195,45 +245,4 @@ func (q TaskQuery) values() url.Values {
 		v.Set("limit", strconv.Itoa(q.PageSize))
 	}
 	return v
-}
-
-// Wait waits for the end of a task and returns it then. That the task failed is no error
-// of Wait: see [Task.Err].
-func (s *TaskService) Wait(ctx context.Context, id string) (*Task, error) {
-	var last *Task
-	for ev, err := range s.Events(ctx, id, "") {
-		if e, ok := errors.AsType[*Error](err); ok && noEvents(e) {
-			return s.poll(ctx, id)
-		}
-		if err != nil {
-			return nil, err
-		}
-		last = &ev.Task
-	}
-	if last == nil || !last.Status.Ended() {
-		return s.poll(ctx, id)
-	}
-	return last, nil
-}
-
-// noEvents reports whether a gateway has no events of tasks, or no room for another stream
-// of them.
-func noEvents(e *Error) bool {
-	return e.Code == CodeNotFound || e.Kind == ErrRateLimited || e.Kind == ErrMeshOverloaded
-}
-
-// taskPoll is how often a task is looked at where there are no events. A variable for tests.
-var taskPoll = 2 * time.Second
-
-// poll is Wait without events.
-func (s *TaskService) poll(ctx context.Context, id string) (*Task, error) {
-	for {
-		t, err := s.Get(ctx, id)
-		if err != nil || t.Status.Ended() {
-			return t, err
-		}
-		if !pause(ctx, taskPoll) {
-			return nil, transportError(ctx, ctx.Err(), "waiting for task "+strings.TrimSpace(id))
-		}
-	}
 }

@@ -3,18 +3,12 @@
 package client
 
 import (
-	"archive/zip"
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 )
@@ -50,17 +44,29 @@ func TestSubmit(t *testing.T) {
 }
 
 const taskJSON = `{"task_id":"task_1","status":"failed","reason":"oom_killed","message":"killed","worker_id":"12D3","attempts":2,"created_at":"2026-01-02T03:04:05.6Z","prompt_bytes":3,"output_bytes":4,"has_files":true,
-"webhook":{"url":"https://x","status":"pending","attempts":1,"last_status":500,"next_attempt_at":"2026-01-02T03:04:05Z"}}`
+"artifacts":{"bytes":9,"sha256":"ab","files":2},"usage":{"prompt_tokens":1,"agentfm_estimated":true},"late_results":[{"attempt":1,"status":"completed"}],
+"webhook":{"url":"https://x","status":"pending","attempts":1,"last_status":500,"next_attempt_at":"2026-01-02T03:04:05Z","history":[{"error":"timeout","duration_seconds":1.5}]}}`
 
 func TestTaskGet(t *testing.T) {
 	c := fake(t, routes{
-		"GET /api/tasks/task_1":    answer(200, taskJSON),
-		"DELETE /api/tasks/task_1": problem(409, CodeTaskEnded),
-		"DELETE /api/tasks/task_2": answer(200, `{"task_id":"task_2","status":"cancelled","reason":"cancelled"}`),
-		"GET /":                    problem(404, CodeTaskNotFound),
+		"GET /api/tasks/task_1":          answer(200, taskJSON),
+		"DELETE /api/tasks/task_1":       problem(409, CodeTaskEnded),
+		"DELETE /api/tasks/task_2":       answer(200, `{"task_id":"task_2","status":"cancelled","reason":"cancelled"}`),
+		"POST /api/tasks/task_1/webhook": answer(202, taskJSON),
+		"POST /api/tasks/task_2/webhook": problem(409, CodeWebhookPending),
+		"GET /":                          problem(404, CodeTaskNotFound),
 	})
+	if again, err := c.Tasks.RedeliverWebhook(t.Context(), "task_1"); err != nil || again.ID != "task_1" {
+		t.Error(again, err)
+	}
+	for id, is := range map[string]error{"task_2": CodeWebhookPending, "": ErrInvalidRequest} {
+		if _, err := c.Tasks.RedeliverWebhook(t.Context(), id); !errors.Is(err, is) {
+			t.Error(err)
+		}
+	}
 	got, err := c.Tasks.Get(t.Context(), "task_1")
-	if err != nil || got.ID != "task_1" || got.Attempts != 2 || got.Created.Nanosecond() != 6e8 || got.Webhook.LastStatus != 500 || !got.HasFiles {
+	if err != nil || got.ID != "task_1" || got.Attempts != 2 || got.Created.Nanosecond() != 6e8 || got.Webhook.LastStatus != 500 || !got.HasFiles ||
+		got.Artifact.Files != 2 || !got.Usage.Estimated || got.LateResults[0].Attempt != 1 || got.Webhook.History[0].Error != "timeout" {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	if err := got.Err(); !errors.Is(err, ErrTaskFailed) || !errors.Is(err, ReasonOOMKilled) {
@@ -109,7 +115,7 @@ func TestTaskList(t *testing.T) {
 		}
 		return ids, err
 	}
-	if ids, err := read(TaskQuery{Status: TaskQueued, PageSize: 2}, -1); ids != "cba" || err != nil || fmt.Sprint(queries) != "[limit=2&status=queued before=b&limit=2&status=queued]" {
+	if ids, err := read(TaskQuery{Status: TaskQueued, Webhook: "x", PageSize: 2}, -1); ids != "cba" || err != nil || fmt.Sprint(queries) != "[limit=2&status=queued&webhook=x before=b&limit=2&status=queued&webhook=x]" {
 		t.Error(ids, err, queries)
 	}
 	if ids, err := read(TaskQuery{}, 1); ids != "c" || err != nil {
@@ -123,7 +129,7 @@ func TestTaskList(t *testing.T) {
 // taskEvents answers with the events after the one of the client, some of them at a time.
 func taskEvents(w http.ResponseWriter, r *http.Request) {
 	last, _ := strconv.Atoi(r.Header.Get("Last-Event-ID"))
-	states := []TaskStatus{TaskQueued, TaskRunning, TaskQueued, TaskRunning, TaskCompleted}
+	states := []TaskStatus{TaskQueued, TaskRunning, TaskQueued, TaskRunning, TaskCompleted, TaskCompleted}
 	if last == len(states) {
 		w.WriteHeader(http.StatusNoContent)
 		return
@@ -131,7 +137,7 @@ func taskEvents(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	_, _ = io.WriteString(w, ":ready\n\n")
 	for i := last; i < min(last+2, len(states)); i++ {
-		fmt.Fprintf(w, ":heartbeat\n\nevent: task_%s\nid: %d\ndata: {\"task_id\":\"t\",\ndata: \"status\":%q}\n\n", states[i], i+1, states[i])
+		fmt.Fprintf(w, ":heartbeat\n\nevent: %s\nid: %d\ndata: {\"task_id\":\"t\",\ndata: \"status\":%q}\n\n", states[i], i+1, states[i])
 	}
 	_, _ = io.WriteString(w, "event: half\ndata: {")
 	if last == 0 {
@@ -154,18 +160,18 @@ func TestTaskEvents(t *testing.T) {
 	read := func(id, after string) (names string, err error) {
 		for ev, e := range c.Tasks.Events(t.Context(), id, after) {
 			if err = e; e == nil {
-				names += ev.ID + strings.TrimPrefix(ev.Name, "task_")[:1] + string(ev.Task.Status)[:1] + " "
+				names += ev.ID + ev.Name[:1] + string(ev.Task.Status)[:1] + " "
 			}
 		}
 		return names, err
 	}
-	if names, err := read("t", ""); names != "1qq 2rr 3qq 4rr 5cc " || err != nil {
+	if names, err := read("t", ""); names != "1qq 2rr 3qq 4rr 5cc 6cc " || err != nil {
 		t.Error(names, err)
 	}
-	if names, err := read("t", "4"); names != "5cc " || err != nil {
+	if names, err := read("t", "4"); names != "5cc 6cc " || err != nil {
 		t.Error(names, err)
 	}
-	if names, err := read("t", "5"); names != "" || err != nil {
+	if names, err := read("t", "6"); names != "" || err != nil {
 		t.Error(names, err)
 	}
 	for id, kind := range map[string]Kind{"none": ErrNotFound, "odd": ErrProtocol, "bad": ErrProtocol, "dead": ErrConnection, "": ErrInvalidRequest} {
@@ -277,155 +283,5 @@ func TestFollow(t *testing.T) {
 	}
 	for range c.Tasks.Follow(t.Context(), "t") {
 		break
-	}
-}
-
-// zipOf returns a zip file.
-func zipOf(t testing.TB, files map[string]string) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	z := zip.NewWriter(&b)
-	for name, content := range files {
-		w, err := z.Create(name)
-		if err == nil {
-			_, err = io.WriteString(w, content)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-// TestDownload wants a broken download to go on, and another zip not to be taken.
-func TestDownload(t *testing.T) {
-	content := []byte(strings.Repeat("0123456789", 100))
-	sum := fmt.Sprintf("%x", sha256.Sum256(content))
-	serve := func(etag string, pieces int, more http.HandlerFunc) http.HandlerFunc {
-		n := 0
-		return func(w http.ResponseWriter, r *http.Request) {
-			if more != nil && n > 0 {
-				more(w, r)
-				return
-			}
-			if n++; etag != "" {
-				w.Header().Set("ETag", etag)
-			}
-			if n < pieces {
-				w = &short{w, 300}
-			}
-			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
-		}
-	}
-	for name, c := range map[string]struct {
-		h    http.HandlerFunc
-		kind Kind
-	}{
-		"at once":          {serve(`"`+sum+`"`, 0, nil), ""},
-		"in pieces":        {serve(`"`+sum+`"`, 4, nil), ""},
-		"another etag":     {serve(`"17-2f"`, 4, nil), ""},
-		"no etag":          {serve("", 1, nil), ""},
-		"no etag, broken":  {serve("", 2, nil), ErrConnection},
-		"weak":             {serve(`W/"x"`, 2, nil), ErrConnection},
-		"another zip":      {serve(`"`+strings.Repeat("0", 64)+`"`, 0, nil), ErrArtifact},
-		"changed":          {serve(`"a"`, 2, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) }), ErrArtifact},
-		"another part":     {serve(`"a"`, 2, otherPart("bytes 0-999/1000")), ErrProtocol},
-		"of another":       {serve(`"a"`, 2, otherPart("bytes 300-999/1001")), ErrProtocol},
-		"of nothing":       {serve(`"a"`, 2, otherPart("")), ErrProtocol},
-		"gone by then":     {serve(`"a"`, 2, problem(404, CodeTaskNotFound)), ErrNotFound},
-		"no range by then": {serve(`"a"`, 2, problem(416, CodeInvalidRequest)), ErrInvalidRequest},
-	} {
-		var b bytes.Buffer
-		d, err := fake(t, routes{"GET /api/tasks/t/artifacts": c.h}).Tasks.Download(t.Context(), "t", &b)
-		if c.kind != "" {
-			if !errors.Is(err, c.kind) {
-				t.Errorf("%s: %v", name, err)
-			}
-			continue
-		}
-		if err != nil || !bytes.Equal(b.Bytes(), content) || d.Size != 1000 || d.SHA256 != sum {
-			t.Errorf("%s: %+v, %v", name, d, err)
-		}
-	}
-	c := fake(t, routes{"/": serve("", 0, nil)})
-	if _, err := c.Tasks.Download(t.Context(), "t", failingWriter{}); !errors.Is(err, ErrArtifact) || !errors.Is(err, os.ErrClosed) {
-		t.Error(err)
-	}
-}
-
-// otherPart answers with a part that was not asked for.
-func otherPart(contentRange string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Range", contentRange)
-		w.WriteHeader(http.StatusPartialContent)
-	}
-}
-
-// failingWriter is a full disk.
-type failingWriter struct{}
-
-func (failingWriter) Write([]byte) (int, error) { return 0, os.ErrClosed }
-
-// short breaks an answer off after so many bytes.
-type short struct {
-	http.ResponseWriter
-	left int
-}
-
-func (s *short) Write(p []byte) (int, error) {
-	if s.left -= len(p); s.left < 0 {
-		_, _ = s.ResponseWriter.Write(p[:len(p)+s.left])
-		_ = http.NewResponseController(s.ResponseWriter).Flush()
-		panic(http.ErrAbortHandler)
-	}
-	return s.ResponseWriter.Write(p)
-}
-
-func TestArtifacts(t *testing.T) {
-	good := zipOf(t, map[string]string{"a/b.txt": "x"})
-	serve := func(b []byte) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(b) }
-	}
-	c := fake(t, routes{
-		"GET /api/tasks/t/artifacts":    serve(good),
-		"GET /api/tasks/evil/artifacts": serve(zipOf(t, map[string]string{"ok": "x", "../../evil": "x"})),
-		"GET /api/tasks/half/artifacts": serve(good[:len(good)-5]),
-		"GET /":                         problem(404, CodeTaskNotFound),
-	})
-	temp := t.TempDir()
-	t.Setenv("TMPDIR", temp)
-	dir := filepath.Join(t.TempDir(), "out")
-	paths, err := c.Tasks.Artifacts(t.Context(), "t", dir)
-	if err != nil || len(paths) != 1 || paths[0] != filepath.Join(dir, "a", "b.txt") {
-		t.Fatal(paths, err)
-	}
-	for id, kind := range map[string]Kind{"evil": ErrArtifact, "half": ErrArtifact, "none": ErrNotFound, "t": ErrArtifact} { // the last is there already
-		if _, err := c.Tasks.Artifacts(t.Context(), id, dir); !errors.Is(err, kind) {
-			t.Errorf("%s: %v", id, err)
-		}
-	}
-	if left, _ := os.ReadDir(dir); len(left) != 1 {
-		t.Error(left)
-	}
-	if left, _ := os.ReadDir(temp); len(left) != 0 {
-		t.Error(left)
-	}
-	file := filepath.Join(temp, "x.zip")
-	if err := os.WriteFile(file, good, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if paths, err := Unpack(t.Context(), file, dir+"2"); err != nil || len(paths) != 1 {
-		t.Error(paths, err)
-	}
-	if _, err := Unpack(t.Context(), file+"x", dir+"3"); !errors.Is(err, ErrArtifact) || !errors.Is(err, os.ErrNotExist) {
-		t.Error(err)
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := Unpack(ended, file, dir+"4"); !errors.Is(err, ErrContext) {
-		t.Error(err)
 	}
 }
