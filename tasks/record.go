@@ -154,6 +154,9 @@ func ValidID(id string) bool { return mintedID.MatchString(id) }
 // [Record.RunID]. What has it belongs to their owners.
 func Reserved(id string) bool { return runID.MatchString(id) }
 
+// NewID returns an id for a task.
+func NewID() string { return newID(time.Now()) }
+
 // newID returns a fresh id: "task_", the time in milliseconds and a random number. Later
 // ids are greater.
 func newID(now time.Time) string {

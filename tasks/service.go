@@ -4,6 +4,7 @@ package tasks
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,9 @@ const serviceKey = "tasks"
 type service struct {
 	*lifetime.Lifetime[*Part]
 	dir     string
+	id      string // of the process, as keys name it
+	now     func() time.Time
+	flights flights
 	current atomic.Pointer[session] // nil while the store cannot be used
 
 	ctx     context.Context // of the service
@@ -46,7 +50,7 @@ type limits struct {
 
 // openService opens the store in a folder and begins to work.
 func openService(dir string, log *zap.Logger) (*service, error) {
-	s := &service{dir: dir, limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree}}
+	s := &service{dir: dir, id: rand.Text(), now: time.Now, limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree}}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
 	first, err := s.open(log)

@@ -62,6 +62,8 @@ type store struct {
 	queue    jetstream.Stream
 	webhooks jetstream.Stream
 	output   jetstream.Stream
+	keys     jetstream.Stream
+	answers  jetstream.Stream
 
 	failing sync.Once
 	failed  chan struct{} // closed when it cannot be written any more
@@ -135,7 +137,7 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 		MaxPayload: maxPayload,
 
 		JetStreamMaxMemory: 16 << 20, // nothing is kept in memory alone
-		JetStreamMaxStore:  recordBytes + queueBytes + webhookBytes + outputBytes,
+		JetStreamMaxStore:  recordBytes + queueBytes + webhookBytes + outputBytes + keyBytes + answerBytes,
 	})
 	if err != nil {
 		return err
@@ -180,7 +182,10 @@ func (s *store) layOut(ctx context.Context) error {
 		MaxBytes: outputBytes, MaxAge: Keep + QueueLimit, Discard: jetstream.DiscardOld, AllowDirect: true,
 		Compression: jetstream.S2Compression,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return s.layOutKeys(ctx)
 }
 
 // workQueue makes a queue whose messages are there until they are acknowledged. It has
