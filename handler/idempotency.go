@@ -36,7 +36,7 @@ const (
 // keyedWork is what is known of a request with an Idempotency-Key.
 type keyedWork struct {
 	body  []byte // read already
-	claim *tasks.Claim
+	claim *tasks.KeyClaim
 	// ran says that an agent may have begun something; tried, that a task was submitted,
 	// and it is not known whether it was accepted.
 	ran   atomic.Bool
@@ -160,7 +160,7 @@ func (x *exchange) submitOnce(sub tasks.Submission) (*tasks.Record, error) {
 }
 
 // claimed serves the request that has its key, and keeps the answer.
-func (x *exchange) claimed(claim *tasks.Claim, post func(*exchange) error) (err error) {
+func (x *exchange) claimed(claim *tasks.KeyClaim, post func(*exchange) error) (err error) {
 	rec := &recorder{ResponseWriter: x.w, claim: claim}
 	x.w, x.work.claim = rec, claim
 	whole := false
@@ -211,7 +211,7 @@ var keptHeaders = append([]string{
 // recorder passes an answer on, and has it kept.
 type recorder struct {
 	http.ResponseWriter
-	claim *tasks.Claim
+	claim *tasks.KeyClaim
 	head  tasks.Head
 	size  int64
 	want  string // the length that the head announces; empty for none

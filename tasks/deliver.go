@@ -23,21 +23,22 @@ const (
 	// longer, up to maxPostPause, the more of them there are.
 	postPause    = 500 * time.Millisecond
 	maxPostPause = time.Minute
+
+	// restLimit is how long a webhook waits at one time. The longest wait of the schedule
+	// is shorter.
+	restLimit = 48 * time.Hour
 )
 
 // queueWebhook puts the webhook of a task into its queue, unless it is there.
 func (s *store) queueWebhook(ctx context.Context, key string) error {
-	there, err := waiting(ctx, s.webhooks, hookSubject+key)
+	there, err := s.waiting(ctx, s.webhooks, hookSubject+key)
 	if err != nil || there {
 		return err
 	}
-	if _, err = s.js.Publish(ctx, hookSubject+key, nil); err == nil {
-		return nil
+	if err := s.enqueue(ctx, s.webhooks, hookSubject+key, nil); err != nil {
+		return s.failedTo(ctx, err)
 	}
-	if there, _ := waiting(ctx, s.webhooks, hookSubject+key); there { // another has put it there
-		return nil
-	}
-	return s.failedTo(ctx, err)
+	return nil
 }
 
 // posts counts the webhooks that are under way, by their hosts.
@@ -102,8 +103,8 @@ func (s *session) tell(msg jetstream.Msg, under *posts) {
 		_ = msg.NakWithDelay(5 * time.Second)
 		return
 	}
-	if wait := time.Until(r.Webhook.Next); wait > 0 {
-		_ = msg.NakWithDelay(wait)
+	if wait := r.Webhook.Next.Sub(s.limits.now()); wait > 0 {
+		_ = msg.NakWithDelay(min(wait, s.limits.rest))
 		return
 	}
 	host := ""
@@ -128,17 +129,17 @@ func (s *session) send(msg jetstream.Msg, key string, r *Record) {
 		_ = msg.NakWithDelay(postPause)
 		return
 	}
-	attempt := r.Webhook.Attempts
-	status, wait, err := s.poster.post(s.ctx, r, p.signer)
+	attempt, begun := r.Webhook.Attempts, s.limits.now().UTC()
+	status, wait, err := s.poster.post(s.ctx, r, p.signerFor(r), begun)
 	if s.ctx.Err() != nil {
 		return // it is sent again; receivers tell by the id that it is the same
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
-	now := time.Now().UTC()
+	d := Delivery{At: begun, Took: s.limits.now().Sub(begun), Status: status, Error: errorCode(err)}
 	r, uerr := s.store.update(ctx, key, func(r *Record) error {
 		if r.Webhook.State == WebhookPending && r.Webhook.Attempts == attempt {
-			r.Webhook.attempted(now, status, wait, err)
+			r.Webhook.attempted(d, wait)
 		}
 		return nil
 	})
@@ -147,12 +148,12 @@ func (s *session) send(msg jetstream.Msg, key string, r *Record) {
 		return
 	}
 	if r.Webhook.State == WebhookPending {
-		_ = msg.NakWithDelay(time.Until(r.Webhook.Next))
+		_ = msg.NakWithDelay(max(0, min(r.Webhook.Next.Sub(s.limits.now()), s.limits.rest)))
 		return
 	}
 	if r.Webhook.State != WebhookDelivered {
 		s.log().Warn("a webhook was not delivered", zap.String("task", r.ID), zap.String("state", string(r.Webhook.State)),
-			zap.Int("attempts", r.Webhook.Attempts), zap.Int("status", status), zap.String("error", r.Webhook.Error))
+			zap.Int("attempts", r.Webhook.Attempts), zap.Int("status", status), zap.String("error", d.Error))
 	}
 	_ = s.acknowledge(msg)
 }

@@ -3,8 +3,10 @@
 package tasks
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -34,10 +36,10 @@ const (
 
 // Names in the store.
 const (
-	keyName       = "KEYS"
-	keySubject    = "key."
-	answerName    = "ANSWERS"
-	answerSubject = "answer."
+	keyName       = "AGENTFM_KEYS"
+	keySubject    = "agentfm.key."
+	answerName    = "AGENTFM_ANSWERS"
+	answerSubject = "agentfm.answer."
 )
 
 // Errors of keys. Test with errors.Is.
@@ -51,24 +53,23 @@ var (
 // layOutKeys makes what keys are kept in.
 func (s *store) layOutKeys(ctx context.Context) error {
 	var err error
-	s.keys, err = s.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: keyName, Subjects: []string{keySubject + ">"}, Storage: jetstream.FileStorage, MaxBytes: keyBytes,
-		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, AllowDirect: true, AllowMsgTTL: true,
+	s.keys, err = s.stream(ctx, jetstream.StreamConfig{
+		Name: keyName, Subjects: []string{keySubject + ">"}, MaxBytes: keyBytes,
+		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, AllowMsgTTL: true,
 	})
 	if err != nil {
 		return err
 	}
-	s.answers, err = s.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: answerName, Subjects: []string{answerSubject + ">"}, Storage: jetstream.FileStorage,
-		MaxBytes: answerBytes, MaxAge: KeepKey, Discard: jetstream.DiscardOld, AllowDirect: true,
-		Compression: jetstream.S2Compression,
+	s.answers, err = s.stream(ctx, jetstream.StreamConfig{
+		Name: answerName, Subjects: []string{answerSubject + ">"},
+		MaxBytes: answerBytes, MaxAge: KeepKey, Discard: jetstream.DiscardOld, Compression: jetstream.S2Compression,
 	})
 	return err
 }
 
 // getKey returns the record of a key and its revision; 0 and no record when there is none.
 func (s *store) getKey(ctx context.Context, subject string) (*keyRecord, uint64, error) {
-	msg, err := s.keys.GetLastMsgForSubject(ctx, subject)
+	msg, err := s.last(ctx, s.keys, subject)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, 0, nil
@@ -86,9 +87,16 @@ func (s *store) putKey(ctx context.Context, subject string, r *keyRecord, revisi
 	if err != nil {
 		return 0, err
 	}
-	ack, err := s.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: b},
-		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithMsgTTL(max(ttl, time.Second)))
+	ack, err := patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) {
+		return s.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: b},
+			jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithMsgTTL(max(ttl, time.Second)))
+	})
 	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+		if s.shared { // it may be there, and the answer was lost
+			if msg, err := s.last(ctx, s.keys, subject); err == nil && bytes.Equal(msg.Data, b) {
+				return msg.Sequence, nil
+			}
+		}
 		return 0, errConflict
 	}
 	if err != nil {
@@ -130,7 +138,7 @@ func (f *flights) under(subject string) bool {
 // must end. The others get its answer by a call of replay, whose error is returned, and no
 // claim. The error is [ErrKeyInUse], [ErrKeyReused], a [*LostError], [ErrNotRunning] or an
 // [ErrStore].
-func (p *Part) Begin(ctx context.Context, k Key, replay func(*Kept) error) (*Claim, error) {
+func (p *Part) Begin(ctx context.Context, k Key, replay func(*Kept) error) (*KeyClaim, error) {
 	for begun := time.Now(); ; {
 		c, err := p.begin(ctx, k, replay)
 		if !errors.Is(err, ErrKeyInUse) || time.Since(begun) > keyWait || ctx.Err() != nil {
@@ -141,7 +149,7 @@ func (p *Part) Begin(ctx context.Context, k Key, replay func(*Kept) error) (*Cla
 }
 
 // begin is Begin without waiting.
-func (p *Part) begin(ctx context.Context, k Key, replay func(*Kept) error) (*Claim, error) {
+func (p *Part) begin(ctx context.Context, k Key, replay func(*Kept) error) (*KeyClaim, error) {
 	s, release, err := p.use()
 	if err != nil {
 		return nil, err
@@ -184,19 +192,20 @@ func (p *Part) begin(ctx context.Context, k Key, replay func(*Kept) error) (*Cla
 }
 
 // claimKey takes a key that nobody has. The error is errConflict when somebody has now.
-func (s *session) claimKey(ctx context.Context, p *Part, k Key, revision uint64) (*Claim, error) {
+func (s *session) claimKey(ctx context.Context, p *Part, k Key, revision uint64) (*KeyClaim, error) {
 	if err := s.roomy(); err != nil {
 		return nil, err
 	}
-	now := s.now().UTC()
+	now := s.limits.now().UTC()
 	return s.take(ctx, p, k, revision, &keyRecord{
-		State: keyBegun, Print: hex.EncodeToString(k.Print[:]), Created: now, Holder: s.id, Until: now.Add(k.Limit), Task: k.Task,
+		State: keyBegun, Print: hex.EncodeToString(k.Print[:]), Created: now, Holder: s.id, Until: now.Add(k.Limit),
+		Serial: rand.Text(), Task: k.Task,
 	})
 }
 
 // take writes the claim of a key: nothing is begun that is not on disk.
-func (s *session) take(ctx context.Context, p *Part, k Key, revision uint64, r *keyRecord) (_ *Claim, err error) {
-	c := &Claim{Task: r.Task, part: p, flights: &s.flights, subject: k.subject(), record: *r}
+func (s *session) take(ctx context.Context, p *Part, k Key, revision uint64, r *keyRecord) (_ *KeyClaim, err error) {
+	c := &KeyClaim{Task: r.Task, part: p, flights: &s.flights, subject: k.subject(), record: *r}
 	s.flights.begin(c.subject)
 	defer func() {
 		if err != nil {
@@ -211,14 +220,14 @@ func (s *session) take(ctx context.Context, p *Part, k Key, revision uint64, r *
 	}
 	c.answer = outputWriter{
 		store: s.store, ctx: context.WithoutCancel(ctx), limit: MaxOutput,
-		subject: fmt.Sprintf("%s%s.%d", answerSubject, c.subject[len(keySubject):], c.revision),
+		subject: answerSubject + c.subject[len(keySubject):] + "." + r.Serial,
 	}
 	return c, nil
 }
 
 // takeOver decides about a key whose request was begun. The error is [ErrKeyInUse] while
 // it may be under way, and errConflict when its record has changed.
-func (s *session) takeOver(ctx context.Context, p *Part, k Key, r *keyRecord, revision uint64) (*Claim, error) {
+func (s *session) takeOver(ctx context.Context, p *Part, k Key, r *keyRecord, revision uint64) (*KeyClaim, error) {
 	if s.mayBeServed(r, k.subject()) {
 		return nil, ErrKeyInUse
 	}
@@ -237,7 +246,7 @@ func (s *session) takeOver(ctx context.Context, p *Part, k Key, r *keyRecord, re
 		return s.claimKey(ctx, p, k, revision)
 	}
 	next := *r
-	next.Holder, next.Until = s.id, s.now().UTC().Add(k.Limit)
+	next.Holder, next.Until, next.Serial = s.id, s.limits.now().UTC().Add(k.Limit), rand.Text()
 	c, err := s.take(ctx, p, k, revision, &next)
 	if c != nil {
 		c.Accepted = true
@@ -247,16 +256,16 @@ func (s *session) takeOver(ctx context.Context, p *Part, k Key, r *keyRecord, re
 
 // over reports whether the time of a key is over.
 func (s *session) over(r *keyRecord, subject string) bool {
-	return !s.now().Before(r.Created.Add(KeepKey)) && (r.State != keyBegun || !s.mayBeServed(r, subject))
+	return !s.limits.now().Before(r.Created.Add(KeepKey)) && (r.State != keyBegun || !s.mayBeServed(r, subject))
 }
 
 // mayBeServed reports whether a request that was begun is under way. Where the store is
 // this process's alone, it is nobody else's.
 func (s *session) mayBeServed(r *keyRecord, subject string) bool {
-	if r.Holder == s.id || s.store.server != nil {
+	if r.Holder == s.id || !s.store.shared {
 		return r.Holder == s.id && s.flights.under(subject)
 	}
-	return s.now().Before(r.Until)
+	return s.limits.now().Before(r.Until)
 }
 
 // accepted reports whether a task was accepted whose client had no answer. One that was
@@ -272,7 +281,7 @@ func (s *session) accepted(ctx context.Context, key string) (bool, error) {
 		case r.State.Ended():
 			return r.Reason != ReasonNotAccepted, nil
 		}
-		there, err := waiting(ctx, s.store.queue, queueSubject+key)
+		there, err := s.store.waiting(ctx, s.store.queue, queueSubject+key)
 		if err != nil {
 			return false, fmt.Errorf("%w: %w", ErrStore, err)
 		}

@@ -52,8 +52,8 @@ func replayed(t *testing.T, p *Part, k Key) (head Head, body string, err error) 
 	return head, body, err
 }
 
-// claim takes a key.
-func claim(t *testing.T, p *Part, k Key) *Claim {
+// takeKey takes a key.
+func takeKey(t *testing.T, p *Part, k Key) *KeyClaim {
 	t.Helper()
 	c, err := p.Begin(t.Context(), k, nil)
 	if err != nil {
@@ -63,7 +63,7 @@ func claim(t *testing.T, p *Part, k Key) *Claim {
 }
 
 // keep answers the request of a key.
-func keep(t *testing.T, c *Claim, body string) {
+func keep(t *testing.T, c *KeyClaim, body string) {
 	t.Helper()
 	for piece := range bytes.SplitAfterSeq([]byte(body), []byte("\n")) {
 		if _, err := c.Write(piece); err != nil {
@@ -87,7 +87,7 @@ func lost(err error) Lost {
 func TestKeys(t *testing.T) {
 	p := open(t, t.TempDir(), &fakeRunner{}, Options{})
 	k := testKey("one")
-	c := claim(t, p, k)
+	c := takeKey(t, p, k)
 	if _, err := p.begin(t.Context(), k, nil); !errors.Is(err, ErrKeyInUse) {
 		t.Errorf("in flight: %v", err)
 	}
@@ -114,25 +114,25 @@ func TestKeys(t *testing.T) {
 	} {
 		other := k
 		change(&other)
-		if err := claim(t, p, other).Free(); err != nil {
+		if err := takeKey(t, p, other).Free(); err != nil {
 			t.Error(err)
 		}
 	}
 
-	c = claim(t, p, testKey("free"))
+	c = takeKey(t, p, testKey("free"))
 	if err := c.Free(); err != nil {
 		t.Error(err)
 	}
 	other = testKey("free")
 	other.Print[0]++ // nothing was begun: it belongs to nobody
-	c = claim(t, p, other)
+	c = takeKey(t, p, other)
 	if err := c.Lose(LostClient); err != nil {
 		t.Error(err)
 	}
 	if _, _, err := replayed(t, p, other); lost(err) != LostClient {
 		t.Error(err)
 	}
-	c = claim(t, p, testKey("left"))
+	c = takeKey(t, p, testKey("left"))
 	c.Leave()
 	if _, _, err := replayed(t, p, testKey("left")); lost(err) != LostGateway {
 		t.Error(err)
@@ -143,17 +143,17 @@ func TestKeys(t *testing.T) {
 func TestKeyExpires(t *testing.T) {
 	p := open(t, t.TempDir(), &fakeRunner{}, Options{})
 	var later atomic.Int64
-	p.service.Load().now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	p.service.Load().limits.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
 	k := testKey("one")
-	keep(t, claim(t, p, k), "first")
-	running := claim(t, p, testKey("running"))
+	keep(t, takeKey(t, p, k), "first")
+	running := takeKey(t, p, testKey("running"))
 	later.Store(int64(KeepKey - time.Minute))
 	if _, body, err := replayed(t, p, k); err != nil || body != "first" {
 		t.Errorf("got %q %v", body, err)
 	}
 	later.Store(int64(KeepKey + time.Second))
 	k.Print[0]++
-	keep(t, claim(t, p, k), "second")
+	keep(t, takeKey(t, p, k), "second")
 	if _, body, err := replayed(t, p, k); err != nil || body != "second" {
 		t.Errorf("got %q %v", body, err)
 	}
@@ -170,12 +170,12 @@ func TestKeyAnswers(t *testing.T) {
 		line := strings.Repeat("x", 999) + "\n"
 		body := strings.Repeat(line, size/len(line)+1)[:size]
 		k := testKey(fmt.Sprint("size ", size))
-		keep(t, claim(t, p, k), body)
+		keep(t, takeKey(t, p, k), body)
 		if _, got, err := replayed(t, p, k); err != nil || got != body {
 			t.Errorf("size %d: got %d bytes, %v", size, len(got), err)
 		}
 	}
-	c := claim(t, p, testKey("large"))
+	c := takeKey(t, p, testKey("large"))
 	c.answer.limit = 10
 	keep(t, c, "more than that")
 	if _, _, err := replayed(t, p, testKey("large")); lost(err) != LostSize {
@@ -204,9 +204,9 @@ func TestKeyRestart(t *testing.T) {
 	runner := &fakeRunner{run: says("done", nil)}
 	p := open(t, dir, runner, Options{})
 	large := strings.Repeat("line\n", chunkSize)
-	keep(t, claim(t, p, testKey("answered")), "answer")
-	keep(t, claim(t, p, testKey("large")), large)
-	claim(t, p, testKey("begun"))
+	keep(t, takeKey(t, p, testKey("answered")), "answer")
+	keep(t, takeKey(t, p, testKey("large")), large)
+	takeKey(t, p, testKey("begun"))
 
 	tasked := func(name string) Key {
 		k := testKey(name)
@@ -214,7 +214,7 @@ func TestKeyRestart(t *testing.T) {
 		return k
 	}
 	begin := func(k Key) *Record {
-		c := claim(t, p, k)
+		c := takeKey(t, p, k)
 		return &Record{Owner: k.Owner, ID: c.Task, Site: "site", State: Queued, Created: time.Now()}
 	}
 	store := p.service.Load().current.Load().store
@@ -242,13 +242,13 @@ func TestKeyRestart(t *testing.T) {
 	}
 	again := accepted
 	again.Task = NewID()
-	if c := claim(t, p, again); !c.Accepted || c.Task != accepted.Task {
+	if c := takeKey(t, p, again); !c.Accepted || c.Task != accepted.Task {
 		t.Errorf("the task that was accepted is not found: %+v", c)
 	}
 	for _, k := range []Key{unqueued, unwritten} {
 		first := k.Task
 		k.Task = NewID()
-		if c := claim(t, p, k); c.Accepted || c.Task != k.Task {
+		if c := takeKey(t, p, k); c.Accepted || c.Task != k.Task {
 			t.Errorf("%s: got %+v", k.Name, c)
 		}
 		if r, err := p.Get(t.Context(), "ann", first); err == nil && (r.State != Failed || r.Reason != ReasonNotAccepted) {

@@ -89,6 +89,7 @@ type keyRecord struct {
 	// Holder is the process that serves it, and Until the time by which that has answered.
 	Holder string    `json:"holder"`
 	Until  time.Time `json:"until"`
+	Serial string    `json:"serial"` // tells it from others that are the same
 	// Task is the id of the task that it submits; empty for none.
 	Task string `json:"task,omitempty"`
 

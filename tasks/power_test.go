@@ -86,7 +86,7 @@ func TestPowerCut(t *testing.T) {
 // checkStore looks for what was lost.
 func checkStore(t *testing.T, dir string, cut int, accepted map[string]bool, ends map[string]State) {
 	t.Helper()
-	s, err := openStore(dir, zap.NewNop())
+	s, err := openStore(place{dir: dir}, zap.NewNop())
 	if err != nil {
 		t.Fatalf("after cut %d: %v", cut, err)
 	}
@@ -100,7 +100,7 @@ func checkStore(t *testing.T, dir string, cut int, accepted map[string]bool, end
 		if want := ends[id]; want != "" && r.State != want {
 			t.Errorf("after cut %d: task %s was %s, and is %s", cut, id, want, r.State)
 		}
-		if there, err := waiting(t.Context(), s.queue, queueSubject+r.key()); !r.State.Ended() && (err != nil || !there) {
+		if there, err := s.waiting(t.Context(), s.queue, queueSubject+r.key()); !r.State.Ended() && (err != nil || !there) {
 			t.Errorf("after cut %d: task %s is %s and in no queue: %v", cut, id, r.State, err)
 		}
 	}

@@ -108,8 +108,24 @@ type Record struct {
 	Bytes int64 `json:"bytes"`
 	Files bool  `json:"files,omitempty"`
 
+	// Late are the newest results that came when the task had an end, or was another
+	// gateway's. They changed nothing.
+	Late []LateResult `json:"late,omitempty"`
+
 	Webhook *Webhook `json:"webhook,omitempty"`
 }
+
+// LateResult is the result of an attempt that does not count.
+type LateResult struct {
+	Attempt int       `json:"attempt"`
+	Worker  Worker    `json:"worker,omitzero"`
+	State   State     `json:"state"`
+	Reason  string    `json:"reason,omitempty"`
+	At      time.Time `json:"at"`
+}
+
+// maxLate bounds how many late results are kept.
+const maxLate = 8
 
 // RunID is the id of the task on the mesh. After the loss of an attempt it is another:
 // what that one still delivers is none of the new one.

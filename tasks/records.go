@@ -3,6 +3,7 @@
 package tasks
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -32,7 +33,7 @@ var (
 
 // get returns a record and its revision.
 func (s *store) get(ctx context.Context, key string) (*Record, uint64, error) {
-	entry, err := s.records.Get(ctx, key)
+	entry, err := patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValueEntry, error) { return s.records.Get(ctx, key) })
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound), errors.Is(err, jetstream.ErrInvalidKey):
 		return nil, 0, ErrNotFound
@@ -54,9 +55,11 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 	if r.State.Ended() {
 		opts = append(opts, jetstream.WithMsgTTL(Keep))
 	}
-	_, err = s.js.PublishMsg(ctx, &nats.Msg{Subject: "$KV." + bucket + "." + r.key(), Data: b}, opts...)
+	err = s.publish(ctx, &nats.Msg{Subject: "$KV." + bucket + "." + r.key(), Data: b}, opts...)
 	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
-		return errConflict
+		if err = s.holds(ctx, r.key(), b); err != nil {
+			return err
+		}
 	}
 	if err == nil && r.State.Ended() { // what is told of it does not change any more
 		err = s.witness.sync()
@@ -65,6 +68,25 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 		return s.failedTo(ctx, err)
 	}
 	return nil
+}
+
+// publish stores a message. A cluster may be given it twice.
+func (s *store) publish(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) error {
+	_, err := patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
+	return err
+}
+
+// holds returns errConflict when a record is not this one. It is when a cluster took it,
+// and the answer was lost.
+func (s *store) holds(ctx context.Context, key string, b []byte) error {
+	if !s.shared {
+		return errConflict
+	}
+	entry, err := patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValueEntry, error) { return s.records.Get(ctx, key) })
+	if err == nil && bytes.Equal(entry.Value(), b) {
+		return nil
+	}
+	return errConflict
 }
 
 // maxConflicts bounds how often a change is tried: two sides change a record, and
@@ -97,6 +119,8 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 type Query struct {
 	// State is the one that they are in; empty for any.
 	State State
+	// Webhook is the state of their webhooks; empty for any, and for tasks without.
+	Webhook WebhookState
 	// Before is the id of a task: those that were submitted before it are listed.
 	Before string
 	// Limit is how many there may be.
@@ -121,7 +145,7 @@ func (s *store) list(ctx context.Context, owner string, q Query) (page []*Record
 				return page, more, nil
 			}
 			r, err := decode(entry.Value())
-			if err != nil || q.State != "" && r.State != q.State || q.Before != "" && r.ID >= q.Before {
+			if err != nil || !q.wants(r) {
 				continue
 			}
 			i, _ := slices.BinarySearchFunc(page, r, newestFirst)
@@ -132,13 +156,24 @@ func (s *store) list(ctx context.Context, owner string, q Query) (page []*Record
 	}
 }
 
+// wants reports whether a task is one of those.
+func (q Query) wants(r *Record) bool {
+	switch {
+	case q.State != "" && r.State != q.State, q.Before != "" && r.ID >= q.Before:
+		return false
+	case q.Webhook != "":
+		return r.Webhook != nil && r.Webhook.State == q.Webhook
+	}
+	return true
+}
+
 // submit stores a new task: first its record, and then what makes it run. When it
 // returns nil, both are on disk.
 func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
 	if err := s.put(ctx, r, 0); err != nil {
 		return err
 	}
-	_, err := s.js.Publish(ctx, queueSubject+r.key(), []byte(prompt))
+	err := s.enqueue(ctx, s.queue, queueSubject+r.key(), []byte(prompt))
 	if err == nil {
 		err = s.witness.sync()
 	}
@@ -153,28 +188,49 @@ func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
 	return s.failedTo(ctx, err)
 }
 
+// enqueue puts a message into a queue, unless it is there.
+func (s *store) enqueue(ctx context.Context, queue jetstream.Stream, subject string, data []byte) error {
+	err := s.publish(ctx, &nats.Msg{Subject: subject, Data: data})
+	if err != nil {
+		if there, _ := s.waiting(ctx, queue, subject); there { // the answer was lost, or it was another's
+			return nil
+		}
+	}
+	return err
+}
+
 // end takes the task to its end, unless it has ended.
 func (r *Record) end(state State, reason, message string) error {
 	if r.State.Ended() {
 		return ErrEnded
 	}
 	r.State, r.Reason, r.Message, r.Ended = state, reason, message, time.Now().UTC()
+	if r.Ended.Before(r.Created) { // the clock was set back
+		r.Ended = r.Created
+	}
 	return nil
 }
 
 // waiting reports whether a queue has a message of a subject.
-func waiting(ctx context.Context, queue jetstream.Stream, subject string) (bool, error) {
-	_, err := queue.GetLastMsgForSubject(ctx, subject)
+func (s *store) waiting(ctx context.Context, queue jetstream.Stream, subject string) (bool, error) {
+	_, err := s.last(ctx, queue, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
+// last returns the last message of a subject.
+func (s *store) last(ctx context.Context, stream jetstream.Stream, subject string) (*jetstream.RawStreamMsg, error) {
+	return patiently(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+		return stream.GetLastMsgForSubject(ctx, subject)
+	})
+}
+
 // length returns how many messages are in a queue, and how many bytes they have.
 func (s *store) length(ctx context.Context, queue string) (messages int, bytes uint64, err error) {
 	// A handle must not be used at the same time as its Info.
-	handle, err := s.js.Stream(ctx, queue)
+	handle, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, queue) })
 	if err != nil {
 		return 0, 0, fmt.Errorf("%w: %w", ErrStore, err)
 	}
@@ -185,7 +241,7 @@ func (s *store) length(ctx context.Context, queue string) (messages int, bytes u
 // prompt returns the prompt of a task in the queue. The error is [ErrNotFound] when it is
 // not there any more.
 func (s *store) prompt(ctx context.Context, key string) (string, error) {
-	msg, err := s.queue.GetLastMsgForSubject(ctx, queueSubject+key)
+	msg, err := s.last(ctx, s.queue, queueSubject+key)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return "", ErrNotFound

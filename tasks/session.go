@@ -29,6 +29,7 @@ type session struct {
 	poster     *poster
 	submitting atomic.Int64  // submissions under way
 	listing    chan struct{} // holds a place for each list that is being made
+	silent     atomic.Bool   // in tests: other gateways hear nothing of it, nor it of them
 
 	ctx     context.Context // of the work
 	cancel  context.CancelCauseFunc
@@ -36,20 +37,26 @@ type session struct {
 	queues  []jetstream.MessagesContext
 
 	mu     sync.Mutex
-	claims map[string]context.CancelCauseFunc // tasks under way, by their keys
+	claims map[string]*claim // tasks under way, by their keys
+}
+
+// claim is a task under way.
+type claim struct {
+	cancel context.CancelCauseFunc
+	lost   atomic.Int64 // as of the attempt; with more, another gateway has taken the task
 }
 
 // open opens the store and begins to work.
 func (s *service) open(log *zap.Logger) (*session, error) {
-	store, err := openStore(s.dir, log)
+	store, err := openStore(s.place, log)
 	if err != nil {
 		return nil, err
 	}
-	next := &session{service: s, store: store, poster: newPoster(), listing: make(chan struct{}, maxLists), claims: make(map[string]context.CancelCauseFunc)}
+	next := &session{service: s, store: store, poster: newPoster(), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
 		next.close()
-		return nil, fmt.Errorf("opening the task store in %s: %w", s.dir, err)
+		return nil, fmt.Errorf("opening the task store in %s: %w", s.place, err)
 	}
 	return next, nil
 }
@@ -72,13 +79,16 @@ func (s *session) start() error {
 	if err := s.consume(ctx, s.store.webhooks, -1, s.deliver); err != nil {
 		return err
 	}
+	if s.store.shared {
+		return s.share(ctx)
+	}
 	s.running.Go(func() { s.sweep(last) })
 	return nil
 }
 
 // consume begins to work on a queue.
 func (s *session) consume(ctx context.Context, queue jetstream.Stream, limit int, work func(jetstream.MessagesContext)) error {
-	messages, err := s.store.consume(ctx, queue, limit)
+	messages, err := s.store.consume(ctx, queue, limit, s.limits.lease)
 	if err != nil {
 		return err
 	}
@@ -102,22 +112,33 @@ func (s *session) close() {
 // into the queue, and whose clients it had not told that they were accepted, and webhooks
 // that were not queued. What was written after the revision is none of that.
 func (s *session) sweep(last uint64) {
-	w, err := s.store.records.WatchAll(s.ctx, jetstream.IgnoreDeletes())
+	err := s.eachRecord(func(r *Record, revision uint64) {
+		if revision <= last {
+			s.mend(r, revision)
+		}
+	})
 	if err != nil {
 		s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
-		return
+	}
+}
+
+// eachRecord calls look with each record that there is.
+func (s *session) eachRecord(look func(*Record, uint64)) error {
+	w, err := s.store.records.WatchAll(s.ctx, jetstream.IgnoreDeletes())
+	if err != nil {
+		return err
 	}
 	defer w.Stop()
 	for {
 		select {
 		case <-s.ctx.Done():
-			return
+			return nil
 		case entry, ok := <-w.Updates():
 			if !ok || entry == nil {
-				return
+				return nil
 			}
-			if r, err := decode(entry.Value()); err == nil && entry.Revision() <= last {
-				s.mend(r, entry.Revision())
+			if r, err := decode(entry.Value()); err == nil {
+				look(r, entry.Revision())
 			}
 		}
 	}
@@ -128,7 +149,7 @@ func (s *session) mend(r *Record, revision uint64) {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
 	if !r.State.Ended() {
-		there, err := waiting(ctx, s.store.queue, queueSubject+r.key())
+		there, err := s.store.waiting(ctx, s.store.queue, queueSubject+r.key())
 		if err != nil || there {
 			return
 		}
@@ -163,10 +184,8 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 func (s *session) cancelTask(ctx context.Context, key string) (*Record, error) {
 	r, err := s.store.update(ctx, key, func(r *Record) error { return r.end(Cancelled, ReasonCancelled, "the task was cancelled") })
 	if err == nil || errors.Is(err, ErrEnded) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if cancel, ok := s.claims[key]; ok {
-			cancel(errCancelled)
+		if c := s.claimOf(key); c != nil {
+			c.cancel(errCancelled)
 		}
 	}
 	return r, err

@@ -41,7 +41,8 @@ func TestEnds(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			runner := &fakeRunner{run: c.run}
 			p := open(t, t.TempDir(), runner, Options{})
-			p.service.Load().limits = limits{offline: OfflineLimit, pause: short, output: 1 << 20}
+			limits := &p.service.Load().limits
+			limits.pause, limits.output = short, 1<<20
 			id := submit(t, p, "")
 			r := ended(t, p, id)
 			if r.State != c.state || r.Reason != c.reason || len(runner.seen()) != c.runs || r.Ended.IsZero() {
@@ -280,7 +281,7 @@ func TestSecondStore(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir, &fakeRunner{run: says("", nil)}, Options{})
 	begun := time.Now()
-	_, err := openStore(dir, zap.NewNop())
+	_, err := openStore(place{dir: dir}, zap.NewNop())
 	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), dir) || time.Since(begun) > 2*time.Second {
 		t.Errorf("after %s: %v", time.Since(begun), err)
 	}
@@ -290,7 +291,7 @@ func TestSecondStore(t *testing.T) {
 // its place in the queue, and an end without its webhook.
 func TestMend(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openStore(dir, zap.NewNop())
+	s, err := openStore(place{dir: dir}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +314,7 @@ func TestMend(t *testing.T) {
 
 // TestOneEnd wants a task to have one end, whoever is first.
 func TestOneEnd(t *testing.T) {
-	s, err := openStore(t.TempDir(), zap.NewNop())
+	s, err := openStore(place{dir: t.TempDir()}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

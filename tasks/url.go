@@ -109,6 +109,7 @@ func localName(host string) bool {
 type poster struct {
 	client    *http.Client
 	transport *http.Transport
+	timeout   time.Duration // of an attempt
 }
 
 // newPoster returns one that goes through no proxy and follows no redirect, and looks at
@@ -119,7 +120,7 @@ func newPoster() *poster {
 		DialContext: d.DialContext, TLSHandshakeTimeout: 10 * time.Second, DisableKeepAlives: true,
 		MaxResponseHeaderBytes: maxAnswer, DisableCompression: true, ForceAttemptHTTP2: true,
 	}
-	return &poster{transport: t, client: &http.Client{
+	return &poster{timeout: postTimeout, transport: t, client: &http.Client{
 		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}

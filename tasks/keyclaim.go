@@ -9,10 +9,10 @@ import (
 	"slices"
 )
 
-// Claim is the use of a key by the request that is served. Its answer is written to it as
+// KeyClaim is the use of a key by the request that is served. Its answer is written to it as
 // it comes. It must be ended, by one of Keep, Lose, Free and Leave. Others see it in use
 // until then.
-type Claim struct {
+type KeyClaim struct {
 	// Task is the id for the task that the request submits.
 	Task string
 	// Accepted says that this task was accepted already: it must not be submitted.
@@ -29,7 +29,7 @@ type Claim struct {
 
 // Write implements io.Writer. It never fails: an answer that cannot be kept is lost in the
 // end.
-func (c *Claim) Write(p []byte) (int, error) {
+func (c *KeyClaim) Write(p []byte) (int, error) {
 	if c.failure == nil {
 		c.failure = c.answer.add(p)
 	}
@@ -37,7 +37,7 @@ func (c *Claim) Write(p []byte) (int, error) {
 }
 
 // Keep ends the claim with the answer: from now on, requests with the key get it.
-func (c *Claim) Keep(h Head) error {
+func (c *KeyClaim) Keep(h Head) error {
 	if c.failure == nil && c.answer.size+int64(len(c.answer.buf)) > maxInline {
 		c.failure = c.answer.flush()
 	}
@@ -55,23 +55,23 @@ func (c *Claim) Keep(h Head) error {
 }
 
 // Lose ends the claim without an answer. Requests with the key are told so.
-func (c *Claim) Lose(why Lost) error {
+func (c *KeyClaim) Lose(why Lost) error {
 	c.record.State, c.record.Lost = keyLost, why
 	return c.end()
 }
 
 // Free gives the key back: nothing was begun.
-func (c *Claim) Free() error {
+func (c *KeyClaim) Free() error {
 	c.record.State = keyFree
 	return c.end()
 }
 
 // Leave ends the claim of a request of which it is not known whether its task was
 // accepted. The next one with the key finds out.
-func (c *Claim) Leave() { c.flights.end(c.subject) }
+func (c *KeyClaim) Leave() { c.flights.end(c.subject) }
 
 // end stores what became of the request.
-func (c *Claim) end() error {
+func (c *KeyClaim) end() error {
 	defer c.Leave()
 	s, release, err := c.part.use()
 	if err != nil {
@@ -80,7 +80,7 @@ func (c *Claim) end() error {
 	defer release()
 	ctx, cancel := context.WithTimeout(c.answer.ctx, callTimeout)
 	defer cancel()
-	ttl := c.record.Created.Add(KeepKey).Sub(s.now())
+	ttl := c.record.Created.Add(KeepKey).Sub(s.limits.now())
 	if c.record.State == keyFree {
 		ttl = freeTTL
 	}
