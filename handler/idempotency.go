@@ -161,7 +161,7 @@ func (x *exchange) submitOnce(sub tasks.Submission) (*tasks.Record, error) {
 
 // claimed serves the request that has its key, and keeps the answer.
 func (x *exchange) claimed(claim *tasks.KeyClaim, post func(*exchange) error) (err error) {
-	rec := &recorder{ResponseWriter: x.w, claim: claim}
+	rec := &recorder{ResponseWriter: x.w, x: x, claim: claim}
 	x.w, x.work.claim = rec, claim
 	whole := false
 	defer func() { // also when a worker's answer makes us panic
@@ -184,6 +184,10 @@ func (x *exchange) claimed(claim *tasks.KeyClaim, post func(*exchange) error) (e
 
 // settle stores what became of the request. Where nothing was begun, its key is free.
 func (x *exchange) settle(rec *recorder, whole bool) {
+	if rec.settled {
+		return
+	}
+	rec.settled = true
 	var err error
 	switch claim := rec.claim; {
 	case x.work.ran.Load() && (whole || rec.whole()):
@@ -211,10 +215,12 @@ var keptHeaders = append([]string{
 // recorder passes an answer on, and has it kept.
 type recorder struct {
 	http.ResponseWriter
-	claim *tasks.KeyClaim
-	head  tasks.Head
-	size  int64
-	want  string // the length that the head announces; empty for none
+	x       *exchange
+	claim   *tasks.KeyClaim
+	settled bool
+	head    tasks.Head
+	size    int64
+	want    string // the length that the head announces; empty for none
 }
 
 // Unwrap is for http.ResponseController.
@@ -241,10 +247,13 @@ func pick(h http.Header, names []string) http.Header {
 	return out
 }
 
-// Write implements http.ResponseWriter.
+// Write implements http.ResponseWriter. An answer whose length is known is stored before
+// its end is sent: what a client has it can have again.
 func (r *recorder) Write(p []byte) (int, error) {
 	_, _ = r.claim.Write(p)
-	r.size += int64(len(p))
+	if r.size += int64(len(p)); r.whole() && r.x.work.ran.Load() {
+		r.x.settle(r, true)
+	}
 	return r.ResponseWriter.Write(p)
 }
 
