@@ -115,6 +115,25 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 	return nil, fmt.Errorf("%w: %w", ErrStore, errConflict)
 }
 
+// watch begins to look at records and their changes, until ctx ends. It does not wait for
+// a server that is going.
+func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	limit := callTimeout
+	if s.shared {
+		limit = tryTimeout
+	}
+	return patiently(ctx, s, func(context.Context) (jetstream.KeyWatcher, error) {
+		ctx, cancel := context.WithCancel(ctx) // the end of what the library is given would end the watch
+		late := time.AfterFunc(limit, cancel)
+		w, err := s.records.Watch(ctx, keys, opts...)
+		if !late.Stop() && err == nil {
+			_ = w.Stop()
+			err = context.DeadlineExceeded
+		}
+		return w, err
+	})
+}
+
 // Query says which tasks of an owner are listed.
 type Query struct {
 	// State is the one that they are in; empty for any.
@@ -130,7 +149,7 @@ type Query struct {
 // list returns tasks of an owner, newest first, and whether there are more. It looks at
 // all of the owner's, and holds no more than a page of them.
 func (s *store) list(ctx context.Context, owner string, q Query) (page []*Record, more bool, err error) {
-	w, err := s.records.Watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
+	w, err := s.watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
 	if err != nil {
 		return nil, false, fmt.Errorf("%w: %w", ErrStore, err)
 	}
@@ -253,13 +272,9 @@ func (s *store) prompt(ctx context.Context, key string) (string, error) {
 
 // lastRevision returns the newest revision of any record.
 func (s *store) lastRevision(ctx context.Context) (uint64, error) {
-	stream, err := s.js.Stream(ctx, "KV_"+bucket)
+	stream, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, "KV_"+bucket) })
 	if err != nil {
 		return 0, err
 	}
-	info, err := stream.Info(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return info.State.LastSeq, nil
+	return stream.CachedInfo().State.LastSeq, nil // as it was a moment ago
 }

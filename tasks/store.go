@@ -83,7 +83,7 @@ const (
 )
 
 // openStore opens the store of a place, or makes one.
-func openStore(at place, log *zap.Logger) (_ *store, err error) {
+func openStore(ctx context.Context, at place, log *zap.Logger) (_ *store, err error) {
 	s := &store{failed: make(chan struct{}), replicas: 1}
 	defer func() {
 		if err != nil {
@@ -99,7 +99,7 @@ func openStore(at place, log *zap.Logger) (_ *store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the task store in %s: %w", at, err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startWait)
+	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
 	if err := s.layOut(ctx); err != nil {
 		return nil, fmt.Errorf("opening the task store in %s: %w", at, err)
@@ -209,7 +209,7 @@ const errNoReplicas jetstream.ErrorCode = 10074
 // that leads it: one that lags behind must not say that what was acknowledged is not there.
 func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream.Stream, error) {
 	c.Storage, c.Replicas, c.AllowDirect = jetstream.FileStorage, s.replicas, !s.shared
-	return s.js.CreateOrUpdateStream(ctx, c)
+	return patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.CreateOrUpdateStream(ctx, c) })
 }
 
 // layOutRecords makes the bucket of the records.
@@ -227,7 +227,7 @@ func (s *store) bucket(ctx context.Context, name string, c jetstream.StreamConfi
 	if _, err := s.stream(ctx, c); err != nil {
 		return nil, err
 	}
-	return s.js.KeyValue(ctx, name)
+	return patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValue, error) { return s.js.KeyValue(ctx, name) })
 }
 
 // workQueue makes a queue whose messages are there until they are acknowledged. It has
@@ -249,9 +249,11 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int, leas
 			return nil, err
 		}
 	}
-	c, err := q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: name, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1, MaxAckPending: limit,
-		HeadersOnly: true,
+	c, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Consumer, error) {
+		return q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+			Durable: name, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1, MaxAckPending: limit,
+			HeadersOnly: true,
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -264,10 +266,13 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int, leas
 // probe returns an error when the store cannot be written.
 func (s *store) probe(ctx context.Context) error {
 	const subject = outputSubject + "probe"
-	if _, err := s.js.Publish(ctx, subject, make([]byte, chunkSize)); err != nil {
+	if err := s.publish(ctx, &nats.Msg{Subject: subject, Data: make([]byte, chunkSize)}); err != nil {
 		return err
 	}
-	if err := s.output.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+	_, err := patiently(ctx, s, func(ctx context.Context) (any, error) {
+		return nil, s.output.Purge(ctx, jetstream.WithPurgeSubject(subject))
+	})
+	if err != nil {
 		return err
 	}
 	return s.witness.sync()
