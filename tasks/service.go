@@ -49,6 +49,7 @@ type limits struct {
 
 	now  func() time.Time // time.Now, for webhooks
 	rest time.Duration    // restLimit
+	post time.Duration    // postTimeout
 }
 
 // place is where a store is: a folder, or a cluster.
@@ -69,7 +70,7 @@ func (p place) String() string {
 func (p place) is(q place) bool { return reflect.DeepEqual(p, q) }
 
 // defaultLimits are those outside of tests.
-var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, lease: Lease, sweep: sweepPause, now: time.Now, rest: restLimit}
+var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, lease: Lease, sweep: sweepPause, now: time.Now, rest: restLimit, post: postTimeout}
 
 // openService opens the store of a place and begins to work. A cluster that is not there
 // is looked for from now on.
