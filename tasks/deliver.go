@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 )
@@ -22,7 +23,7 @@ func (s *store) queueWebhook(ctx context.Context, key string) error {
 	if err != nil || there {
 		return err
 	}
-	if err := s.enqueue(ctx, s.webhooks, hookSubject+key, nil); err != nil {
+	if err := s.enqueue(ctx, s.webhooks, hookName, &nats.Msg{Subject: hookSubject + key}); err != nil {
 		return s.failedTo(ctx, err)
 	}
 	return nil
