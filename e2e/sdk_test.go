@@ -95,6 +95,34 @@ func TestExamplesGo(t *testing.T) {
 	}
 }
 
+// TestDocGo runs the first program of the page about the Go SDK as it is; the other one
+// needs OpenAI's library, which has a module of its own.
+func TestDocGo(t *testing.T) {
+	p, _ := startSDK(t)
+	page, err := os.ReadFile(filepath.Join(root, "docs/client.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, code, _ := strings.Cut(string(page), "```go\n")
+	code, _, _ = strings.Cut(code, "```")
+	dir := t.TempDir()
+	file, program := filepath.Join(dir, "main.go"), filepath.Join(dir, "main")
+	if err := os.WriteFile(file, []byte(code), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, file)
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	cmd := exec.CommandContext(t.Context(), program)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "AGENTFM_GATEWAY_URL="+p.url, "AGENTFM_API_KEY="+testKey)
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Words: 6") || !strings.Contains(string(out), "report.md]") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // TestSDK uses the Go SDK against a gateway, for what the examples do not show.
 func TestSDK(t *testing.T) {
 	p, gate := startSDK(t)

@@ -15,11 +15,12 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/client/localgateway"
 )
 
-// agent is an agent that says what it is told.
+// agent is an agent that says what it is told, also while this machine is busy.
 const agent = `
 		agent echo {
 			name Echo
 			model echo
+			max_cpu off
 			runtime process {
 				command cat
 				prompt stdin
@@ -49,7 +50,7 @@ func run(ctx context.Context, program string) (err error) {
 	if err != nil {
 		return err
 	}
-	workers, err := c.Workers.Wait(ctx, 1, client.WorkerFilter{Model: "echo"})
+	workers, err := c.Workers.Wait(ctx, 1, client.WorkerFilter{Model: "echo", AvailableOnly: true})
 	if err != nil {
 		return err
 	}
