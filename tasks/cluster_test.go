@@ -271,7 +271,7 @@ func TestClusterMend(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.close()
-	half := &Record{ID: newID(time.Now()), Owner: "ann", State: Queued, Created: time.Now()}
+	half := &Record{ID: newID(time.Now(), 0), Owner: "ann", State: Queued, Created: time.Now()}
 	if err := s.put(t.Context(), half, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -66,6 +66,9 @@ func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.
 	if err := <-ended; err != io.EOF {
 		return w.size, err
 	}
+	if err := s.sync(outputName, w.last); err != nil {
+		return w.size, s.failedTo(ctx, err)
+	}
 	return w.size, nil
 }
 
@@ -77,7 +80,8 @@ type outputWriter struct {
 	attempt int
 	limit   int64
 	buf     []byte
-	size    int64 // written
+	size    int64  // written
+	last    uint64 // the last message
 }
 
 // copy writes what comes.
@@ -90,18 +94,26 @@ func (w *outputWriter) copy(chunks <-chan []byte) error {
 			if !ok {
 				return w.flush()
 			}
-			if w.size+int64(len(w.buf)+len(b)) > w.limit {
-				return errTooMuch
-			}
-			if w.buf = append(w.buf, b...); len(w.buf) < chunkSize {
-				continue
+			if err := w.add(b); err != nil {
+				return err
 			}
 		case <-tick.C:
-		}
-		if err := w.flush(); err != nil {
-			return err
+			if err := w.flush(); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// add takes what comes, and writes when there is enough.
+func (w *outputWriter) add(b []byte) error {
+	if w.size+int64(len(w.buf)+len(b)) > w.limit {
+		return errTooMuch
+	}
+	if w.buf = append(w.buf, b...); len(w.buf) < chunkSize {
+		return nil
+	}
+	return w.flush()
 }
 
 // flush writes what is held.
@@ -114,12 +126,14 @@ func (w *outputWriter) flush() error {
 	if w.store.shared { // which may be given it twice
 		opts = append(opts, jetstream.WithMsgID(fmt.Sprint(w.subject, "@", w.attempt, "@", w.size)))
 	}
-	if err := w.store.publish(w.ctx, msg, opts...); err != nil {
+	message, err := w.store.publish(w.ctx, msg, opts...)
+	if err != nil {
 		if w.ctx.Err() != nil {
 			return context.Cause(w.ctx)
 		}
 		return w.store.failedTo(w.ctx, err)
 	}
+	w.last = message
 	w.size += int64(len(w.buf))
 	w.buf = w.buf[:0]
 	return nil
@@ -136,6 +150,7 @@ func (s *store) forgetOutput(ctx context.Context, r *Record, lost int) {
 // Output is the output of a task as far as it has come.
 type Output struct {
 	store   *store
+	stream  jetstream.Stream // that it is in
 	subject string
 	ctx     context.Context
 	next    uint64
@@ -146,7 +161,7 @@ type Output struct {
 // openOutput returns a task's output. The error is [ErrExpired] when there was some, and
 // it is gone.
 func (s *store) openOutput(ctx context.Context, r *Record) (*Output, error) {
-	o := &Output{store: s, ctx: ctx, subject: r.outputOf(), next: 1}
+	o := &Output{store: s, stream: s.output, ctx: ctx, subject: r.outputOf(), next: 1}
 	if r.State.Ended() && r.Bytes == 0 {
 		return o, nil
 	}
@@ -175,7 +190,7 @@ func (o *Output) Next() ([]byte, error) {
 // chunk reads the next piece.
 func (o *Output) chunk() ([]byte, error) {
 	msg, err := patiently(o.ctx, o.store, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
-		return o.store.output.GetMsg(ctx, o.next, jetstream.WithGetMsgSubject(o.subject))
+		return o.stream.GetMsg(ctx, o.next, jetstream.WithGetMsgSubject(o.subject))
 	})
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):

@@ -28,8 +28,8 @@ const (
 	maxRecord  = 256 << 10
 	maxPayload = 8 << 20 // a prompt, which has 1 MiB at most, and what stands around it
 
-	recordBytes  = 1 << 30
-	queueBytes   = 512 << 20 // of prompts, which are in memory as well while their tasks wait
+	recordBytes  = 4 << 30
+	queueBytes   = 4 << 30 // of prompts
 	webhookBytes = 256 << 20
 	outputBytes  = 8 << 30
 
@@ -50,11 +50,9 @@ var ErrInUse = errors.New("another process has it open")
 
 // store is a server and what it holds: the records of the tasks, the queue of those to
 // run, with their prompts, the queue of webhooks, and output. The server is part of the
-// process, and every write on disk before it is acknowledged; or else it is a cluster that
-// several gateways share.
+// process, and listens nowhere; or else it is a cluster that several gateways share.
 type store struct {
 	lock     *flock.Flock
-	witness  *witness
 	server   *server.Server
 	shared   bool // it is a cluster
 	replicas int
@@ -65,6 +63,10 @@ type store struct {
 	queue    jetstream.Stream
 	webhooks jetstream.Stream
 	output   jetstream.Stream
+	keys     jetstream.Stream
+	answers  jetstream.Stream
+
+	tails map[string]*tail // of the streams, by their names; none of a cluster's
 
 	failing sync.Once
 	failed  chan struct{} // closed when it cannot be written any more
@@ -74,6 +76,7 @@ type store struct {
 // Names in the store. In a cluster, there may be those of others beside them.
 const (
 	bucket        = "agentfm_tasks"
+	recordName    = "KV_" + bucket
 	queueName     = "AGENTFM_QUEUE"
 	queueSubject  = "agentfm.queue."
 	hookName      = "AGENTFM_WEBHOOKS"
@@ -101,20 +104,38 @@ func openStore(at place, log *zap.Logger) (_ *store, err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
-	if err := s.layOut(ctx); err != nil {
+	if err = s.layOut(ctx); err == nil && ownSync && at.cluster == nil {
+		err = s.followTails(ctx, at.dir)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("opening the task store in %s: %w", at, err)
 	}
 	return s, nil
 }
+
+// followTails syncs all that there is, and from then on what is written.
+func (s *store) followTails(ctx context.Context, dir string) error {
+	s.tails = make(map[string]*tail)
+	for _, name := range []string{recordName, queueName, hookName, outputName, keyName, answerName} {
+		last, err := s.lastMessage(ctx, name)
+		if err != nil {
+			return err
+		}
+		s.tails[name] = &tail{dir: filepath.Join(dir, "jetstream", "$G", "streams", name, "msgs")}
+		s.tails[name].safe.Store(last)
+	}
+	return syncTree(dir)
+}
+
+// sync returns nil when a message of a stream, and all before it, are on disk. What a
+// cluster acknowledges, more than one server has.
+func (s *store) sync(stream string, message uint64) error { return s.tails[stream].sync(message) }
 
 // openFolder starts the server on a folder.
 func (s *store) openFolder(dir string, log *zap.Logger) error {
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
 		err = s.acquire(dir)
-	}
-	if err == nil {
-		s.witness, err = newWitness(dir)
 	}
 	if err == nil {
 		err = s.serve(dir, log)
@@ -147,11 +168,11 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 		NoSigs:     true,
 		JetStream:  true,
 		StoreDir:   dir,
-		SyncAlways: true,
+		SyncAlways: !ownSync,
 		MaxPayload: maxPayload,
 
 		JetStreamMaxMemory: 16 << 20, // nothing is kept in memory alone
-		JetStreamMaxStore:  recordBytes + queueBytes + webhookBytes + outputBytes,
+		JetStreamMaxStore:  recordBytes + queueBytes + webhookBytes + outputBytes + keyBytes + answerBytes,
 	})
 	if err != nil {
 		return err
@@ -199,7 +220,10 @@ func (s *store) layOut(ctx context.Context) error {
 		Name: outputName, Subjects: []string{outputSubject + ">"},
 		MaxBytes: outputBytes, MaxAge: Keep + QueueLimit, Discard: jetstream.DiscardOld, Compression: jetstream.S2Compression,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return s.layOutKeys(ctx)
 }
 
 // errNoReplicas is how JetStream says that there is no cluster for replicas.
@@ -219,10 +243,11 @@ func (s *store) layOutRecords(ctx context.Context) error {
 	return err
 }
 
-// bucket makes a bucket of keys and values, of which the newest is kept.
+// bucket makes a bucket of keys and values. Of each key, the value before the newest stays
+// until that is on disk and yet another follows.
 func (s *store) bucket(ctx context.Context, name string, c jetstream.StreamConfig) (jetstream.KeyValue, error) {
 	c.Name, c.Subjects = "KV_"+name, []string{"$KV." + name + ".>"}
-	c.MaxMsgsPerSubject, c.Discard = 1, jetstream.DiscardNew
+	c.MaxMsgsPerSubject, c.Discard = 2, jetstream.DiscardNew
 	c.AllowRollup, c.DenyDelete, c.AllowMsgTTL = true, true, true
 	if _, err := s.stream(ctx, c); err != nil {
 		return nil, err
@@ -239,19 +264,18 @@ func (s *store) workQueue(ctx context.Context, name, subject string, size int64)
 	})
 }
 
-// consume begins to take messages off a queue, without their bodies, at most limit at one
-// time; -1 for any number. When nobody shares the store, the consumer is made anew: who had
-// a lease on a message is gone with the process that gave it.
-func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int, lease time.Duration) (jetstream.MessagesContext, error) {
-	const name = "gateway"
+// consume begins to take messages of some subjects off a queue, without their bodies, at
+// most limit at one time; -1 for any number. When nobody shares the store, the consumer is
+// made anew: who had a lease on a message is gone with the process that gave it.
+func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects string, limit int, lease time.Duration) (jetstream.MessagesContext, error) {
 	if !s.shared {
 		if err := q.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return nil, err
 		}
 	}
 	c, err := q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: name, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1, MaxAckPending: limit,
-		HeadersOnly: true,
+		Durable: name, FilterSubject: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1,
+		MaxAckPending: limit, HeadersOnly: true,
 	})
 	if err != nil {
 		return nil, err
@@ -264,13 +288,14 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int, leas
 // probe returns an error when the store cannot be written.
 func (s *store) probe(ctx context.Context) error {
 	const subject = outputSubject + "probe"
-	if _, err := s.js.Publish(ctx, subject, make([]byte, chunkSize)); err != nil {
+	ack, err := s.js.Publish(ctx, subject, make([]byte, chunkSize))
+	if err != nil {
 		return err
 	}
-	if err := s.output.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+	if err := s.sync(outputName, ack.Sequence); err != nil {
 		return err
 	}
-	return s.witness.sync()
+	return s.output.Purge(ctx, jetstream.WithPurgeSubject(subject))
 }
 
 // failedTo makes an [ErrStore] of the error of a write, and notes that the store has
@@ -299,7 +324,9 @@ func (s *store) close() {
 		s.server.Shutdown()
 		s.server.WaitForShutdown()
 	}
-	s.witness.close()
+	for _, t := range s.tails {
+		t.close()
+	}
 	if s.lock != nil {
 		_ = s.lock.Unlock()
 	}
