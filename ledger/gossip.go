@@ -192,6 +192,7 @@ func (l *Ledger) take(batch []*wire.Entry, news bool) error {
 	if err != nil {
 		return err
 	}
+	l.news()
 	for i, e := range batch {
 		switch {
 		case outcomes[i] == store.Stored && news:
@@ -223,6 +224,7 @@ func (l *Ledger) accuse(a *wire.Alert) {
 		l.alarm(err)
 	}
 	if news {
+		l.news()
 		l.node.Log().Warn("a peer has signed two logs", zap.Stringer("peer", a.Peer), zap.Uint64("size", a.A.Size), zap.Stringer("witness", a.Witness))
 	}
 }

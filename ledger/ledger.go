@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/lifetime"
 	"github.com/Agent-FM/caddy-agentfm/ledger/store"
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -27,6 +28,9 @@ type Ledger struct {
 	node  mesh.Node
 	store *store.Store
 	dir   string
+	first Settings // of the configuration that opened it
+	parts *lifetime.Lifetime[*Part]
+	gate  gate
 
 	gossip    gossip
 	serving   chan struct{} // holds a place for each request that is being answered
@@ -43,13 +47,15 @@ type Ledger struct {
 // before it believes other peers that it has published nothing else.
 const confirmWait = 15 * time.Second
 
-// Open opens the ledger in a folder, and takes part in the mesh's by the node.
-func Open(node mesh.Node, dir string) (*Ledger, error) {
+// Open opens the ledger in a folder, and takes part in the mesh's by the node. The settings
+// are those until a [Part] has others.
+func Open(node mesh.Node, dir string, first Settings) (*Ledger, error) {
 	s, err := store.Open(dir, node.Key)
 	if err != nil {
 		return nil, err
 	}
-	l := &Ledger{node: node, store: s, dir: dir, serving: make(chan struct{}, maxServing), kicks: make(chan peer.ID, 64), opened: time.Now()}
+	l := &Ledger{node: node, store: s, dir: dir, serving: make(chan struct{}, maxServing), kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts()}
+	l.gate.dirty, l.gate.fresh = make(chan struct{}, 1), make(map[string]store.Tally)
 	l.ctx, l.cancel = context.WithCancel(node.Context)
 	if err := l.start(); err != nil {
 		l.Close()
@@ -60,10 +66,15 @@ func Open(node mesh.Node, dir string) (*Ledger, error) {
 
 // start begins the ledger's work on the mesh.
 func (l *Ledger) start() error {
+	if err := l.score(); err != nil {
+		return err
+	}
 	if err := l.gossip.join(l); err != nil {
 		return err
 	}
 	l.serve()
+	l.node.Judge(l.judge)
+	l.running.Go(l.watch)
 	return l.keepInStep()
 }
 
@@ -91,6 +102,7 @@ func (l *Ledger) Append(ctx context.Context, e *wire.Entry, text []byte) error {
 		return err
 	}
 	l.node.Entry(e.Subject, e.Kind.String())
+	l.news()
 	if public {
 		l.gossip.publish(e)
 	}

@@ -84,9 +84,11 @@ func newNode(t testing.TB, key crypto.PrivKey, dir string) *testNode {
 		Context: c, Host: h, PubSub: ps, Key: key,
 		Bootstrap: func() []peer.AddrInfo { return nil },
 		Entry:     func(peer.ID, string) {},
+		Bar:       func(func(string) bool) {},
+		Judge:     func(func(string, bool)) {},
 		Log:       zap.NewNop,
 	}}
-	if n.Ledger, err = Open(n.node, dir); err != nil {
+	if n.Ledger, err = Open(n.node, dir, Settings{Floor: -0.5}); err != nil {
 		t.Fatal(err)
 	}
 	closed := false

@@ -9,6 +9,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
 // Node is the gateway's node as its attachments see it.
@@ -24,6 +26,11 @@ type Node struct {
 	Bootstrap func() []peer.AddrInfo
 	// Entry tells subscribers of events that an entry of the ledger speaks of a peer.
 	Entry func(subject peer.ID, kind string)
+	// Bar takes those workers out of the choice for whom it is true, from now on.
+	Bar func(func(worker string) bool)
+	// Judge sets who hears how a worker's task ended, well or by its own fault. It must
+	// not block.
+	Judge func(func(worker string, well bool))
 	// Log returns the logger of the newest configuration.
 	Log func() *zap.Logger
 }
@@ -47,7 +54,8 @@ func (a *App) Attach(name string, open func(Node) (Attachment, error)) (Attachme
 	id := n.host.ID()
 	at, err := open(Node{
 		Context: n.ctx, Host: n.host, PubSub: n.pubsub, Key: n.host.Peerstore().PrivKey(id),
-		Bootstrap: n.bootstrap, Entry: n.directory.entry, Log: n.log,
+		Bootstrap: n.bootstrap, Entry: n.directory.entry, Bar: n.directory.bar,
+		Judge: func(judge func(string, bool)) { n.judge.Store(&judge) }, Log: n.log,
 	})
 	if err != nil {
 		return nil, err
@@ -78,4 +86,25 @@ func (d *directory) entry(subject peer.ID, kind string) {
 	}
 	d.mu.RUnlock()
 	d.events.Publish(ev)
+}
+
+// bar takes workers out of the choice, and those back in that are barred no more, with
+// their next telemetry.
+func (d *directory) bar(barred func(string) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.barred = barred
+	for id, w := range d.workers {
+		if w.Online && barred(id) {
+			d.router.Remove(id)
+		}
+	}
+}
+
+// judged tells whoever wants to know how a worker's task ended. A client that went away
+// and a worker that was full say nothing of it.
+func (n *node) judged(worker string, o router.Outcome) {
+	if judge := n.judge.Load(); judge != nil && o != router.Unjudged && o != router.Refused {
+		(*judge)(worker, o == router.Succeeded)
+	}
 }

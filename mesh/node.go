@@ -55,6 +55,7 @@ type node struct {
 	pubsub    *pubsub.PubSub
 	attaching sync.Mutex
 	attached  map[string]Attachment
+	judge     atomic.Pointer[func(worker string, well bool)]
 
 	ctx     context.Context // ends when the node closes
 	cancel  context.CancelFunc
