@@ -25,12 +25,13 @@ import (
 
 // Ledger is the ledger of the process. It lives with the node.
 type Ledger struct {
-	node  mesh.Node
-	store *store.Store
-	dir   string
-	first Settings // of the configuration that opened it
-	parts *lifetime.Lifetime[*Part]
-	gate  gate
+	node    mesh.Node
+	store   *store.Store
+	dir     string
+	first   Settings // of the configuration that opened it
+	parts   *lifetime.Lifetime[*Part]
+	gate    gate
+	clients clients
 
 	gossip    gossip
 	serving   chan struct{} // holds a place for each request that is being answered

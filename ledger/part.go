@@ -46,6 +46,13 @@ func New(app *mesh.App, dir string, s Settings, logger *zap.Logger) *Part {
 	return &Part{app: app, dir: dir, s: s, logger: logger}
 }
 
+// Using returns the use of a ledger that is open.
+func Using(l *Ledger) *Part {
+	p := new(Part)
+	p.ledger.Store(l)
+	return p
+}
+
 // Start opens the ledger, or joins the one that is open. When it cannot be opened, the error
 // keeps the configuration from being used, unless it is to be done without.
 func (p *Part) Start() error {
