@@ -61,8 +61,8 @@ func TestReadmeCaddyfile(t *testing.T) {
 		"<multiaddr>...", "/ip4/127.0.0.1/tcp/0",
 		"<peer id>...", "12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL", "<key>...", "a-key-of-sixteen-characters",
 		"<origin>...", "https://app.example.com",
-		"<kebab-case>", "a-b", "<name or file>", "x", "<text>", "x", "<dir>", "/x", "<folder>", "/x", "<secret>", "x", "<file>", "/x",
-		"<url>", "http://x", "<key>", "x", "<model>...", "a b", "<offered> <model>", "a b", "<route>...", "/v1/x",
+		"<kebab-case>", "a-b", "<name or file>", "x", "<text>", "x", "<dir>", "/x", "<folder>", "/x", "<secret>", "x", "<old secret>", "y", "<file> <key file>", "/x /y", "<file>", "/x",
+		"<url>", "http://x", "<name> <password>", "a b", "<token>", "x", "<key>", "x", "<model>...", "a b", "<offered> <model>", "a b", "<route>...", "/v1/x",
 		"<host:port>...", "api.example.com:443", "<reference>", "x", "never|missing|always", "never", "<os>/<arch>", "linux/amd64", "<host path> <path>", "/srv/x /x",
 		"secret   <name>", "secret x", "ulimit   <name> <soft>:<hard>", "ulimit nofile 64:64", "<user>", "1000", "runtime  <name>", "runtime x", "<port>", "8080", "<address>", "unix:///x",
 	)

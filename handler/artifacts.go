@@ -16,14 +16,11 @@ func (x *exchange) artifacts() error {
 	if !wire.ValidTaskID(x.param) {
 		return badRequest("task_id", "the path does not hold a task id")
 	}
-	if err := x.checkArtifacts(); err != nil {
-		return err
-	}
 	l, err := x.takeLease()
 	if err != nil {
 		return err
 	}
-	f, err := l.OpenArtifact(x.param)
+	f, err := x.filesOf(l)
 	if err != nil {
 		return err
 	}

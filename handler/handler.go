@@ -105,12 +105,15 @@ type Handler struct {
 	// A file of more keys, one a line:
 	//
 	//     [<name>] <key or sha256:<64 hex>> [models=<a>,<b>] [scope=read|run] [expires=<RFC 3339>]
+	//         [webhook_secret=<new>[,<old>]]
 	//
 	// A name has 1 to 64 of the characters `a-z`, `A-Z`, `0-9`, `_.@-`. A key with
 	// `models` sees and uses only the workers with one of these peer ids, agent
 	// names or model engines; quote names with spaces, as in
 	// `models="HR Assistant,llama3.2"`. With `scope=read` it cannot run tasks, with
-	// `scope=run` it can do nothing else. After `expires` it is not valid. Lines
+	// `scope=run` it can do nothing else. After `expires` it is not valid. Webhooks
+	// of its tasks are signed with its `webhook_secret`, in place of the gateway's, and
+	// while receivers still have the one before it, with both. All that is one line. Lines
 	// that begin with `#` are comments. At most 1 MiB and 10,000 keys.
 	//
 	// The file is looked at again at most once a second, when requests come, and

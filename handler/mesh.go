@@ -33,7 +33,8 @@ func useTasks(app *mesh.App, logger *zap.Logger) (*tasks.Part, error) {
 	s, err := app.Service("tasks", func() (mesh.Service, error) {
 		settings := app.TaskSettings()
 		return tasks.New(tasks.Options{
-			Dir: settings.Store, Secret: settings.WebhookSecret, InFlight: settings.InFlight, Logger: logger.Named("tasks"),
+			Dir: settings.Store, Cluster: (*tasks.Cluster)(settings.NATS), Secrets: settings.WebhookSecrets(), InFlight: settings.InFlight,
+			Logger: logger.Named("tasks"),
 		})
 	})
 	if err != nil {

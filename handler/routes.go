@@ -72,6 +72,8 @@ func find(p string) (rt route, param string, ok bool) {
 			return route{get: (*exchange).getTask, del: (*exchange).cancelTask}, id, true
 		case what == "output":
 			return route{get: (*exchange).taskOutput}, id, true
+		case what == "webhook":
+			return route{post: (*exchange).redeliver}, id, true
 		case what == "artifacts":
 			return route{get: (*exchange).artifacts}, id, true
 		}

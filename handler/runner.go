@@ -9,11 +9,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/handler/auth"
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
@@ -37,7 +39,7 @@ func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error)
 	if err != nil {
 		return nil, t.Failure(err)
 	}
-	a := &taskAttempt{lease: l, record: j.Record}
+	a := &taskAttempt{lease: l}
 	if lost := j.Record.LostRunID(); lost != "" { // it may have left files
 		_ = l.DropArtifact(lost)
 	}
@@ -63,6 +65,14 @@ func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error)
 		return nil, t.Failure(err)
 	}
 	return a, nil
+}
+
+// Signer implements tasks.Runner.
+func (t taskRunner) Signer(owner string) *webhook.Signer {
+	if t.h.keys == nil {
+		return nil
+	}
+	return t.h.keys.Signer(owner)
 }
 
 // targetOf says who may run a task that was stored.
@@ -110,12 +120,24 @@ func (taskRunner) Failure(err error) *tasks.Failure {
 	return f
 }
 
+// Keep implements tasks.Runner.
+func (t taskRunner) Keep(r *tasks.Record) error {
+	l, err := t.h.gateway.Lease()
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	if err := l.KeepArtifact(r.RunID(), r.ID); !errors.Is(err, fs.ErrNotExist) { // it was done, or they are removed
+		return err
+	}
+	return nil
+}
+
 // taskAttempt is a task that a worker runs.
 type taskAttempt struct {
 	run
-	lease  lease
-	record *tasks.Record
-	once   sync.Once
+	lease lease
+	once  sync.Once
 }
 
 // Close implements tasks.Attempt.
@@ -124,13 +146,5 @@ func (a *taskAttempt) Close() error {
 	return a.run.Close()
 }
 
-// Keep implements tasks.Attempt.
-func (a *taskAttempt) Keep() (bool, error) {
-	if !a.HasFiles() {
-		return false, nil
-	}
-	if a.record.RunID() == a.record.ID {
-		return true, nil
-	}
-	return true, a.lease.KeepArtifact(a.record.RunID(), a.record.ID)
-}
+// Files implements tasks.Attempt.
+func (a *taskAttempt) Files() bool { return a.HasFiles() }

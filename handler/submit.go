@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/openai"
@@ -146,6 +147,13 @@ func taskStoreProblem(err error) error {
 		return &problem{status: http.StatusNotFound, code: "task_not_found", message: "you have no task of this id"}
 	case is(tasks.ErrEnded):
 		return &problem{status: http.StatusConflict, code: "task_ended", message: "the task has ended already"}
+	case is(tasks.ErrNoWebhook):
+		return &problem{status: http.StatusNotFound, code: "webhook_not_found", message: "the task was submitted without webhook_url"}
+	case is(tasks.ErrPending):
+		return &problem{status: http.StatusConflict, code: "webhook_pending", message: "the webhook is yet to be delivered; the task says when it is sent next"}
+	case is(tasks.ErrTooSoon):
+		return &problem{status: http.StatusTooManyRequests, code: "rate_limited", retryAfter: int(tasks.RedeliverAfter / time.Second),
+			message: "the webhook was sent a moment ago; it can be sent again " + tasks.RedeliverAfter.String() + " after the last attempt"}
 	case is(tasks.ErrExpired):
 		return &problem{status: http.StatusGone, code: "output_expired", message: "the output of this task is not kept any more"}
 	case is(tasks.ErrStore), is(tasks.ErrNotRunning):

@@ -6,7 +6,9 @@ import (
 	"cmp"
 	"errors"
 	"io"
+	"io/fs"
 	"net/http"
+	"os"
 	"strconv"
 	"time"
 
@@ -35,18 +37,17 @@ type taskEntry struct {
 	Prompt   int           `json:"prompt_bytes"`
 	Output   int64         `json:"output_bytes"`
 	Files    bool          `json:"has_files"`
+	Late     []lateEntry   `json:"late_results,omitempty"`
 	Webhook  *webhookEntry `json:"webhook,omitzero"`
 }
 
-// webhookEntry is the webhook of a task as clients see it.
-type webhookEntry struct {
-	URL      string             `json:"url"`
-	Status   tasks.WebhookState `json:"status"`
-	Attempts int                `json:"attempts"`
-	Code     int                `json:"last_status,omitzero"`
-	Error    string             `json:"last_error,omitempty"`
-	Last     time.Time          `json:"last_attempt_at,omitzero"`
-	Next     time.Time          `json:"next_attempt_at,omitzero"`
+// lateEntry is a result that did not count, as clients see it.
+type lateEntry struct {
+	Attempt  int         `json:"attempt"`
+	WorkerID string      `json:"worker_id"`
+	Status   tasks.State `json:"status"`
+	Reason   string      `json:"reason,omitempty"`
+	At       time.Time   `json:"at"`
 }
 
 // newTaskEntry describes a task. Before it runs, the worker is who was asked for.
@@ -57,8 +58,11 @@ func newTaskEntry(r *tasks.Record) taskEntry {
 		Attempts: r.Attempts, Created: r.Created, Started: r.Started, Ended: r.Ended,
 		Prompt: r.PromptSize, Output: r.Bytes, Files: r.Files,
 	}
-	if w := r.Webhook; w != nil {
-		e.Webhook = &webhookEntry{w.URL, w.State, w.Attempts, w.Status, w.Error, w.Last, w.Next}
+	for _, l := range r.Late {
+		e.Late = append(e.Late, lateEntry{l.Attempt, l.Worker.Peer, l.State, l.Reason, l.At})
+	}
+	if r.Webhook != nil {
+		e.Webhook = newWebhookEntry(r.Webhook)
 	}
 	return e
 }
@@ -76,6 +80,9 @@ func (x *exchange) listTasks() error {
 	entries := make([]taskEntry, len(page))
 	for i, r := range page {
 		entries[i] = newTaskEntry(r)
+		if w := entries[i].Webhook; w != nil {
+			w.History = nil
+		}
 	}
 	return x.answerJSON(struct {
 		Tasks []taskEntry `json:"tasks"`
@@ -86,9 +93,15 @@ func (x *exchange) listTasks() error {
 // taskQuery reads the query of a list.
 func (x *exchange) taskQuery() (tasks.Query, error) {
 	values := x.r.URL.Query()
-	q := tasks.Query{State: tasks.State(values.Get("status")), Before: values.Get("before"), Limit: defaultPage}
+	q := tasks.Query{
+		State: tasks.State(values.Get("status")), Webhook: tasks.WebhookState(values.Get("webhook")),
+		Before: values.Get("before"), Limit: defaultPage,
+	}
 	if q.State != "" && !q.State.Valid() {
 		return q, badRequest("status", "status: want one of %q", tasks.States)
+	}
+	if q.Webhook != "" && !q.Webhook.Valid() {
+		return q, badRequest("webhook", "webhook: want one of %q", tasks.WebhookStates)
 	}
 	if q.Before != "" && !tasks.ValidID(q.Before) {
 		return q, badRequest("before", "before: want the id of a task")
@@ -158,18 +171,26 @@ func (x *exchange) taskOutput() error {
 	return nil
 }
 
-// checkArtifacts refuses files of tasks that the client has not submitted. What a client
-// of POST /api/execute has is whose who knows the id.
-func (x *exchange) checkArtifacts() error {
+// filesOf opens the files of a task. Those of a task that was submitted are its owner's;
+// what a client of POST /api/execute has is whose who knows the id.
+func (x *exchange) filesOf(l lease) (*os.File, error) {
 	if !tasks.Reserved(x.param) {
-		return nil
+		return l.OpenArtifact(x.param)
 	}
 	r, err := x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
 	if err == nil && !r.Files {
 		err = tasks.ErrNotFound
 	}
 	if err != nil {
-		return taskStoreProblem(err)
+		return nil, taskStoreProblem(err)
 	}
-	return nil
+	f, err := l.OpenArtifact(r.RunID()) // until they have the task's own id
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = l.OpenArtifact(r.ID)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &problem{status: http.StatusGone, code: "artifacts_gone",
+			message: "the files of this task are not in the gateway's folder: they were removed, or the gateway that stored them has another folder"}
+	}
+	return f, err
 }

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
@@ -86,6 +88,44 @@ func (g *gate) endedTask(t *testing.T, id string, headers ...string) map[string]
 		return tasks.State(v["status"].(string)).Ended()
 	})
 	return v
+}
+
+// TestRedeliver wants the history of a webhook in the task, and it to be sent again.
+func TestRedeliver(t *testing.T) {
+	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "1")
+	var posts atomic.Int64
+	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		posts.Add(1)
+		w.WriteHeader(http.StatusGone)
+	}))
+	defer sink.Close()
+	f := &fakeMesh{workers: []mesh.WorkerInfo{worker(peerA, "HR", "llama3.2")}, dispatch: asking(answers(script{output: []string{"x"}}))}
+	g := serveTasks(t, f, tasks.Options{})
+	id := g.submitTask(t, `{"worker_id":"`+peerA+`","prompt":"x","webhook_url":"`+sink.URL+`"}`)
+	var w map[string]any
+	await.Until(t, "an attempt", func() bool {
+		w = g.task(t, id)["webhook"].(map[string]any)
+		return w["status"] == "disabled"
+	})
+	history := w["history"].([]any)
+	if first := history[0].(map[string]any); len(history) != 1 || first["status"] != 410.0 || first["at"] == nil || first["duration_seconds"] == nil || first["error"] != nil {
+		t.Errorf("got %v", history)
+	}
+	if a := g.do(t, "GET", "/api/tasks?webhook=disabled", ""); !strings.Contains(a.body, id) || strings.Contains(a.body, "history") {
+		t.Errorf("got %s", a.body)
+	}
+	if a := g.do(t, "GET", "/api/tasks?webhook=delivered", ""); a.body != `{"tasks":[],"has_more":false}` {
+		t.Errorf("got %s", a.body)
+	}
+	g.do(t, "GET", "/api/tasks?webhook=lost", "").failed(t, http.StatusBadRequest, "invalid_request_error")
+	if a := g.do(t, "POST", "/api/tasks/"+id+"/webhook", ""); a.status != http.StatusTooManyRequests || a.header.Get("Retry-After") != "10" {
+		t.Errorf("got %+v", a)
+	}
+	g.do(t, "POST", "/api/tasks/task_"+strings.Repeat("0", 36)+"/webhook", "").failed(t, http.StatusNotFound, "task_not_found")
+	g.do(t, "POST", "/api/tasks/"+g.submitTask(t, taskBody)+"/webhook", "").failed(t, http.StatusNotFound, "webhook_not_found")
+	if posts.Load() != 1 {
+		t.Errorf("%d came", posts.Load())
+	}
 }
 
 const taskBody = `{"worker_id":"` + peerA + `","prompt":"hello"}`

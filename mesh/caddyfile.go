@@ -21,7 +21,16 @@ import (
 //		artifacts <dir>
 //		tasks {
 //			store          <dir>
-//			webhook_secret <secret>
+//			nats <url>... {
+//				credentials <file>
+//				nkey        <file>
+//				user        <name> <password>
+//				token       <token>
+//				ca          <file>...
+//				certificate <file> <key file>
+//				replicas    <n>
+//			}
+//			webhook_secret <secret> [<old secret>]
 //			in_flight      <n>
 //		}
 //		reputation off | {
@@ -63,7 +72,8 @@ func (a *App) unmarshalTasks(d *caddyfile.Dispenser) error {
 	a.Tasks = new(Tasks)
 	return option.Set{
 		"store":          option.String(&a.Tasks.Store),
-		"webhook_secret": option.Key(&a.Tasks.WebhookSecret),
+		"nats":           option.Func(a.Tasks.unmarshalNATS),
+		"webhook_secret": option.Keys(&a.Tasks.WebhookSecret, &a.Tasks.OldWebhookSecret),
 		"in_flight":      option.PositiveInt(&a.Tasks.InFlight),
 	}.Block(d)
 }

@@ -19,11 +19,20 @@ type Tasks struct {
 	// data folder.
 	Store string `json:"store,omitempty"`
 
+	// The NATS servers in which they are kept in place of a folder, by several gateways
+	// together: any of them shows, cancels and finishes any task. They share the folder
+	// for artifacts, too. Default: none.
+	NATS *NATS `json:"nats,omitempty"`
+
 	// The secret that signs webhooks. With `whsec_` and the base64 of 24 to 64 bytes it
 	// is one of Standard Webhooks. May be a placeholder such as `{env.NAME}`, which is
 	// better than the secret: Caddy's admin API shows what stands here. Default: the
 	// environment variable `AGENTFM_WEBHOOK_SECRET`; without it, webhooks are not signed.
 	WebhookSecret string `json:"webhook_secret,omitempty"`
+
+	// The secret before it, while receivers may still have that one: webhooks are then
+	// signed with both. May be a placeholder that is empty. Default: none.
+	OldWebhookSecret string `json:"old_webhook_secret,omitempty"`
 
 	// How many tasks may be queued or running at one time, at most 10,000. More are
 	// refused with status 503. Default: 256.
@@ -41,20 +50,48 @@ func (t *Tasks) resolve() (Tasks, error) {
 	}
 	repl := caddy.NewReplacer()
 	var err error
-	if out.Store == "" {
+	switch {
+	case out.NATS != nil && out.Store != "":
+		return out, errors.New("store and nats are both there: tasks are kept in one of them")
+	case out.NATS != nil:
+		if out.NATS, err = out.NATS.resolve(); err != nil {
+			return out, fmt.Errorf("nats: %w", err)
+		}
+	case out.Store == "":
 		out.Store = filepath.Join(caddy.AppDataDir(), "agentfm", "task-store")
-	} else if out.Store, err = repl.ReplaceOrErr(out.Store, true, true); err != nil {
-		return out, fmt.Errorf("store: %w", err)
+	default:
+		if out.Store, err = repl.ReplaceOrErr(out.Store, true, true); err != nil {
+			return out, fmt.Errorf("store: %w", err)
+		}
 	}
-	if out.Store, err = filepath.Abs(out.Store); err != nil {
-		return out, fmt.Errorf("store: %w", err)
+	if out.NATS == nil {
+		if out.Store, err = filepath.Abs(out.Store); err != nil {
+			return out, fmt.Errorf("store: %w", err)
+		}
 	}
 	if out.WebhookSecret == "" {
 		out.WebhookSecret = os.Getenv(webhookSecretEnv)
+		if out.OldWebhookSecret != "" && out.WebhookSecret == "" {
+			return out, errors.New("old_webhook_secret: there is no webhook_secret that took its place")
+		}
 	} else if out.WebhookSecret, err = repl.ReplaceOrErr(out.WebhookSecret, true, true); err != nil {
 		return out, errors.New("webhook_secret: it holds a placeholder that is unknown or empty")
 	}
+	if out.OldWebhookSecret, err = repl.ReplaceOrErr(out.OldWebhookSecret, false, true); err != nil {
+		return out, errors.New("old_webhook_secret: it holds a placeholder that is unknown")
+	}
 	return out, nil
+}
+
+// WebhookSecrets returns those that sign webhooks, the newest first.
+func (t Tasks) WebhookSecrets() []string {
+	var secrets []string
+	for _, s := range []string{t.WebhookSecret, t.OldWebhookSecret} {
+		if s != "" {
+			secrets = append(secrets, s)
+		}
+	}
+	return secrets
 }
 
 // TaskSettings returns the resolved settings of tasks, after Provision.

@@ -15,16 +15,27 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeRunner runs tasks as the test says.
 type fakeRunner struct {
-	run func(ctx context.Context, j Job) (Attempt, error)
+	run     func(ctx context.Context, j Job) (Attempt, error)
+	signers map[string]*webhook.Signer // by the owners that have one
 
 	mu   sync.Mutex
 	jobs []string // the ids of the runs
+	kept []string // and those whose files were kept
+}
+
+// Keep implements Runner.
+func (f *fakeRunner) Keep(r *Record) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept = append(f.kept, r.RunID())
+	return nil
 }
 
 // Run implements Runner.
@@ -43,6 +54,9 @@ func (f *fakeRunner) Failure(err error) *Failure {
 	}
 	return &Failure{Kind: Broken, Reason: "broken", Message: err.Error(), Err: err}
 }
+
+// Signer implements Runner.
+func (f *fakeRunner) Signer(owner string) *webhook.Signer { return f.signers[owner] }
 
 // seen returns the runs so far.
 func (f *fakeRunner) seen() []string {
@@ -70,8 +84,8 @@ func (a *fakeAttempt) Read(p []byte) (int, error) {
 // Close implements Attempt.
 func (a *fakeAttempt) Close() error { return nil }
 
-// Keep implements Attempt.
-func (a *fakeAttempt) Keep() (bool, error) { return a.files, nil }
+// Files implements Attempt.
+func (a *fakeAttempt) Files() bool { return a.files }
 
 // testWorker runs everything.
 var testWorker = Worker{Peer: "peer", Agent: "agent", Model: "model"}

@@ -5,6 +5,10 @@ package tasks
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +20,8 @@ import (
 var (
 	errClosing   = errors.New("the task store closes")
 	errCancelled = errors.New("the task was cancelled")
+	// errTaken is for this attempt as [ErrEnded] is for the task.
+	errTaken = fmt.Errorf("%w here: another gateway has it", ErrEnded)
 )
 
 // work takes tasks off the queue and runs them.
@@ -30,7 +36,11 @@ func (s *session) each(messages jetstream.MessagesContext, things string, take f
 	for {
 		msg, err := messages.Next()
 		if err != nil {
-			if errors.Is(err, jetstream.ErrMsgIteratorClosed) || s.ctx.Err() != nil {
+			if s.ctx.Err() != nil {
+				return
+			}
+			if errors.Is(err, jetstream.ErrMsgIteratorClosed) { // somebody has removed the consumer
+				_ = s.store.failedTo(s.ctx, err)
 				return
 			}
 			if errors.Is(err, jetstream.ErrNoHeartbeat) {
@@ -45,21 +55,26 @@ func (s *session) each(messages jetstream.MessagesContext, things string, take f
 }
 
 // handle sees a task of the queue to its end. It leaves it in the queue when the store
-// closes, or fails.
+// closes, or fails, or another gateway has it.
 func (s *session) handle(msg jetstream.Msg) {
-	key := msg.Subject()[len(queueSubject):]
+	key := msg.Subject()[len(queueSubject)+len("0."):]
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
-	if !s.claim(key, cancel) {
+	c := &claim{cancel: cancel, msg: msg}
+	c.lost.Store(math.MaxInt64) // until the record was read
+	if !s.claim(key, c) {
 		return // its lease was lost while we had it: we have it still
 	}
 	defer s.unclaim(key)
-	defer s.holdLease(msg)()
 	for s.ctx.Err() == nil {
-		t := &job{session: s, key: key}
+		t := &job{session: s, key: key, claim: c}
 		err := t.run(ctx)
 		if errors.Is(context.Cause(ctx), errCancelled) { // its end is stored
 			ctx, err = s.ctx, ErrEnded
+		}
+		if errors.Is(err, errTaken) {
+			s.log().Warn("another gateway has taken a task", zap.String("task", taskID(key)))
+			return
 		}
 		if err == nil || errors.Is(err, ErrEnded) || errors.Is(err, ErrNotFound) {
 			if err = s.settle(key); err == nil {
@@ -74,13 +89,25 @@ func (s *session) handle(msg jetstream.Msg) {
 			pause(s.ctx, time.Second)
 		}
 	}
+	if s.store.shared { // another gateway need not wait until the lease is over
+		_ = msg.Nak()
+	}
 }
 
-// acknowledge takes a message off its queue, and waits until that is stored.
+// acknowledge takes a message off its queue, and waits until that is written. The message
+// itself is on disk first: otherwise, after a power cut, another of the same number would
+// pass for done.
 func (s *session) acknowledge(msg jetstream.Msg) error {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
-	if err := msg.DoubleAck(ctx); err != nil {
+	meta, err := msg.Metadata()
+	if err == nil {
+		err = s.store.sync(meta.Stream, meta.Sequence.Stream)
+	}
+	if err == nil {
+		err = msg.DoubleAck(ctx)
+	}
+	if err != nil {
 		return s.store.failedTo(ctx, err)
 	}
 	return nil
@@ -89,15 +116,22 @@ func (s *session) acknowledge(msg jetstream.Msg) error {
 // taskID returns the id of the task in a key.
 func taskID(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
 
-// claim notes that a task is being handled, and what cancels that.
-func (s *session) claim(key string, cancel context.CancelCauseFunc) bool {
+// claim notes that a task is being handled.
+func (s *session) claim(key string, c *claim) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.claims[key]; ok {
 		return false
 	}
-	s.claims[key] = cancel
+	s.claims[key] = c
 	return true
+}
+
+// claimOf returns the claim of a task; nil when it is not being handled here.
+func (s *session) claimOf(key string) *claim {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.claims[key]
 }
 
 // unclaim ends a claim.
@@ -107,25 +141,23 @@ func (s *session) unclaim(key string) {
 	delete(s.claims, key)
 }
 
-// holdLease keeps a message from being delivered again, until the function that it
-// returns is called.
-func (s *session) holdLease(msg jetstream.Msg) func() {
-	ctx, cancel := context.WithCancel(s.ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(lease / 3)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				_ = msg.InProgress()
-			case <-ctx.Done():
-				return
-			}
+// holdLeases keeps the tasks that are being handled from being delivered again.
+func (s *session) holdLeases() {
+	for {
+		pause(s.ctx, s.limits.lease/3)
+		if s.ctx.Err() != nil {
+			return
 		}
-	}()
-	return func() { cancel(); <-done }
+		if s.silent.Load() {
+			continue
+		}
+		s.mu.Lock()
+		claims := slices.Collect(maps.Values(s.claims))
+		s.mu.Unlock()
+		for _, c := range claims {
+			_ = c.msg.InProgress()
+		}
+	}
 }
 
 // settle does what follows a task's end. It may be done more than once.
@@ -138,7 +170,15 @@ func (s *session) settle(key string) error {
 		return nil
 	case err != nil:
 		return err
-	case r.Webhook != nil && r.Webhook.State == WebhookPending:
+	}
+	if r.State == Completed && r.Files && r.RunID() != r.ID {
+		if runner := s.runner(r.Site); runner != nil {
+			if err := runner.Keep(r); err != nil { // they have the id of their run still, and are found by it
+				s.log().Warn("keeping the files of a task", zap.String("task", r.ID), zap.Error(err))
+			}
+		}
+	}
+	if r.Webhook != nil && r.Webhook.State == WebhookPending {
 		return s.store.queueWebhook(ctx, key)
 	}
 	return nil

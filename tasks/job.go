@@ -8,12 +8,15 @@ import (
 	"errors"
 	"math/rand/v2"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // job is a task under way.
 type job struct {
 	*session
 	key    string
+	claim  *claim
 	record *Record   // as it was last written
 	away   time.Time // since when no worker is there; zero when one is
 	wait   time.Duration
@@ -35,8 +38,14 @@ func (j *job) run(ctx context.Context) error {
 		if errors.Is(failure.Err, ErrEnded) || errors.Is(failure.Err, ErrStore) || errors.Is(failure.Err, ErrNotFound) {
 			return failure.Err
 		}
+		result := failure.Kind == Final && j.record.State == Running
 		if failure = j.judge(failure); failure.Kind == Final {
-			return j.end(ctx, Failed, failure.Reason, failure.Message)
+			own := j.record
+			err := j.end(ctx, Failed, failure.Reason, failure.Message)
+			if result {
+				j.late(ctx, err, own, Failed, failure.Reason)
+			}
+			return err
 		}
 		if err := j.again(ctx, failure); err != nil {
 			return err
@@ -56,6 +65,7 @@ func (j *job) recover(ctx context.Context) error {
 		return ErrEnded
 	}
 	j.record = r
+	j.claim.lost.Store(int64(r.Lost))
 	if r.State == Running {
 		if err := j.lose(ctx); err != nil {
 			return err
@@ -81,11 +91,8 @@ func (j *job) again(ctx context.Context, f *Failure) error {
 // lose notes that an attempt was lost. The task waits for a worker again.
 func (j *job) lose(ctx context.Context) error {
 	lost := j.record.Lost
-	err := j.change(ctx, func(r *Record) {
-		if r.Lost == lost { // or the answer to this change was lost
-			r.Lost, r.State, r.Started = lost+1, Queued, time.Time{}
-		}
-	})
+	j.claim.lost.Store(int64(lost) + 1)
+	err := j.change(ctx, func(r *Record) { r.Lost, r.State, r.Started = lost+1, Queued, time.Time{} })
 	if err == nil {
 		j.store.forgetOutput(ctx, j.record, lost)
 	}
@@ -126,13 +133,13 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	if runner == nil {
 		return &Failure{Kind: Away, Err: ErrNotRunning}
 	}
-	prompt, err := j.store.prompt(ctx, j.key)
+	msg, err := j.store.queued(ctx, j.key)
 	if err != nil {
 		return &Failure{Err: err}
 	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
-	a, err := runner.Run(run, Job{Record: j.record, Prompt: prompt, Begin: func(w Worker) error { return j.begin(ctx, w) }})
+	a, err := runner.Run(run, Job{Record: j.record, Prompt: string(msg.Data), Begin: func(w Worker) error { return j.begin(ctx, w) }})
 	if err != nil {
 		return asFailure(err)
 	}
@@ -146,11 +153,10 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	case err != nil:
 		return runner.Failure(err)
 	}
-	files, err := a.Keep()
-	if err != nil {
-		return &Failure{Kind: Broken, Reason: "internal_error", Message: "the files could not be kept", Err: err}
-	}
+	files := a.Files()
+	own := j.record
 	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Bytes, r.Files = size, files }); err != nil {
+		j.late(ctx, err, own, Completed, "")
 		return &Failure{Err: err}
 	}
 	return nil
@@ -177,17 +183,42 @@ func (j *job) finish(ctx context.Context, state State, reason, message string, m
 	})
 }
 
-// change changes the record of a task that has not ended.
+// change changes the record of a task that has not ended, and that this job has.
 func (j *job) change(ctx context.Context, change func(*Record)) error {
 	r, err := j.store.update(ctx, j.key, func(r *Record) error {
-		if r.State.Ended() {
+		switch {
+		case r.State.Ended():
 			return ErrEnded
+		case !j.has(r):
+			return errTaken
 		}
 		change(r)
 		return nil
 	})
-	if r != nil {
+	if r != nil && !errors.Is(err, errTaken) {
 		j.record = r
 	}
 	return err
+}
+
+// has reports whether nobody else has done anything with the task since this job did: who
+// takes it begins another attempt, or notes the loss of this one.
+func (j *job) has(r *Record) bool {
+	return r.Attempts == j.record.Attempts && r.Lost == j.record.Lost && r.State == j.record.State
+}
+
+// late notes a result that came when the task had an end, or was another gateway's. The
+// error is why.
+func (j *job) late(ctx context.Context, why error, own *Record, state State, reason string) {
+	if !errors.Is(why, ErrEnded) {
+		return
+	}
+	late := LateResult{Attempt: own.Attempts, Worker: own.Worker, State: state, Reason: reason, At: time.Now().UTC()}
+	_, err := j.store.update(ctx, j.key, func(r *Record) error {
+		r.Late = append(r.Late, late)
+		r.Late = r.Late[max(0, len(r.Late)-maxLate):]
+		return nil
+	})
+	j.log().Warn("a result came too late", zap.String("task", taskID(j.key)), zap.String("worker", late.Worker.Peer),
+		zap.Int("attempt", late.Attempt), zap.String("status", string(state)), zap.Error(err))
 }

@@ -40,7 +40,7 @@ func (r *Record) outputOf() string { return outputSubject + r.key() + "." + strc
 // keepOutput stores what an agent writes, to its end, and returns how much it was. When
 // that fails, it calls stop, which makes the agent end.
 func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.Reader, stop func()) (int64, error) {
-	w := &outputWriter{store: s, ctx: ctx, subject: r.outputOf(), limit: limit}
+	w := &outputWriter{store: s, ctx: ctx, subject: r.outputOf(), attempt: r.Attempts, limit: limit}
 	chunks := make(chan []byte)
 	ended := make(chan error, 1)
 	go func() { // reads: a chunk must not wait for what the agent has yet to say
@@ -66,6 +66,9 @@ func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.
 	if err := <-ended; err != io.EOF {
 		return w.size, err
 	}
+	if err := s.sync(outputName, w.last); err != nil {
+		return w.size, s.failedTo(ctx, err)
+	}
 	return w.size, nil
 }
 
@@ -74,9 +77,11 @@ type outputWriter struct {
 	store   *store
 	ctx     context.Context
 	subject string
+	attempt int
 	limit   int64
 	buf     []byte
-	size    int64 // written
+	size    int64  // written
+	last    uint64 // the last message
 }
 
 // copy writes what comes.
@@ -109,12 +114,18 @@ func (w *outputWriter) flush() error {
 		return nil
 	}
 	msg := &nats.Msg{Subject: w.subject, Data: w.buf, Header: nats.Header{offsetHeader: {strconv.FormatInt(w.size, 10)}}}
-	if _, err := w.store.js.PublishMsg(w.ctx, msg); err != nil {
+	var opts []jetstream.PublishOpt
+	if w.store.shared { // which may be given it twice
+		opts = append(opts, jetstream.WithMsgID(fmt.Sprint(w.subject, "@", w.attempt, "@", w.size)))
+	}
+	message, err := w.store.publish(w.ctx, msg, opts...)
+	if err != nil {
 		if w.ctx.Err() != nil {
 			return context.Cause(w.ctx)
 		}
 		return w.store.failedTo(w.ctx, err)
 	}
+	w.last = message
 	w.size += int64(len(w.buf))
 	w.buf = w.buf[:0]
 	return nil
@@ -169,7 +180,9 @@ func (o *Output) Next() ([]byte, error) {
 
 // chunk reads the next piece.
 func (o *Output) chunk() ([]byte, error) {
-	msg, err := o.store.output.GetMsg(o.ctx, o.next, jetstream.WithGetMsgSubject(o.subject))
+	msg, err := patiently(o.ctx, o.store, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+		return o.store.output.GetMsg(ctx, o.next, jetstream.WithGetMsgSubject(o.subject))
+	})
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, io.EOF

@@ -108,8 +108,24 @@ type Record struct {
 	Bytes int64 `json:"bytes"`
 	Files bool  `json:"files,omitempty"`
 
+	// Late are the newest results that came when the task had an end, or was another
+	// gateway's. They changed nothing.
+	Late []LateResult `json:"late,omitempty"`
+
 	Webhook *Webhook `json:"webhook,omitempty"`
 }
+
+// LateResult is the result of an attempt that does not count.
+type LateResult struct {
+	Attempt int       `json:"attempt"`
+	Worker  Worker    `json:"worker,omitzero"`
+	State   State     `json:"state"`
+	Reason  string    `json:"reason,omitempty"`
+	At      time.Time `json:"at"`
+}
+
+// maxLate bounds how many late results are kept.
+const maxLate = 8
 
 // RunID is the id of the task on the mesh. After the loss of an attempt it is another:
 // what that one still delivers is none of the new one.
@@ -154,12 +170,23 @@ func ValidID(id string) bool { return mintedID.MatchString(id) }
 // [Record.RunID]. What has it belongs to their owners.
 func Reserved(id string) bool { return runID.MatchString(id) }
 
-// newID returns a fresh id: "task_", the time in milliseconds and a random number. Later
-// ids are greater.
-func newID(now time.Time) string {
+// newID returns a fresh id: "task_", the time in milliseconds and a random number, whose
+// last digit is that of a lane. Later ids are greater.
+func newID(now time.Time, lane byte) string {
 	var b [12]byte
 	_, _ = rand.Read(b[:]) // never fails: see crypto/rand
+	b[11] = b[11]&0xf0 | lane&0x0f
 	return fmt.Sprintf("task_%012x%s", now.UnixMilli(), hex.EncodeToString(b[:]))
+}
+
+// lanes are the parts of the queue, by their digits.
+const lanes = "0123456789abcdef"
+
+// laneOf returns the lane of the tasks of an owner for a target. They wait behind each
+// other, and not, or seldom, behind those of others.
+func laneOf(owner string, target Target) byte {
+	sum := sha256.Sum256([]byte(owner + "\x00" + target.Worker + "\x00" + target.Model))
+	return sum[0] & 0x0f
 }
 
 // encode returns the record as it is stored.

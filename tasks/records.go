@@ -3,11 +3,11 @@
 package tasks
 
 import (
-	"cmp"
+	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -30,41 +30,101 @@ var (
 	errConflict = errors.New("the record has changed meanwhile")
 )
 
-// get returns a record and its revision.
+// get returns a record and its revision. That of a task that nobody has begun is in the
+// queue, with the revision 0.
 func (s *store) get(ctx context.Context, key string) (*Record, uint64, error) {
-	entry, err := s.records.Get(ctx, key)
+	r, revision, err := s.kept(ctx, key)
+	if !errors.Is(err, ErrNotFound) {
+		return r, revision, err
+	}
+	msg, err := s.queued(ctx, key)
+	if errors.Is(err, ErrNotFound) { // or its end was stored meanwhile
+		return s.kept(ctx, key)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	r, err = decodeHeader(msg.Header)
+	return r, 0, err
+}
+
+// queued returns the message of a task in the queue. The error is [ErrNotFound] when it is
+// not there any more.
+func (s *store) queued(ctx context.Context, key string) (*jetstream.RawStreamMsg, error) {
+	msg, err := s.last(ctx, s.queue, inQueue(key))
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil, ErrNotFound
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	return msg, nil
+}
+
+// kept returns the record of a task that was begun, or has ended.
+func (s *store) kept(ctx context.Context, key string) (*Record, uint64, error) {
+	entry, err := patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValueEntry, error) { return s.records.Get(ctx, key) })
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound), errors.Is(err, jetstream.ErrInvalidKey):
 		return nil, 0, ErrNotFound
 	case err != nil:
 		return nil, 0, fmt.Errorf("%w: %w", ErrStore, err)
 	}
+	if err := s.sync(recordName, entry.Revision()); err != nil {
+		return nil, 0, s.failedTo(ctx, err)
+	}
 	r, err := decode(entry.Value())
 	return r, entry.Revision(), err
 }
 
 // put writes a record, when its revision is still that one; 0 is for one that is not
-// there yet. The record of a task that has ended goes away after [Keep].
+// there yet. When it returns nil, it is on disk. A record goes away [Keep] after it was
+// last written.
 func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 	b, err := r.encode()
 	if err != nil {
 		return err
 	}
-	opts := []jetstream.PublishOpt{jetstream.WithExpectLastSequencePerSubject(revision)}
-	if r.State.Ended() {
-		opts = append(opts, jetstream.WithMsgTTL(Keep))
+	if err := s.sync(recordName, revision); err != nil { // this write removes the one before
+		return s.failedTo(ctx, err)
 	}
-	_, err = s.js.PublishMsg(ctx, &nats.Msg{Subject: "$KV." + bucket + "." + r.key(), Data: b}, opts...)
+	message, err := s.publish(ctx, &nats.Msg{Subject: "$KV." + bucket + "." + r.key(), Data: b},
+		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithMsgTTL(Keep))
 	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
-		return errConflict
+		if err = s.holds(ctx, r.key(), b); err != nil {
+			return err
+		}
 	}
-	if err == nil && r.State.Ended() { // what is told of it does not change any more
-		err = s.witness.sync()
+	if err == nil {
+		err = s.sync(recordName, message)
 	}
 	if err != nil {
 		return s.failedTo(ctx, err)
 	}
 	return nil
+}
+
+// publish stores a message, and returns its number in the stream. A cluster may be given it
+// twice.
+func (s *store) publish(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) (uint64, error) {
+	ack, err := patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
+}
+
+// holds returns errConflict when a record is not this one. It is when a cluster took it,
+// and the answer was lost.
+func (s *store) holds(ctx context.Context, key string, b []byte) error {
+	if !s.shared {
+		return errConflict
+	}
+	entry, err := patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValueEntry, error) { return s.records.Get(ctx, key) })
+	if err == nil && bytes.Equal(entry.Value(), b) {
+		return nil
+	}
+	return errConflict
 }
 
 // maxConflicts bounds how often a change is tried: two sides change a record, and
@@ -93,64 +153,69 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 	return nil, fmt.Errorf("%w: %w", ErrStore, errConflict)
 }
 
-// Query says which tasks of an owner are listed.
-type Query struct {
-	// State is the one that they are in; empty for any.
-	State State
-	// Before is the id of a task: those that were submitted before it are listed.
-	Before string
-	// Limit is how many there may be.
-	Limit int
-}
-
-// list returns tasks of an owner, newest first, and whether there are more. It looks at
-// all of the owner's, and holds no more than a page of them.
-func (s *store) list(ctx context.Context, owner string, q Query) (page []*Record, more bool, err error) {
-	w, err := s.records.Watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
-	if err != nil {
-		return nil, false, fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	defer w.Stop()
-	newestFirst := func(a, b *Record) int { return cmp.Compare(b.ID, a.ID) }
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, context.Cause(ctx))
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil { // all that there are
-				return page, more, nil
-			}
-			r, err := decode(entry.Value())
-			if err != nil || q.State != "" && r.State != q.State || q.Before != "" && r.ID >= q.Before {
-				continue
-			}
-			i, _ := slices.BinarySearchFunc(page, r, newestFirst)
-			if page = slices.Insert(page, i, r); len(page) > q.Limit {
-				page, more = page[:q.Limit], true
-			}
-		}
-	}
-}
-
-// submit stores a new task: first its record, and then what makes it run. When it
-// returns nil, both are on disk.
+// submit puts a new task into the queue. When it returns nil, it is on disk.
 func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
-	if err := s.put(ctx, r, 0); err != nil {
+	header, err := r.encodeHeader()
+	if err != nil {
 		return err
 	}
-	_, err := s.js.Publish(ctx, queueSubject+r.key(), []byte(prompt))
-	if err == nil {
-		err = s.witness.sync()
-	}
+	err = s.enqueue(ctx, s.queue, queueName, &nats.Msg{Subject: inQueue(r.key()), Header: header, Data: []byte(prompt)})
 	if err == nil {
 		return nil
 	}
 	// The client hears that the task was not accepted. Should it have been, all the same,
-	// it must not run; should this fail as well, the sweep after the next start does it.
+	// it must not run.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	_, _ = s.update(ctx, r.key(), func(r *Record) error { return r.end(Failed, ReasonNotAccepted, "the task could not be queued") })
+	_ = r.end(Failed, ReasonNotAccepted, "the task could not be queued")
+	_ = s.put(ctx, r, 0)
 	return s.failedTo(ctx, err)
+}
+
+// enqueue puts a message into a queue, unless it is there. When it returns nil, it is on
+// disk.
+func (s *store) enqueue(ctx context.Context, queue jetstream.Stream, name string, msg *nats.Msg) error {
+	message, err := s.publish(ctx, msg)
+	if err != nil {
+		there, lerr := s.last(ctx, queue, msg.Subject)
+		if lerr != nil {
+			return err
+		}
+		message = there.Sequence // the answer was lost, or it was another's
+	}
+	return s.sync(name, message)
+}
+
+// inQueue is the subject of a task in the queue: that of its lane, which ends its id.
+func inQueue(key string) string { return queueSubject + key[len(key)-1:] + "." + key }
+
+// recordHeader has the record of a task in the queue.
+const recordHeader = "Agentfm-Task"
+
+// encodeHeader returns the record as it stands in the queue.
+func (r *Record) encodeHeader() (nats.Header, error) {
+	b, err := r.encode()
+	return nats.Header{recordHeader: {base64.RawStdEncoding.EncodeToString(b)}}, err
+}
+
+// decodeHeader reads the record of a task in the queue.
+func decodeHeader(h nats.Header) (*Record, error) {
+	b, err := base64.RawStdEncoding.DecodeString(h.Get(recordHeader))
+	if err != nil {
+		return nil, fmt.Errorf("reading the record of a task: %w", err)
+	}
+	return decode(b)
+}
+
+// dequeue takes a task that has ended out of the queue.
+func (s *store) dequeue(ctx context.Context, key string) {
+	msg, err := s.queued(ctx, key)
+	if err == nil {
+		err = s.sync(queueName, msg.Sequence) // as in acknowledge
+	}
+	if err == nil {
+		_ = s.queue.DeleteMsg(ctx, msg.Sequence)
+	}
 }
 
 // end takes the task to its end, unless it has ended.
@@ -159,51 +224,44 @@ func (r *Record) end(state State, reason, message string) error {
 		return ErrEnded
 	}
 	r.State, r.Reason, r.Message, r.Ended = state, reason, message, time.Now().UTC()
+	if r.Ended.Before(r.Created) { // the clock was set back
+		r.Ended = r.Created
+	}
 	return nil
 }
 
 // waiting reports whether a queue has a message of a subject.
-func waiting(ctx context.Context, queue jetstream.Stream, subject string) (bool, error) {
-	_, err := queue.GetLastMsgForSubject(ctx, subject)
+func (s *store) waiting(ctx context.Context, queue jetstream.Stream, subject string) (bool, error) {
+	_, err := s.last(ctx, queue, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
+// last returns the last message of a subject.
+func (s *store) last(ctx context.Context, stream jetstream.Stream, subject string) (*jetstream.RawStreamMsg, error) {
+	return patiently(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+		return stream.GetLastMsgForSubject(ctx, subject)
+	})
+}
+
 // length returns how many messages are in a queue, and how many bytes they have.
-func (s *store) length(ctx context.Context, queue string) (messages int, bytes uint64, err error) {
+func (s *store) length(ctx context.Context, queue string) (messages int, bytes int64, err error) {
 	// A handle must not be used at the same time as its Info.
-	handle, err := s.js.Stream(ctx, queue)
+	handle, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, queue) })
 	if err != nil {
 		return 0, 0, fmt.Errorf("%w: %w", ErrStore, err)
 	}
 	info := handle.CachedInfo() // as it was a moment ago
-	return int(info.State.Msgs), info.State.Bytes, nil
+	return int(info.State.Msgs), int64(info.State.Bytes), nil
 }
 
-// prompt returns the prompt of a task in the queue. The error is [ErrNotFound] when it is
-// not there any more.
-func (s *store) prompt(ctx context.Context, key string) (string, error) {
-	msg, err := s.queue.GetLastMsgForSubject(ctx, queueSubject+key)
-	switch {
-	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return "", ErrNotFound
-	case err != nil:
-		return "", fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	return string(msg.Data), nil
-}
-
-// lastRevision returns the newest revision of any record.
-func (s *store) lastRevision(ctx context.Context) (uint64, error) {
-	stream, err := s.js.Stream(ctx, "KV_"+bucket)
+// lastMessage returns the number of the newest message of a stream.
+func (s *store) lastMessage(ctx context.Context, stream string) (uint64, error) {
+	handle, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, stream) })
 	if err != nil {
 		return 0, err
 	}
-	info, err := stream.Info(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return info.State.LastSeq, nil
+	return handle.CachedInfo().State.LastSeq, nil // as it was a moment ago
 }

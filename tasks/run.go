@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
 // Limits of a task.
@@ -37,8 +39,13 @@ type Runner interface {
 	// Run gives a task to a worker and returns when its output begins. The end of ctx
 	// stops the task. An error that is no [*Failure] is an internal one.
 	Run(ctx context.Context, j Job) (Attempt, error)
+	// Signer signs the webhooks of an owner that has a secret of its own; nil for others.
+	Signer(owner string) *webhook.Signer
 	// Failure makes an error of [Attempt.Read] one of those.
 	Failure(err error) *Failure
+	// Keep gives the files of a task that has completed the task's own id. It may be
+	// called more than once.
+	Keep(*Record) error
 }
 
 // Attempt is a task that a worker runs.
@@ -47,9 +54,8 @@ type Attempt interface {
 	io.Reader
 	// Close stops the task if it still runs.
 	io.Closer
-	// Keep keeps the files of the task, after io.EOF, under its own id, and reports
-	// whether there are any.
-	Keep() (bool, error)
+	// Files reports, after io.EOF, whether there are any. They have the id of the run.
+	Files() bool
 }
 
 // Kind says what to do about a failure.

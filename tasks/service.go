@@ -5,6 +5,7 @@ package tasks
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,8 +28,9 @@ const serviceKey = "tasks"
 // another follows when the store fails.
 type service struct {
 	*lifetime.Lifetime[*Part]
-	dir     string
+	place   place
 	current atomic.Pointer[session] // nil while the store cannot be used
+	trouble atomic.Pointer[error]   // why it cannot
 
 	ctx     context.Context // of the service
 	cancel  context.CancelCauseFunc
@@ -42,20 +44,52 @@ type limits struct {
 	offline, pause time.Duration // [OfflineLimit] and minPause
 	output         int64         // [MaxOutput]
 	reserve        uint64        // minFree
+	lease          time.Duration // [Lease]
+	sweep          time.Duration // sweepPause
+
+	now  func() time.Time // time.Now, for webhooks
+	rest time.Duration    // restLimit
+	post time.Duration    // postTimeout
 }
 
-// openService opens the store in a folder and begins to work.
-func openService(dir string, log *zap.Logger) (*service, error) {
-	s := &service{dir: dir, limits: limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree}}
+// place is where a store is: a folder, or a cluster.
+type place struct {
+	dir     string
+	cluster *Cluster
+}
+
+// String names the place.
+func (p place) String() string {
+	if p.cluster != nil {
+		return p.cluster.String()
+	}
+	return p.dir
+}
+
+// is reports whether two places are the same.
+func (p place) is(q place) bool { return reflect.DeepEqual(p, q) }
+
+// defaultLimits are those outside of tests.
+var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, lease: Lease, sweep: sweepPause, now: time.Now, rest: restLimit, post: postTimeout}
+
+// openService opens the store of a place and begins to work. A cluster that is not there
+// is looked for from now on.
+func openService(at place, log *zap.Logger, l limits) (*service, error) {
+	s := &service{place: at, limits: l}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
 	first, err := s.open(log)
-	if err != nil {
+	if err != nil && at.cluster == nil {
 		s.Close()
 		return nil, err
 	}
-	s.current.Store(first)
 	s.running.Go(func() { s.supervise(first) })
+	if err != nil {
+		s.trouble.Store(&err)
+		log.Error("the task store cannot be opened yet", zap.Error(err))
+		return s, nil
+	}
+	s.current.Store(first)
 	return s, nil
 }
 
@@ -74,9 +108,17 @@ func (s *service) Destruct() error {
 }
 
 // supervise closes a session whose store has failed, and opens another as soon as that
-// goes: once its disk is full, JetStream does not write again before it is opened anew.
+// goes: once its disk is full, JetStream does not write again before it is opened anew. It
+// begins with the first session; nil when there is none yet.
 func (s *service) supervise(now *session) {
 	for {
+		if now == nil {
+			if now = s.reopen(); now == nil {
+				return
+			}
+			s.log().Info("the task store is open again")
+			s.current.Store(now)
+		}
 		select {
 		case <-now.store.failed:
 		case <-s.ctx.Done():
@@ -84,13 +126,10 @@ func (s *service) supervise(now *session) {
 			return
 		}
 		s.log().Error("the task store failed and is opened anew", zap.Error(now.store.failure))
+		s.trouble.Store(&now.store.failure)
 		s.current.Store(nil)
 		now.close()
-		if now = s.reopen(); now == nil {
-			return
-		}
-		s.log().Info("the task store is open again")
-		s.current.Store(now)
+		now = nil
 	}
 }
 
@@ -106,9 +145,12 @@ const minFree = 32 << 20
 
 // roomy returns an [ErrStore] when the disk is almost full.
 func (s *service) roomy() error {
-	usage, err := disk.Usage(s.dir)
+	if s.place.cluster != nil { // it knows its limits itself
+		return nil
+	}
+	usage, err := disk.Usage(s.place.dir)
 	if err == nil && usage.Free < s.limits.reserve {
-		return fmt.Errorf("%w: of the disk of %s, %d MiB are free, and %d are needed", ErrStore, s.dir, usage.Free>>20, s.limits.reserve>>20)
+		return fmt.Errorf("%w: of the disk of %s, %d MiB are free, and %d are needed", ErrStore, s.place, usage.Free>>20, s.limits.reserve>>20)
 	}
 	return nil
 }
@@ -127,6 +169,7 @@ func (s *service) reopen() *session {
 				return next
 			}
 		}
+		s.trouble.Store(&err)
 		s.log().Warn("the task store cannot be opened yet", zap.Error(err))
 	}
 }

@@ -28,13 +28,13 @@ const (
 	maxRecord  = 256 << 10
 	maxPayload = 8 << 20 // a prompt, which has 1 MiB at most, and what stands around it
 
-	recordBytes  = 1 << 30
-	queueBytes   = 512 << 20 // of prompts, which are in memory as well while their tasks wait
+	recordBytes  = 4 << 30
+	queueBytes   = 4 << 30 // of prompts
 	webhookBytes = 256 << 20
 	outputBytes  = 8 << 30
 
-	// lease is how long a message of a queue may be silent before it is delivered again.
-	lease = 30 * time.Second
+	// Lease is how long a gateway may be silent before another takes its tasks.
+	Lease = 30 * time.Second
 	// lockWait is how long the lock of the folder may take: a predecessor in this
 	// process may be closing.
 	lockWait = 1500 * time.Millisecond
@@ -48,62 +48,97 @@ const (
 // ErrInUse says that another process has the folder of the store.
 var ErrInUse = errors.New("another process has it open")
 
-// store is the embedded server, and what it holds: the records of the tasks, the queue
-// of those to run, with their prompts, the queue of webhooks, and output. Every write is
-// on disk before it is acknowledged.
+// store is a server and what it holds: the records of the tasks, the queue of those to
+// run, with their prompts, the queue of webhooks, and output. The server is part of the
+// process, and listens nowhere; or else it is a cluster that several gateways share.
 type store struct {
-	lock    *flock.Flock
-	witness *witness
-	server  *server.Server
-	conn    *nats.Conn
-	js      jetstream.JetStream
+	lock     *flock.Flock
+	server   *server.Server
+	shared   bool // it is a cluster
+	replicas int
+	conn     *nats.Conn
+	js       jetstream.JetStream
 
 	records  jetstream.KeyValue
 	queue    jetstream.Stream
 	webhooks jetstream.Stream
 	output   jetstream.Stream
 
+	tails map[string]*tail // of the streams, by their names; none of a cluster's
+
 	failing sync.Once
 	failed  chan struct{} // closed when it cannot be written any more
 	failure error         // once failed is closed
 }
 
-// Names in the store.
+// Names in the store. In a cluster, there may be those of others beside them.
 const (
-	bucket        = "tasks"
-	queueName     = "QUEUE"
-	queueSubject  = "queue."
-	hookName      = "WEBHOOKS"
-	hookSubject   = "webhook."
-	outputSubject = "output."
+	bucket        = "agentfm_tasks"
+	recordName    = "KV_" + bucket
+	queueName     = "AGENTFM_QUEUE"
+	queueSubject  = "agentfm.queue."
+	hookName      = "AGENTFM_WEBHOOKS"
+	hookSubject   = "agentfm.webhook."
+	outputName    = "AGENTFM_OUTPUT"
+	outputSubject = "agentfm.output."
 )
 
-// openStore opens the store in a folder, or makes one.
-func openStore(dir string, log *zap.Logger) (_ *store, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the folder of the task store: %w", err)
-	}
-	s := &store{failed: make(chan struct{})}
+// openStore opens the store of a place, or makes one.
+func openStore(at place, log *zap.Logger) (_ *store, err error) {
+	s := &store{failed: make(chan struct{}), replicas: 1}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
-	if err := s.acquire(dir); err != nil {
-		return nil, err
+	if at.cluster != nil {
+		s.shared, s.replicas = true, at.cluster.Replicas
+		err = s.connect(at.cluster, log)
+	} else {
+		err = s.openFolder(at.dir, log)
 	}
-	if s.witness, err = newWitness(dir); err != nil {
-		return nil, fmt.Errorf("opening the task store: %w", err)
-	}
-	if err := s.serve(dir, log); err != nil {
-		return nil, fmt.Errorf("opening the task store in %s: %w", dir, err)
+	if err != nil {
+		return nil, fmt.Errorf("opening the task store in %s: %w", at, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
-	if err := s.layOut(ctx); err != nil {
-		return nil, fmt.Errorf("opening the task store in %s: %w", dir, err)
+	if err = s.layOut(ctx); err == nil && ownSync && at.cluster == nil {
+		err = s.followTails(ctx, at.dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the task store in %s: %w", at, err)
 	}
 	return s, nil
+}
+
+// followTails syncs all that there is, and from then on what is written.
+func (s *store) followTails(ctx context.Context, dir string) error {
+	s.tails = make(map[string]*tail)
+	for _, name := range []string{recordName, queueName, hookName, outputName} {
+		last, err := s.lastMessage(ctx, name)
+		if err != nil {
+			return err
+		}
+		s.tails[name] = &tail{dir: filepath.Join(dir, "jetstream", "$G", "streams", name, "msgs")}
+		s.tails[name].safe.Store(last)
+	}
+	return syncTree(dir)
+}
+
+// sync returns nil when a message of a stream, and all before it, are on disk. What a
+// cluster acknowledges, more than one server has.
+func (s *store) sync(stream string, message uint64) error { return s.tails[stream].sync(message) }
+
+// openFolder starts the server on a folder.
+func (s *store) openFolder(dir string, log *zap.Logger) error {
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = s.acquire(dir)
+	}
+	if err == nil {
+		err = s.serve(dir, log)
+	}
+	return err
 }
 
 // acquire takes the lock of the folder: two servers on one folder would destroy it.
@@ -119,7 +154,7 @@ func (s *store) acquire(dir string) error {
 	case err == nil, errors.Is(err, context.DeadlineExceeded):
 		err = ErrInUse
 	}
-	return fmt.Errorf("locking the task store in %s: %w; give each process a store of its own", dir, err)
+	return fmt.Errorf("locking it: %w; give each process a store of its own", err)
 }
 
 // serve starts the server, which listens nowhere, and connects to it.
@@ -131,7 +166,7 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 		NoSigs:     true,
 		JetStream:  true,
 		StoreDir:   dir,
-		SyncAlways: true,
+		SyncAlways: !ownSync,
 		MaxPayload: maxPayload,
 
 		JetStreamMaxMemory: 16 << 20, // nothing is kept in memory alone
@@ -161,11 +196,15 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 
 // layOut makes what the store holds, as far as it is not there.
 func (s *store) layOut(ctx context.Context) error {
-	var err error
-	s.records, err = s.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket: bucket, History: 1, Storage: jetstream.FileStorage, MaxBytes: recordBytes, MaxValueSize: maxRecord,
-		LimitMarkerTTL: time.Minute,
-	})
+	alone := s.replicas == 0
+	if alone {
+		s.replicas = DefaultReplicas
+	}
+	err := s.layOutRecords(ctx)
+	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && alone && apiErr.ErrorCode == errNoReplicas {
+		s.replicas = 1 // it is no cluster, but one server
+		err = s.layOutRecords(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -175,34 +214,63 @@ func (s *store) layOut(ctx context.Context) error {
 	if s.webhooks, err = s.workQueue(ctx, hookName, hookSubject, webhookBytes); err != nil {
 		return err
 	}
-	s.output, err = s.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: "OUTPUT", Subjects: []string{outputSubject + ">"}, Storage: jetstream.FileStorage,
-		MaxBytes: outputBytes, MaxAge: Keep + QueueLimit, Discard: jetstream.DiscardOld, AllowDirect: true,
-		Compression: jetstream.S2Compression,
+	s.output, err = s.stream(ctx, jetstream.StreamConfig{
+		Name: outputName, Subjects: []string{outputSubject + ">"},
+		MaxBytes: outputBytes, MaxAge: Keep + QueueLimit, Discard: jetstream.DiscardOld, Compression: jetstream.S2Compression,
 	})
 	return err
+}
+
+// errNoReplicas is how JetStream says that there is no cluster for replicas.
+const errNoReplicas jetstream.ErrorCode = 10074
+
+// stream makes a stream, or changes it. All others of its readings go to the one server
+// that leads it: one that lags behind must not say that what was acknowledged is not there.
+func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream.Stream, error) {
+	c.Storage, c.Replicas, c.AllowDirect = jetstream.FileStorage, s.replicas, !s.shared
+	return s.js.CreateOrUpdateStream(ctx, c)
+}
+
+// layOutRecords makes the bucket of the records.
+func (s *store) layOutRecords(ctx context.Context) error {
+	var err error
+	s.records, err = s.bucket(ctx, bucket, jetstream.StreamConfig{MaxBytes: recordBytes, MaxMsgSize: maxRecord, SubjectDeleteMarkerTTL: time.Minute})
+	return err
+}
+
+// bucket makes a bucket of keys and values. Of each key, the value before the newest stays
+// until that is on disk and yet another follows.
+func (s *store) bucket(ctx context.Context, name string, c jetstream.StreamConfig) (jetstream.KeyValue, error) {
+	c.Name, c.Subjects = "KV_"+name, []string{"$KV." + name + ".>"}
+	c.MaxMsgsPerSubject, c.Discard = 2, jetstream.DiscardNew
+	c.AllowRollup, c.DenyDelete, c.AllowMsgTTL = true, true, true
+	if _, err := s.stream(ctx, c); err != nil {
+		return nil, err
+	}
+	return s.js.KeyValue(ctx, name)
 }
 
 // workQueue makes a queue whose messages are there until they are acknowledged. It has
 // no limit of age: a message without an end would be a task without one.
 func (s *store) workQueue(ctx context.Context, name, subject string, size int64) (jetstream.Stream, error) {
-	return s.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+	return s.stream(ctx, jetstream.StreamConfig{
 		Name: name, Subjects: []string{subject + ">"}, Retention: jetstream.WorkQueuePolicy,
-		Storage: jetstream.FileStorage, MaxBytes: size, Discard: jetstream.DiscardNew,
-		MaxMsgsPerSubject: 1, DiscardNewPerSubject: true, AllowDirect: true,
+		MaxBytes: size, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, DiscardNewPerSubject: true,
 	})
 }
 
-// consume begins to take messages off a queue, without their bodies, at most limit at one
-// time; -1 for any number. The consumer is made anew: who had a lease on a message is gone with the process that gave it.
-func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int) (jetstream.MessagesContext, error) {
-	const name = "gateway"
-	if err := q.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return nil, err
+// consume begins to take messages of some subjects off a queue, without their bodies, at
+// most limit at one time; -1 for any number. When nobody shares the store, the consumer is
+// made anew: who had a lease on a message is gone with the process that gave it.
+func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects string, limit int, lease time.Duration) (jetstream.MessagesContext, error) {
+	if !s.shared {
+		if err := q.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return nil, err
+		}
 	}
 	c, err := q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: name, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1, MaxAckPending: limit,
-		HeadersOnly: true,
+		Durable: name, FilterSubject: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1,
+		MaxAckPending: limit, HeadersOnly: true,
 	})
 	if err != nil {
 		return nil, err
@@ -215,13 +283,14 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int) (jet
 // probe returns an error when the store cannot be written.
 func (s *store) probe(ctx context.Context) error {
 	const subject = outputSubject + "probe"
-	if _, err := s.js.Publish(ctx, subject, make([]byte, chunkSize)); err != nil {
+	ack, err := s.js.Publish(ctx, subject, make([]byte, chunkSize))
+	if err != nil {
 		return err
 	}
-	if err := s.output.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+	if err := s.sync(outputName, ack.Sequence); err != nil {
 		return err
 	}
-	return s.witness.sync()
+	return s.output.Purge(ctx, jetstream.WithPurgeSubject(subject))
 }
 
 // failedTo makes an [ErrStore] of the error of a write, and notes that the store has
@@ -241,13 +310,18 @@ func (s *store) failedTo(ctx context.Context, err error) error {
 // close closes the store. It tolerates one that is half open.
 func (s *store) close() {
 	if s.conn != nil {
+		if s.shared { // what was given back is to be known
+			_ = s.conn.FlushTimeout(time.Second)
+		}
 		s.conn.Close()
 	}
 	if s.server != nil {
 		s.server.Shutdown()
 		s.server.WaitForShutdown()
 	}
-	s.witness.close()
+	for _, t := range s.tails {
+		t.close()
+	}
 	if s.lock != nil {
 		_ = s.lock.Unlock()
 	}

@@ -7,13 +7,14 @@ package tasks
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
 // Numbers of tasks that may be queued or running at one time.
@@ -24,10 +25,13 @@ const (
 
 // Options are the settings of a [Part].
 type Options struct {
-	// Dir is the folder of the store. It cannot change in a reload.
-	Dir string
-	// Secret signs webhooks; empty for none.
-	Secret string
+	// Dir is the folder of the store; or else Cluster is where it is. It cannot change
+	// in a reload.
+	Dir     string
+	Cluster *Cluster
+	// Secrets sign the webhooks of owners that have no secret of their own: the newest,
+	// and the one before it, where receivers still have that. None for no signature.
+	Secrets []string
 	// InFlight is how many tasks may be queued or running; 0 for [DefaultInFlight].
 	InFlight int
 	Logger   *zap.Logger
@@ -37,7 +41,7 @@ type Options struct {
 // it is provisioned; it is started and cleaned up once.
 type Part struct {
 	options Options
-	signer  signer
+	signer  *webhook.Signer
 	sites   []site
 	held    bool // there is a reference to give back
 	service atomic.Pointer[service]
@@ -49,7 +53,7 @@ type site struct {
 	Runner
 }
 
-// New returns the use of the store. It opens nothing. The error is of the secret.
+// New returns the use of the store. It opens nothing. The error is of the options.
 func New(o Options) (*Part, error) {
 	if o.InFlight == 0 {
 		o.InFlight = DefaultInFlight
@@ -57,9 +61,14 @@ func New(o Options) (*Part, error) {
 	if o.InFlight < 0 || o.InFlight > MaxInFlight {
 		return nil, fmt.Errorf("in_flight: want a number from 1 to %d", MaxInFlight)
 	}
-	signer, err := newSigner(o.Secret)
+	signer, err := webhook.NewSigner(o.Secrets...)
 	if err != nil {
 		return nil, fmt.Errorf("webhook_secret: %w", err)
+	}
+	if o.Cluster != nil {
+		if err := o.Cluster.check(); err != nil {
+			return nil, err
+		}
 	}
 	return &Part{options: o, signer: signer}, nil
 }
@@ -70,16 +79,17 @@ func (p *Part) Register(name string, r Runner) { p.sites = append(p.sites, site{
 
 // Start opens the store, or joins the one that is open.
 func (p *Part) Start() error {
+	at := place{p.options.Dir, p.options.Cluster}
 	v, _, err := services.LoadOrNew(serviceKey, func() (caddy.Destructor, error) {
-		return openService(p.options.Dir, p.options.Logger)
+		return openService(at, p.options.Logger, defaultLimits)
 	})
 	if err != nil {
 		return err
 	}
 	p.held = true
 	s := v.(*service)
-	if s.dir != p.options.Dir {
-		return fmt.Errorf("tasks: the store is open in %s; to move it to %s, restart", s.dir, p.options.Dir)
+	if !s.place.is(at) {
+		return fmt.Errorf("tasks: the store is open in %s; to move it to %s, or to change how it is reached, restart", s.place, at)
 	}
 	p.service.Store(s)
 	s.Join(p)
@@ -112,6 +122,22 @@ func (p *Part) runner(name string) Runner {
 	return p.sites[0]
 }
 
+// signerFor returns who signs the webhooks of a task: with the secret of its owner, or else
+// that of the configuration. An owner is the same at all sites.
+func (p *Part) signerFor(r *Record) *webhook.Signer {
+	if first := p.runner(r.Site); first != nil {
+		if s := first.Signer(r.Owner); s != nil {
+			return s
+		}
+	}
+	for _, site := range p.sites {
+		if s := site.Signer(r.Owner); s != nil {
+			return s
+		}
+	}
+	return p.signer
+}
+
 // use gives access to the store, until the function that it returns is called. The nil
 // part has none.
 func (p *Part) use() (*session, func(), error) {
@@ -125,6 +151,9 @@ func (p *Part) use() (*session, func(), error) {
 	now := s.current.Load()
 	if now == nil {
 		s.Release()
+		if why := s.trouble.Load(); why != nil {
+			return nil, nil, fmt.Errorf("%w: %w", ErrNotRunning, *why)
+		}
 		return nil, nil, ErrNotRunning
 	}
 	return now, s.Release, nil
@@ -165,7 +194,7 @@ func (p *Part) Submit(ctx context.Context, sub Submission) (*Record, error) {
 	defer release()
 	now := time.Now().UTC()
 	r := &Record{
-		ID: newID(now), Owner: sub.Owner, Site: sub.Site, Target: sub.Target, PromptSize: len(sub.Prompt),
+		ID: newID(now, laneOf(sub.Owner, sub.Target)), Owner: sub.Owner, Site: sub.Site, Target: sub.Target, PromptSize: len(sub.Prompt),
 		State: Queued, Created: now,
 	}
 	if sub.WebhookURL != "" {
@@ -247,6 +276,3 @@ func (p *Part) Output(ctx context.Context, owner, id string, read func(*Record, 
 	}
 	return read(r, out)
 }
-
-// errSecret says that a secret is not one.
-var errSecret = errors.New("what follows whsec_ is not the base64 of 24 to 64 bytes")

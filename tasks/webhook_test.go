@@ -19,24 +19,8 @@ import (
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
-
-// TestSignVector is OpenAI's example of a signature.
-func TestSignVector(t *testing.T) {
-	s, err := newSigner("whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const body = `{"id": "evt_685c059ae3a481909bdc86819b066fb6", "object": "event", "created_at": 1750861210, "type": "response.completed", "data": {"id": "resp_123"}}`
-	h := make(http.Header)
-	s.sign(h, "wh_685c059ae39c8190af8c71ed1022a24d", time.Unix(1750861210, 0), []byte(body))
-	if got := h.Get("Webhook-Signature"); got != "v1,gUAg4R2hWouRZqRQG4uJypNS8YK885G838+EHb4nKBY=" {
-		t.Errorf("got %s", got)
-	}
-	if h.Get("Webhook-Timestamp") != "1750861210" || h.Get("Webhook-Id") != "wh_685c059ae39c8190af8c71ed1022a24d" {
-		t.Errorf("got %v", h)
-	}
-}
 
 func TestInFlight(t *testing.T) {
 	for n, ok := range map[int]bool{0: true, 1: true, MaxInFlight: true, -1: false, MaxInFlight + 1: false} {
@@ -46,31 +30,35 @@ func TestInFlight(t *testing.T) {
 	}
 }
 
-func TestSecrets(t *testing.T) {
-	for secret, ok := range map[string]bool{
-		"": true, "plain": true, "whsec_" + strings.Repeat("QUFB", 8): true, "whsec_" + strings.Repeat("QUFB", 7): false,
-		"whsec_" + strings.Repeat("QUFB", 22): false, "whsec_*": false, "whsec_": false,
-	} {
-		if _, err := New(Options{Secret: secret}); (err == nil) != ok {
-			t.Errorf("%q: %v", secret, err)
-		} else if err != nil && strings.Contains(err.Error(), strings.TrimPrefix(secret, "whsec_")) && secret != "whsec_" && secret != "whsec_*" {
-			t.Errorf("the error shows the secret: %v", err)
-		}
-	}
-}
-
 func TestSchedule(t *testing.T) {
-	now := time.Now()
+	at := time.Now()
+	failed := Delivery{At: at, Status: http.StatusInternalServerError}
 	w := &Webhook{State: WebhookPending}
-	for i, want := range retryAfter {
-		w.attempted(now, http.StatusInternalServerError, 0, nil)
-		if got := w.Next.Sub(now); w.State != WebhookPending || w.Attempts != i+1 || got < want*9/10 || got > want*11/10 {
-			t.Errorf("attempt %d: got %s %s, want %s", i, w.State, got, want)
+	schedule := func() {
+		t.Helper()
+		for i, want := range retryAfter {
+			w.attempted(failed, 0)
+			if got := w.Next.Sub(at); w.State != WebhookPending || got < want || got > want*11/10 {
+				t.Errorf("attempt %d: got %s %s, want %s", i, w.State, got, want)
+			}
+		}
+		w.attempted(Delivery{At: at, Error: "unreachable"}, 0)
+		if w.State != WebhookGivenUp || !w.Next.IsZero() || w.Last().Error != "unreachable" {
+			t.Errorf("got %+v", w)
 		}
 	}
-	w.attempted(now, 0, 0, io.EOF)
-	if w.State != WebhookGivenUp || w.Attempts != 10 || !w.Next.IsZero() || w.Error != "unreachable" {
-		t.Errorf("got %+v", w)
+	schedule()
+	if w.Attempts != 10 || len(w.History) != 10 {
+		t.Errorf("got %d attempts", w.Attempts)
+	}
+	for range 3 { // by hand
+		if err := w.again(at.Add(RedeliverAfter)); err != nil {
+			t.Fatal(err)
+		}
+		schedule()
+	}
+	if w.Attempts != 40 || len(w.History) != MaxHistory {
+		t.Errorf("got %d attempts, of which %d are kept", w.Attempts, len(w.History))
 	}
 	var total time.Duration
 	for _, d := range retryAfter {
@@ -97,9 +85,60 @@ func TestSchedule(t *testing.T) {
 		{0, 0, fmt.Errorf("dial: %w", ErrURL), WebhookPending, 4 * time.Second, "url_not_allowed"},
 	} {
 		w := &Webhook{State: WebhookPending}
-		w.attempted(now, c.status, c.wait, c.err)
-		if w.State != c.state || w.Error != c.code || c.next > 0 && (w.Next.Sub(now) < c.next || w.Next.Sub(now) > maxRetryAfter) {
+		w.attempted(Delivery{At: at, Status: c.status, Error: errorCode(c.err)}, c.wait)
+		if w.State != c.state || w.Last().Error != c.code || c.next > 0 && (w.Next.Sub(at) < c.next || w.Next.Sub(at) > maxRetryAfter) {
 			t.Errorf("%+v: got %+v", c, w)
+		}
+	}
+}
+
+// TestRedeliver wants a webhook to be sent again when its owner asks for it, and not while
+// that is to happen anyway.
+func TestRedeliver(t *testing.T) {
+	rec := receive(t, func(w http.ResponseWriter, _ *http.Request, n int) {
+		if n == 1 {
+			w.WriteHeader(http.StatusGone)
+		}
+	})
+	p := open(t, t.TempDir(), &fakeRunner{run: says("", nil)}, Options{})
+	again := func(id string) error { _, err := p.Redeliver(t.Context(), "ann", id); return err }
+	id := submit(t, p, rec.URL)
+	until(t, p, id, "a receiver that is gone", func(r *Record) bool { return r.Webhook.State == WebhookGone })
+	if err := again(id); !errors.Is(err, ErrTooSoon) {
+		t.Errorf("at once: %v", err)
+	}
+	s := p.service.Load().current.Load()
+	key := (&Record{Owner: "ann", ID: id}).key()
+	old := func(r *Record) error { r.Webhook.History[0].At = r.Webhook.History[0].At.Add(-time.Hour); return nil }
+	if _, err := s.store.update(t.Context(), key, old); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Redeliver(t.Context(), "bob", id); !errors.Is(err, ErrNotFound) {
+		t.Errorf("another's: %v", err)
+	}
+	if err := again(id); err != nil {
+		t.Fatal(err)
+	}
+	r := until(t, p, id, "a delivery", func(r *Record) bool { return r.Webhook.State == WebhookDelivered })
+	if r.Webhook.Attempts != 2 || len(r.Webhook.History) != 2 || r.Webhook.History[0].Status != http.StatusGone || r.Webhook.Last().Status != http.StatusOK {
+		t.Errorf("got %+v", r.Webhook)
+	}
+	if rec.got[0].Get("Webhook-Id") != rec.got[1].Get("Webhook-Id") {
+		t.Error("the attempts have different ids")
+	}
+	if err := again(submit(t, p, "")); !errors.Is(err, ErrNoWebhook) {
+		t.Errorf("without a webhook: %v", err)
+	}
+	runner := p.sites[0].Runner.(*fakeRunner)
+	runner.mu.Lock()
+	runner.run = hangs("")
+	runner.mu.Unlock()
+	if err := again(submit(t, p, rec.URL)); !errors.Is(err, ErrPending) {
+		t.Errorf("before its end: %v", err)
+	}
+	for state, want := range map[WebhookState]int{WebhookDelivered: 1, WebhookPending: 1, WebhookGone: 0, "": 3} {
+		if page, _, err := p.List(t.Context(), "ann", Query{Webhook: state, Limit: 10}); err != nil || len(page) != want {
+			t.Errorf("%q: %d, %v", state, len(page), err)
 		}
 	}
 }
@@ -145,10 +184,10 @@ func TestWebhook(t *testing.T) {
 		}
 		return a, err
 	}}
-	p := open(t, t.TempDir(), runner, Options{Secret: "secret"})
+	p := open(t, t.TempDir(), runner, Options{Secrets: []string{"secret"}})
 	id := submit(t, p, rec.URL+"/hook")
 	r := until(t, p, id, "a delivery", func(r *Record) bool { return r.Webhook.State == WebhookDelivered })
-	if r.State != Completed || r.Webhook.Status != http.StatusNoContent || r.Webhook.Attempts != 1 {
+	if r.State != Completed || r.Webhook.Last().Status != http.StatusNoContent || r.Webhook.Attempts != 1 {
 		t.Errorf("got %+v", r.Webhook)
 	}
 	var body map[string]any
@@ -179,6 +218,39 @@ func TestWebhook(t *testing.T) {
 	})
 }
 
+// TestWebhookOfOwner wants a webhook to be signed with the secret of the task's owner, at
+// whatever site that is known.
+func TestWebhookOfOwner(t *testing.T) {
+	rec := receive(t, func(http.ResponseWriter, *http.Request, int) {})
+	own, err := webhook.NewSigner("own", "older")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for secret, signers := range map[string]map[string]*webhook.Signer{"global": nil, "own": {"ann": own}} {
+		p := open(t, t.TempDir(), &fakeRunner{run: says("", nil), signers: signers}, Options{Secrets: []string{"global"}})
+		id := submit(t, p, rec.URL)
+		until(t, p, id, "a delivery", func(r *Record) bool { return r.Webhook.State == WebhookDelivered })
+		mac := hmac.New(sha256.New, []byte(secret))
+		mac.Write(rec.body)
+		h := rec.got[len(rec.got)-1]
+		if h.Get("X-AgentFM-Signature") != hex.EncodeToString(mac.Sum(nil)) || len(strings.Fields(h.Get("Webhook-Signature"))) != 1+len(signers) {
+			t.Errorf("not signed with the secret %s: %v", secret, h)
+		}
+		if err := p.Cleanup(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Register("first", &fakeRunner{})
+	other.Register("second", &fakeRunner{signers: map[string]*webhook.Signer{"ann": own}})
+	if other.signerFor(&Record{Owner: "ann", Site: "first"}) != own || other.signerFor(&Record{Owner: "bob", Site: "second"}) != nil {
+		t.Error("the secret of another, or none")
+	}
+}
+
 // TestWebhookEnds wants every end of a task to be told of, in the words that receivers know.
 func TestWebhookEnds(t *testing.T) {
 	rec := receive(t, func(http.ResponseWriter, *http.Request, int) {})
@@ -193,7 +265,10 @@ func TestWebhookEnds(t *testing.T) {
 	if h := rec.got[0]; h.Get("X-AgentFM-Signature") != "" || h.Get("Webhook-Signature") != "" || h.Get("Webhook-Id") == "" {
 		t.Errorf("without a secret: %v", h)
 	}
-	p.sites[0].Runner.(*fakeRunner).run = hangs("")
+	runner := p.sites[0].Runner.(*fakeRunner)
+	runner.mu.Lock()
+	runner.run = hangs("")
+	runner.mu.Unlock()
 	id = submit(t, p, rec.URL)
 	until(t, p, id, "a task that runs", func(r *Record) bool { return r.State == Running })
 	if _, err := p.Cancel(t.Context(), "ann", id); err != nil {
@@ -220,7 +295,7 @@ func TestWebhookAgain(t *testing.T) {
 	p := open(t, dir, &fakeRunner{run: says("", nil)}, Options{})
 	id := submit(t, p, rec.URL)
 	r := until(t, p, id, "an attempt", func(r *Record) bool { return r.Webhook.Attempts == 1 })
-	if r.Webhook.State != WebhookPending || r.Webhook.Status != http.StatusTemporaryRedirect || rec.count() != 1 {
+	if r.Webhook.State != WebhookPending || r.Webhook.Last().Status != http.StatusTemporaryRedirect || rec.count() != 1 {
 		t.Errorf("got %+v, and %d came", r.Webhook, rec.count())
 	}
 	if err := p.Cleanup(); err != nil {
@@ -231,7 +306,7 @@ func TestWebhookAgain(t *testing.T) {
 		t.Errorf("too early: %+v, %v", r, err)
 	}
 	r = until(t, p, id, "the next attempt", func(r *Record) bool { return r.Webhook.State == WebhookGone })
-	if gap := r.Webhook.Last.Sub(r.Ended); r.Webhook.Attempts != 2 || gap < 4*time.Second || rec.count() != 2 {
+	if gap := r.Webhook.Last().At.Sub(r.Ended); r.Webhook.Attempts != 2 || gap < 4*time.Second || rec.count() != 2 {
 		t.Errorf("got %+v after %s, and %d came", r.Webhook, gap, rec.count())
 	}
 	if rec.got[0].Get("Webhook-Id") != rec.got[1].Get("Webhook-Id") {
@@ -239,82 +314,54 @@ func TestWebhookAgain(t *testing.T) {
 	}
 }
 
-// TestHostileReceiver wants no more than a little to be read of an answer.
-func TestHostileReceiver(t *testing.T) {
-	written := make(chan int, 1)
-	rec := receive(t, func(w http.ResponseWriter, _ *http.Request, _ int) {
-		n := 0
-		defer func() { written <- n }()
-		for range 10_000 {
-			k, err := w.Write(make([]byte, 64<<10))
-			if n += k; err != nil {
-				return
-			}
-		}
-	})
-	p := newPoster()
-	defer p.close()
-	status, _, err := p.post(t.Context(), &Record{Webhook: &Webhook{URL: rec.URL}}, signer{})
-	if err != nil || status != http.StatusOK {
-		t.Errorf("got %d, %v", status, err)
-	}
-	if n := <-written; n > 32<<20 {
-		t.Errorf("%d bytes were taken", n)
-	}
-}
-
-// TestDial wants the address to be looked at that is dialled, whatever led there.
-func TestDial(t *testing.T) {
-	rec := receive(t, func(http.ResponseWriter, *http.Request, int) { t.Error("it was reached") })
-	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "")
-	t.Setenv("HTTP_PROXY", rec.URL)
-	p := newPoster()
-	defer p.close()
-	for _, url := range []string{rec.URL, strings.Replace(rec.URL, "127.0.0.1", "localhost", 1), "http://[::ffff:127.0.0.1]" + rec.URL[strings.LastIndex(rec.URL, ":"):]} {
-		resp, err := p.client.Get(url)
-		if err == nil {
-			resp.Body.Close()
-		}
-		if !errors.Is(err, ErrURL) {
-			t.Errorf("%s: %v", url, err)
-		}
-	}
-}
-
-// TestPosts wants a host to have its places and no more, and to be forgotten afterwards.
+// TestPosts wants a host and an owner to have their places and no more, and to be forgotten
+// afterwards; and those that wait to have their turns.
 func TestPosts(t *testing.T) {
-	p := &posts{hosts: make(map[string]*hostPosts)}
-	for range maxHostPosts {
-		if _, ok := p.begin("slow"); !ok {
-			t.Fatal("no place")
+	p, now := newPosts(), time.Now()
+	take := func(owner, host string, want bool) {
+		t.Helper()
+		if _, ok := p.begin(owner, host, now); ok != want {
+			t.Fatalf("%s to %s: got %t", owner, host, ok)
 		}
+	}
+	for range maxHostPosts {
+		take("ann", "slow", true)
 	}
 	last := time.Duration(0)
-	for range 10_000 {
-		wait, ok := p.begin("slow")
-		if ok || wait < last || wait > maxPostPause {
-			t.Fatalf("got %s, %t after %s", wait, ok, last)
+	for range 100 {
+		wait, ok := p.begin("ann", "slow", now)
+		if ok || wait < last || wait < minPostPause || wait > time.Second {
+			t.Fatalf("got %s, %t after %s: how long it takes is not known", wait, ok, last)
 		}
 		last = wait
 	}
-	if last != maxPostPause {
-		t.Errorf("got %s", last)
-	}
-	for n := range maxPosts - maxHostPosts {
-		if _, ok := p.begin(fmt.Sprint(n)); !ok {
-			t.Fatal("no place for another")
+	p.end("ann", "slow", 8*time.Second)
+	take("ann", "slow", true)
+	for n := range 10_000 {
+		if wait, ok := p.begin("ann", "slow", now); ok || wait > maxPostPause || n > 1000 && wait < maxPostPause/2 {
+			t.Fatalf("%d: got %s, %t", n, wait, ok)
 		}
 	}
-	if _, ok := p.begin("one more"); ok {
-		t.Error("there are too many")
+	for n := range maxOwnerPosts - maxHostPosts {
+		take("ann", fmt.Sprint(n), true)
 	}
+	take("ann", "one more", false)
+	for n := range maxPosts - maxOwnerPosts {
+		take("bob", fmt.Sprint(n), true)
+	}
+	take("cat", "another", false)
 	for range maxHostPosts {
-		p.end("slow")
+		p.end("ann", "slow", time.Second)
 	}
-	for n := range maxPosts - maxHostPosts {
-		p.end(fmt.Sprint(n))
+	for n := range maxOwnerPosts - maxHostPosts {
+		p.end("ann", fmt.Sprint(n), time.Second)
 	}
-	if p.total != 0 || len(p.hosts) != 0 {
+	take("cat", "another", true)
+	p.end("cat", "another", time.Second)
+	for n := range maxPosts - maxOwnerPosts {
+		p.end("bob", fmt.Sprint(n), time.Second)
+	}
+	if p.all.under != 0 || len(p.hosts) != 0 || len(p.owners) != 0 {
 		t.Errorf("left: %+v", p)
 	}
 }

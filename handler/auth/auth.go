@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
 // Options is what a [Checker] is made from.
@@ -99,6 +100,17 @@ func (c *Checker) Check(r *http.Request) (*Identity, *Error) {
 	}
 	c.observe(metrics.LoginOK)
 	return k.identity, nil
+}
+
+// Signer returns who signs the webhooks of a client whose key has a secret for that; nil
+// for others. A new secret in the key file counts as a new key does.
+func (c *Checker) Signer(id string) *webhook.Signer {
+	for _, k := range c.keys.current() {
+		if k.identity.ID == id {
+			return k.signer
+		}
+	}
+	return nil
 }
 
 // refuse counts and notes a failure, and returns its error.

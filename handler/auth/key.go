@@ -16,6 +16,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
 // minKey is the length of the shortest key, in characters.
@@ -45,8 +47,9 @@ func Hash(key string) string {
 type key struct {
 	hash     [sha256.Size]byte
 	identity *Identity
-	expires  time.Time // zero for never
-	line     int       // in the file; 0 for a key of the configuration
+	expires  time.Time       // zero for never
+	signer   *webhook.Signer // of its webhooks; nil for that of the gateway
+	line     int             // in the file; 0 for a key of the configuration
 }
 
 // expired reports whether the key's time is over.

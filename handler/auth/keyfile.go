@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
 // Limits of a key file.
@@ -23,9 +26,13 @@ const (
 	optModels  = "models"
 	optScope   = "scope"
 	optExpires = "expires"
+	optSecret  = "webhook_secret"
 	scopeRead  = "read"
 	scopeRun   = "run"
 )
+
+// options are the names of all of them.
+var options = []string{optModels, optScope, optExpires, optSecret}
 
 // nameForm is how names look. A key of [NewKey] does, too; see [parseLine].
 var nameForm = regexp.MustCompile(`^[a-zA-Z0-9_.@-]{1,64}$`)
@@ -38,6 +45,7 @@ var optionForm = regexp.MustCompile(`=[^=]`)
 // are lines that begin with #.
 //
 //	[<name>] <key or sha256:<64 hex>> [models=<a>,<b>] [scope=read|run] [expires=<RFC 3339>]
+//		[webhook_secret=<new>[,<old>]]
 //
 // Fields are separated by spaces or tabs. Only the value of an option may have
 // them inside, in quotation marks. What stands before the options is a key, or a
@@ -130,7 +138,7 @@ func idOf(name string, hash [sha256.Size]byte) (string, error) {
 
 // isOption reports whether a field is an option, or means to be.
 func isOption(field string) bool {
-	for _, name := range []string{optModels, optScope, optExpires} {
+	for _, name := range options {
 		if strings.HasPrefix(field, name+"=") {
 			return true
 		}
@@ -167,7 +175,10 @@ func splitFields(line string) ([]string, error) {
 
 // isQuotable reports whether a quoted value may follow: after the equals sign of
 // an option.
-func isQuotable(s string) bool { return s == optModels+"=" || s == optScope+"=" || s == optExpires+"=" }
+func isQuotable(s string) bool {
+	name, value, ok := strings.Cut(s, "=")
+	return ok && value == "" && slices.Contains(options, name)
+}
 
 // setOptions sets the options of a line.
 func (k *key) setOptions(fields []string) error {
@@ -191,8 +202,12 @@ func (k *key) setOptions(fields []string) error {
 			if k.expires, err = time.Parse(time.RFC3339, value); err != nil {
 				err = errors.New("expires is not a time such as 2030-12-31T23:59:59Z")
 			}
+		case optSecret:
+			if k.signer, err = webhook.NewSigner(strings.Split(value, ",")...); err != nil {
+				err = fmt.Errorf("webhook_secret: %w", err)
+			}
 		default:
-			err = errors.New("unrecognized option; want models=, scope= or expires= (a key with = inside must be given by its hash)")
+			err = errors.New("unrecognized option; want models=, scope=, expires= or webhook_secret= (a key with = inside must be given by its hash)")
 		}
 		if err != nil {
 			return err

@@ -126,8 +126,30 @@ func TestParseFileRefuses(t *testing.T) {
 		"bob secret-secret-secret #secret":                     "line 1: a comment must stand",
 	} {
 		keys, err := parseFile([]byte(text))
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(strings.ReplaceAll(err.Error(), optSecret, ""), "secret") {
 			t.Errorf("%q: got %d keys, %v, want %q", text, len(keys), err, want)
+		}
+	}
+}
+
+func TestWebhookSecret(t *testing.T) {
+	const key = "bob the-secret-key-of-bob "
+	for option, want := range map[string]string{
+		"": "", "webhook_secret=hush-hush": "", "webhook_secret=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw,hush": "", `webhook_secret="hush # hush"`: "",
+		"webhook_secret=":                        "line 1: webhook_secret: a secret is empty",
+		"webhook_secret=hush,":                   "line 1: webhook_secret: a secret is empty",
+		"webhook_secret=hush,hush,hush":          "line 1: webhook_secret: more than two",
+		"webhook_secret=whsec_hush":              "line 1: webhook_secret: what follows whsec_",
+		"webhook_secret=hush webhook_secret=hus": "line 1: an option is already specified",
+		"webhook_secret":                         "line 1: too many fields",
+	} {
+		keys, err := parseFile([]byte(key + option))
+		if want == "" {
+			if err != nil || (keys[0].signer != nil) != (option != "") {
+				t.Errorf("%q: %v", option, err)
+			}
+		} else if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hus") {
+			t.Errorf("%q: got %v, want %s", option, err, want)
 		}
 	}
 }

@@ -3,6 +3,8 @@
 package auth
 
 import (
+	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -111,6 +113,31 @@ func TestRotation(t *testing.T) {
 
 // A change that leaves size and time as they were is found while the file is
 // young.
+// TestSignerRotation wants a new secret of webhooks to count as a new key does.
+func TestSignerRotation(t *testing.T) {
+	s := newShelf(t, "bob "+fileOne+" webhook_secret=first\nann "+fileTwo+"\n")
+	c := &Checker{keys: s.store}
+	sign := func(id string) string {
+		h := make(http.Header)
+		c.Signer(id).Sign(h, "msg_1", time.Unix(1, 0), []byte("body"))
+		return h.Get("Webhook-Signature")
+	}
+	if c.Signer("ann") != nil || c.Signer("nobody") != nil || c.Signer("") != nil {
+		t.Error("a signer without a secret")
+	}
+	first := sign("bob")
+	s.write("bob "+fileOne+" webhook_secret=second,first\n", time.Minute)
+	s.clock.advance(lookInterval)
+	if both := sign("bob"); first == "" || !strings.HasSuffix(both, " "+first) || strings.HasPrefix(both, first) {
+		t.Errorf("got %s after %s", both, first)
+	}
+	for _, e := range s.logs.All() {
+		if strings.Contains(fmt.Sprint(e), "second") {
+			t.Errorf("in the log: %v", e)
+		}
+	}
+}
+
 func TestCoarseClock(t *testing.T) {
 	s := newShelf(t, fileOne+"\n")
 	s.write(fileTwo+"\n", 0)

@@ -7,6 +7,7 @@ package option
 
 import (
 	"math"
+	"slices"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
@@ -83,6 +84,22 @@ func Key(v *string) Option {
 			return d.Errf("%s: want one key", name)
 		}
 		*v = args[0]
+		return noBlock(d)
+	})
+}
+
+// Keys reads one or two arguments, a secret and the one before it, into v and old. Errors
+// do not show them.
+func Keys(v, old *string) Option {
+	return Func(func(d *caddyfile.Dispenser) error {
+		name := d.Val()
+		args := d.RemainingArgs()
+		if len(args) < 1 || len(args) > 2 || slices.Contains(args, "") {
+			return d.Errf("%s: want a secret, and the one before it if receivers still have that", name)
+		}
+		if *v = args[0]; len(args) == 2 {
+			*old = args[1]
+		}
 		return noBlock(d)
 	})
 }

@@ -86,8 +86,9 @@ func init() {
 // another container, and the old one is stopped when that one answers and the old
 // one's last request is done: both must fit into the machine for that time.
 //
-// With `warm`, that many containers are started ahead, and wait for their prompts on
-// standard input; each gets one task and is removed after it, as any other. So a task
+// With `warm`, that many containers are started ahead, and wait for their prompts, on
+// standard input or in a file, which is a named pipe then; each gets one task and is
+// removed after it, as any other. So a task
 // begins at once where one waits, and as usual where none does: a burst that is longer
 // than `warm` gets fresh ones meanwhile. All agents together start 5 ahead in a second,
 // and have 256 that wait. What an agent does before it reads, it does before there is a
@@ -174,7 +175,9 @@ type Runtime struct {
 	// says, else `argument`.
 	Prompt string `json:"prompt,omitempty"`
 
-	// Warm is how many containers are started ahead, at most 256. It needs `prompt stdin`.
+	// Warm is how many containers are started ahead, at most 256. It needs `prompt stdin`
+	// or `prompt file`; with the latter, which begins sooner, the engine must be on this
+	// machine, with a `runtime` that shares its kernel.
 	// Default: none.
 	Warm int `json:"warm,omitempty"`
 

@@ -114,15 +114,22 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 
 // placeInput writes what the task is.
 func (s *spec) placeInput(dir string, task *worker.Task) error {
-	if task.Request != "" {
-		if err := s.placeFile(filepath.Join(dir, requestFile), []byte(task.Request)); err != nil {
-			return fmt.Errorf("writing the request: %w", err)
-		}
+	if err := s.placeRequest(dir, task); err != nil || s.prompt != promptInFile {
+		return err
 	}
-	if s.prompt == promptInFile {
-		if err := s.placeFile(filepath.Join(dir, promptFile), []byte(task.Prompt)); err != nil {
-			return fmt.Errorf("writing the prompt: %w", err)
-		}
+	if err := s.placeFile(filepath.Join(dir, promptFile), []byte(task.Prompt)); err != nil {
+		return fmt.Errorf("writing the prompt: %w", err)
+	}
+	return nil
+}
+
+// placeRequest writes the request that the prompt was made of, if there is one.
+func (s *spec) placeRequest(dir string, task *worker.Task) error {
+	if task.Request == "" {
+		return nil
+	}
+	if err := s.placeFile(filepath.Join(dir, requestFile), []byte(task.Request)); err != nil {
+		return fmt.Errorf("writing the request: %w", err)
 	}
 	return nil
 }
@@ -133,11 +140,16 @@ func (s *spec) placeFile(name string, b []byte) error {
 	if err := os.WriteFile(name, b, 0o400); err != nil {
 		return err
 	}
-	uid, gid, known := ids(s.user)
-	if known && !s.mapped && os.Chown(name, uid, gid) == nil {
+	if s.give(name) {
 		return nil
 	}
 	return os.Chmod(name, 0o444)
+}
+
+// give makes a file that of the container's user, where we may and know who that is.
+func (s *spec) give(name string) bool {
+	uid, gid, known := ids(s.user)
+	return known && !s.mapped && os.Chown(name, uid, gid) == nil
 }
 
 // sweepFiles removes what is left of the files of an agent's containers that are gone.

@@ -44,7 +44,7 @@ func (r *Runtime) together() error {
 	switch {
 	case r.Serve != 0 && r.Warm != 0:
 		return errServeWarm
-	case r.Warm != 0 && r.Prompt != promptStdin:
+	case r.Warm != 0 && r.Prompt != promptStdin && r.Prompt != promptInFile:
 		return errWarmPrompt
 	case r.Serve != 0 && r.Prompt != "":
 		return errServePrompt

@@ -75,6 +75,11 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 		return err
 	}
 	c.drop, c.input = drop, filepath.Join(filesHome(c.key.peerID), c.key.id, inputName)
+	if p.spec.prompt == promptInFile {
+		if err := p.spec.placePipe(filepath.Join(c.input, promptFile)); err != nil {
+			return err
+		}
+	}
 	if c.id, err = p.create(ctx, config, host); err != nil {
 		return fmt.Errorf("creating container: %w", err)
 	}
@@ -159,7 +164,11 @@ func (p *prepared) runWarm(ctx context.Context, c *warmed, task worker.Task) (wo
 	said := &countingWriter{w: task.Output}
 	output, delivered := pump(ctx, fail, c.conn.Reader, said, p.stderr(task.ID), p.spec.limits.output, &streams)
 	handed := time.Now()
-	streams.Go(func() { feed(*c.conn, task.Prompt) })
+	streams.Go(func() {
+		if err := p.prompt(ctx, c, task.Prompt); err != nil {
+			fail(err)
+		}
+	})
 	state, err := p.finish(ctx, fail, c.id, output, delivered, c.exited, c.lost)
 	switch {
 	case err != nil:
@@ -176,10 +185,8 @@ func (p *prepared) runWarm(ctx context.Context, c *warmed, task worker.Task) (wo
 // handOver gives a container the task, but for the prompt. Its output folder takes the
 // place of the task's: a container keeps a folder that gets another name.
 func (p *prepared) handOver(c *warmed, task worker.Task) error {
-	if task.Request != "" {
-		if err := p.spec.placeInput(c.input, &task); err != nil {
-			return err
-		}
+	if err := p.spec.placeRequest(c.input, &task); err != nil {
+		return err
 	}
 	if err := os.Remove(task.OutputDir); err != nil {
 		return fmt.Errorf("giving the task its output folder: %w", err)
@@ -187,6 +194,15 @@ func (p *prepared) handOver(c *warmed, task worker.Task) error {
 	if err := os.Rename(c.output, task.OutputDir); err != nil {
 		return errors.Join(fmt.Errorf("giving the task its output folder: %w", err), os.Mkdir(task.OutputDir, 0o700))
 	}
+	return nil
+}
+
+// prompt gives a container that waits its prompt.
+func (p *prepared) prompt(ctx context.Context, c *warmed, prompt string) error {
+	if p.spec.prompt == promptInFile {
+		return feedPipe(ctx, filepath.Join(c.input, promptFile), prompt)
+	}
+	feed(*c.conn, prompt)
 	return nil
 }
 

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// How often the store is looked at that several gateways share.
+const (
+	pulsePause = 5 * time.Second
+	sweepPause = 10 * time.Minute
+)
+
+// share begins what a store takes that other gateways use, too.
+func (s *session) share(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	changes, err := s.store.records.WatchAll(s.ctx, jetstream.UpdatesOnly())
+	if err != nil {
+		return err
+	}
+	s.running.Go(func() {
+		defer changes.Stop()
+		s.follow(changes)
+	})
+	s.running.Go(s.pulse)
+	s.running.Go(s.sweepShared)
+	return nil
+}
+
+// follow stops what runs here and was cancelled at another gateway, or taken by it.
+func (s *session) follow(changes jetstream.KeyWatcher) {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case entry, ok := <-changes.Updates():
+			if !ok {
+				_ = s.store.failedTo(s.ctx, errors.New("the changes of tasks cannot be followed"))
+				return
+			}
+			if entry == nil || s.silent.Load() {
+				continue
+			}
+			c := s.claimOf(entry.Key())
+			if c == nil {
+				continue
+			}
+			r, err := decode(entry.Value())
+			switch {
+			case err != nil:
+			case r.State == Cancelled:
+				c.cancel(errCancelled)
+			case int64(r.Lost) > c.lost.Load():
+				c.cancel(errTaken)
+			}
+		}
+	}
+}
+
+// pulse looks again and again whether the store can be written. The servers may be away
+// while nobody has anything to store; those who look at the health want to know.
+func (s *session) pulse() {
+	const key = "pulse" // no record's: it has no owner
+	for s.ctx.Err() == nil {
+		pause(s.ctx, pulsePause)
+		_, err := patiently(s.ctx, s.store, func(ctx context.Context) (uint64, error) { return s.store.records.Put(ctx, key, nil) })
+		if err != nil && s.ctx.Err() == nil {
+			_ = s.store.failedTo(s.ctx, err)
+			return
+		}
+	}
+}
+
+// sweepShared does what sweep does, for a store where others may be about to put a task
+// into the queue: a record is left over when nothing has become of it between two looks.
+func (s *session) sweepShared() {
+	before := make(map[string]uint64) // revisions of the records of tasks without an end
+	for s.ctx.Err() == nil {
+		now := make(map[string]uint64)
+		err := s.eachRecord(func(r *Record, revision uint64) {
+			if r.State.Ended() {
+				return
+			}
+			if before[r.ID] == revision {
+				s.mend(r, revision)
+			}
+			now[r.ID] = revision
+		})
+		if err != nil && s.ctx.Err() == nil {
+			s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
+		}
+		before = now
+		pause(s.ctx, s.limits.sweep)
+	}
+}
