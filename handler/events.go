@@ -4,6 +4,7 @@ package handler
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -82,22 +83,32 @@ func (x *exchange) nextText(ctx context.Context, s *mesh.Subscription) (string, 
 		case err != nil:
 			return "", err
 		case x.identity.MayUse(ev.Peer, ev.Agent, ev.Model):
-			return eventText(ev)
+			return x.eventText(ev)
 		}
 	}
 }
 
 // eventText returns an event as it is sent. The data is one line: JSON escapes
 // what would end it.
-func eventText(ev mesh.Event) (string, error) {
+func (x *exchange) eventText(ev mesh.Event) (string, error) {
 	var data any
-	if ev.Name == mesh.WorkerOnline {
+	switch ev.Name {
+	case mesh.WorkerOnline:
 		data = struct {
 			Peer    string  `json:"peer_id"`
 			Agent   string  `json:"agent_name"`
 			Honesty float64 `json:"honesty_score"`
-		}{ev.Peer, ev.Agent, 0}
-	} else {
+		}{ev.Peer, ev.Agent, x.h.ledger.Standing(ev.Peer).Score}
+	case mesh.EntryAppended:
+		id, err := decodePeer(ev.Peer)
+		if err != nil {
+			return "", err
+		}
+		data = struct {
+			Subject string `json:"subject_peer_id"`
+			Kind    string `json:"kind"`
+		}{hex.EncodeToString([]byte(id)), ev.Kind}
+	default:
 		data = struct {
 			Peer string `json:"peer_id"`
 		}{ev.Peer}

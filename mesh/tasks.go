@@ -102,8 +102,6 @@ func (a *App) TaskSettings() Tasks { return a.tasks }
 type Service interface {
 	Start() error
 	Cleanup() error
-	// EndFollowing ends what would keep requests open, when Caddy exits.
-	EndFollowing()
 }
 
 // Service returns the service of a name, which is made when there is none yet. Modules

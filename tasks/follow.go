@@ -107,7 +107,6 @@ type Follower struct {
 	news    chan struct{}
 	once    sync.Once
 	out     *Output
-	looks   int // for output that should be there
 }
 
 // Follow begins to follow a task of an owner. client is whose follower it is: one client
@@ -161,16 +160,15 @@ func (f *Follower) Output(ctx context.Context) (piece []byte, err error) {
 	for {
 		ended := f.Record.State.Ended() // then all of the output is there
 		err = f.read(ctx, func(s *session) (err error) {
-			f.out.store = s.store
+			f.out.store, f.out.stream = s.store, s.store.output
 			piece, err = f.out.Next()
 			return err
 		})
 		switch {
 		case err != io.EOF:
 			return piece, err
-		case ended && f.out.size < f.Record.Bytes && f.missed(): // a server of a cluster may lag
-			return nil, ErrExpired
 		case ended && f.out.size < f.Record.Bytes:
+			return nil, ErrExpired
 		case ended:
 			return nil, io.EOF
 		}
@@ -178,12 +176,6 @@ func (f *Follower) Output(ctx context.Context) (piece []byte, err error) {
 			return nil, err
 		}
 	}
-}
-
-// missed reports whether output is gone that was there.
-func (f *Follower) missed() bool {
-	f.looks++
-	return !f.out.store.shared || f.looks > 3
 }
 
 // look looks how far the task is, after it has waited for news.

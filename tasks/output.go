@@ -67,6 +67,9 @@ func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.
 	if err := <-ended; err != io.EOF {
 		return w.size, err
 	}
+	if err := s.sync(outputName, w.last); err != nil {
+		return w.size, s.failedTo(ctx, err)
+	}
 	return w.size, nil
 }
 
@@ -79,7 +82,8 @@ type outputWriter struct {
 	attempt int
 	limit   int64
 	buf     []byte
-	size    int64 // written
+	size    int64  // written
+	last    uint64 // the last message
 }
 
 // copy writes what comes.
@@ -92,18 +96,26 @@ func (w *outputWriter) copy(chunks <-chan []byte) error {
 			if !ok {
 				return w.flush()
 			}
-			if w.size+int64(len(w.buf)+len(b)) > w.limit {
-				return errTooMuch
-			}
-			if w.buf = append(w.buf, b...); len(w.buf) < chunkSize {
-				continue
+			if err := w.add(b); err != nil {
+				return err
 			}
 		case <-tick.C:
-		}
-		if err := w.flush(); err != nil {
-			return err
+			if err := w.flush(); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// add takes what comes, and writes when there is enough.
+func (w *outputWriter) add(b []byte) error {
+	if w.size+int64(len(w.buf)+len(b)) > w.limit {
+		return errTooMuch
+	}
+	if w.buf = append(w.buf, b...); len(w.buf) < chunkSize {
+		return nil
+	}
+	return w.flush()
 }
 
 // flush writes what is held.
@@ -116,12 +128,14 @@ func (w *outputWriter) flush() error {
 	if w.store.shared { // which may be given it twice
 		opts = append(opts, jetstream.WithMsgID(fmt.Sprint(w.subject, "@", w.attempt, "@", w.size)))
 	}
-	if err := w.store.publish(w.ctx, msg, opts...); err != nil {
+	message, err := w.store.publish(w.ctx, msg, opts...)
+	if err != nil {
 		if w.ctx.Err() != nil {
 			return context.Cause(w.ctx)
 		}
 		return w.store.failedTo(w.ctx, err)
 	}
+	w.last = message
 	w.size += int64(len(w.buf))
 	w.buf = w.buf[:0]
 	w.store.changed(w.key)
@@ -139,6 +153,7 @@ func (s *store) forgetOutput(ctx context.Context, r *Record, lost int) {
 // Output is the output of a task as far as it has come.
 type Output struct {
 	store   *store
+	stream  jetstream.Stream // that it is in
 	subject string
 	ctx     context.Context
 	next    uint64
@@ -168,7 +183,7 @@ func (s *store) openOutput(ctx context.Context, r *Record, offset int64) (*Outpu
 
 // outputAt returns a task's output from an offset on, whether there is any or not.
 func (s *store) outputAt(ctx context.Context, r *Record, offset int64) (*Output, error) {
-	o := &Output{store: s, ctx: ctx, subject: r.outputOf(), next: 1, size: offset}
+	o := &Output{store: s, stream: s.output, ctx: ctx, subject: r.outputOf(), next: 1, size: offset}
 	if offset == 0 {
 		return o, nil
 	}
@@ -190,7 +205,7 @@ func (s *store) outputAt(ctx context.Context, r *Record, offset int64) (*Output,
 			return o, nil
 		}
 		middle := low + (high-low)/2
-		msg, err := o.message(middle)
+		msg, err := s.next(ctx, s.output, middle, o.subject)
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("%w: %w", ErrStore, err)
@@ -223,16 +238,9 @@ func (o *Output) Next() ([]byte, error) {
 	return o.chunk()
 }
 
-// message returns the first message of the output from a sequence on.
-func (o *Output) message(from uint64) (*jetstream.RawStreamMsg, error) {
-	return patiently(o.ctx, o.store, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
-		return o.store.output.GetMsg(ctx, from, jetstream.WithGetMsgSubject(o.subject))
-	})
-}
-
 // chunk reads the next piece.
 func (o *Output) chunk() ([]byte, error) {
-	msg, err := o.message(o.next)
+	msg, err := o.store.next(o.ctx, o.stream, o.next, o.subject)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, io.EOF
