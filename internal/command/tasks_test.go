@@ -178,7 +178,10 @@ func TestTaskArtifacts(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, body)
 	})
-	fetch := func(args ...string) error { _, _, err := run(append([]string{"tasks", "artifacts", taskID}, args...)...); return err }
+	fetch := func(args ...string) error {
+		_, _, err := run(append([]string{"tasks", "artifacts", taskID}, args...)...)
+		return err
+	}
 	if out, _, err := run("tasks", "artifacts", taskID); out != taskID+".zip\n" || err != nil {
 		t.Errorf("got %q, %v", out, err)
 	}
