@@ -189,9 +189,7 @@ func (o *Output) Next() ([]byte, error) {
 
 // chunk reads the next piece.
 func (o *Output) chunk() ([]byte, error) {
-	msg, err := patiently(o.ctx, o.store, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
-		return o.stream.GetMsg(ctx, o.next, jetstream.WithGetMsgSubject(o.subject))
-	})
+	msg, err := o.store.next(o.ctx, o.stream, o.next, o.subject)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, io.EOF

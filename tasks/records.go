@@ -261,6 +261,32 @@ func (s *store) last(ctx context.Context, stream jetstream.Stream, subject strin
 	})
 }
 
+// next returns the first message of a subject from a number on.
+func (s *store) next(ctx context.Context, stream jetstream.Stream, from uint64, subject string) (*jetstream.RawStreamMsg, error) {
+	return patiently(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+		return stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(subject))
+	})
+}
+
+// watch begins to look at records and their changes, until ctx ends. It does not wait for
+// a server that is going.
+func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	limit := callTimeout
+	if s.shared {
+		limit = tryTimeout
+	}
+	return patiently(ctx, s, func(context.Context) (jetstream.KeyWatcher, error) {
+		ctx, cancel := context.WithCancel(ctx) // the end of what the library is given would end the watch
+		late := time.AfterFunc(limit, cancel)
+		w, err := s.records.Watch(ctx, keys, opts...)
+		if !late.Stop() && err == nil {
+			_ = w.Stop()
+			err = context.DeadlineExceeded
+		}
+		return w, err
+	})
+}
+
 // length returns how many messages are in a queue, and how many bytes they have.
 func (s *store) length(ctx context.Context, queue string) (messages int, bytes int64, err error) {
 	// A handle must not be used at the same time as its Info.
