@@ -207,6 +207,21 @@ func decodeHeader(h nats.Header) (*Record, error) {
 	return decode(b)
 }
 
+// syncQueued returns when a task that is in the queue is there on disk.
+func (s *store) syncQueued(ctx context.Context, key string) error {
+	msg, err := s.queued(ctx, key)
+	switch {
+	case errors.Is(err, ErrNotFound): // it has a record by now
+		return nil
+	case err != nil:
+		return err
+	}
+	if err := s.sync(queueName, msg.Sequence); err != nil {
+		return s.failedTo(ctx, err)
+	}
+	return nil
+}
+
 // dequeue takes a task that has ended out of the queue.
 func (s *store) dequeue(ctx context.Context, key string) {
 	msg, err := s.queued(ctx, key)

@@ -4,6 +4,7 @@ package tasks
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"reflect"
 	"sync"
@@ -28,6 +29,8 @@ const serviceKey = "tasks"
 // another follows when the store fails.
 type service struct {
 	*lifetime.Lifetime[*Part]
+	id      string // of the process, as keys name it
+	flights flights
 	place   place
 	current atomic.Pointer[session] // nil while the store cannot be used
 	trouble atomic.Pointer[error]   // why it cannot
@@ -75,7 +78,7 @@ var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOu
 // openService opens the store of a place and begins to work. A cluster that is not there
 // is looked for from now on.
 func openService(at place, log *zap.Logger, l limits) (*service, error) {
-	s := &service{place: at, limits: l}
+	s := &service{place: at, id: rand.Text(), limits: l}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
 	if at.cluster != nil {

@@ -63,6 +63,8 @@ type store struct {
 	queue    jetstream.Stream
 	webhooks jetstream.Stream
 	output   jetstream.Stream
+	keys     jetstream.Stream
+	answers  jetstream.Stream
 
 	tails map[string]*tail // of the streams, by their names; none of a cluster's
 
@@ -114,7 +116,7 @@ func openStore(ctx context.Context, at place, log *zap.Logger) (_ *store, err er
 // followTails syncs all that there is, and from then on what is written.
 func (s *store) followTails(ctx context.Context, dir string) error {
 	s.tails = make(map[string]*tail)
-	for _, name := range []string{recordName, queueName, hookName, outputName} {
+	for _, name := range []string{recordName, queueName, hookName, outputName, keyName, answerName} {
 		last, err := s.lastMessage(ctx, name)
 		if err != nil {
 			return err
@@ -170,7 +172,7 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 		MaxPayload: maxPayload,
 
 		JetStreamMaxMemory: 16 << 20, // nothing is kept in memory alone
-		JetStreamMaxStore:  recordBytes + queueBytes + webhookBytes + outputBytes,
+		JetStreamMaxStore:  recordBytes + queueBytes + webhookBytes + outputBytes + keyBytes + answerBytes,
 	})
 	if err != nil {
 		return err
@@ -218,7 +220,10 @@ func (s *store) layOut(ctx context.Context) error {
 		Name: outputName, Subjects: []string{outputSubject + ">"},
 		MaxBytes: outputBytes, MaxAge: Keep + QueueLimit, Discard: jetstream.DiscardOld, Compression: jetstream.S2Compression,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return s.layOutKeys(ctx)
 }
 
 // errNoReplicas is how JetStream says that there is no cluster for replicas.
