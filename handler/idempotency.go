@@ -65,7 +65,7 @@ func (x *exchange) once(post func(*exchange) error) error {
 		Limit: cmp.Or(time.Duration(x.h.TaskTimeout), mesh.TaskTimeout) + time.Duration(x.h.queue.Wait) + keyMargin,
 	}
 	if x.r.URL.Path == submitPath {
-		k.Task, k.Limit = tasks.NewID(), keyMargin
+		k.Task, k.Limit = tasks.NewID(x.identity.ID), keyMargin
 	}
 	claim, err := x.h.tasks.Begin(x.r.Context(), k, x.replay)
 	switch {

@@ -73,6 +73,9 @@ func (x *exchange) submit() error {
 	if err != nil {
 		return err
 	}
+	if err := x.trusted(req.WorkerID); err != nil {
+		return err
+	}
 	target, err := x.taskTarget(req)
 	if err != nil {
 		return err

@@ -6,28 +6,16 @@ import (
 	"context"
 	"errors"
 	"net/url"
-	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 )
 
-// How many webhooks are under way at one time, and how many of them to one host: one
-// receiver that is slow does not hold up the others.
-const (
-	maxPosts     = 64
-	maxHostPosts = 4
-
-	// A webhook for which there was no place comes again after postPause, or after the
-	// longer, up to maxPostPause, the more of them there are.
-	postPause    = 500 * time.Millisecond
-	maxPostPause = time.Minute
-
-	// restLimit is how long a webhook waits at one time. The longest wait of the schedule
-	// is shorter.
-	restLimit = 48 * time.Hour
-)
+// restLimit is how long a webhook waits at one time. The longest wait of the schedule is
+// shorter.
+const restLimit = 48 * time.Hour
 
 // queueWebhook puts the webhook of a task into its queue, unless it is there.
 func (s *store) queueWebhook(ctx context.Context, key string) error {
@@ -35,90 +23,64 @@ func (s *store) queueWebhook(ctx context.Context, key string) error {
 	if err != nil || there {
 		return err
 	}
-	if err := s.enqueue(ctx, s.webhooks, hookSubject+key, nil); err != nil {
+	if err := s.enqueue(ctx, s.webhooks, hookName, &nats.Msg{Subject: hookSubject + key}); err != nil {
 		return s.failedTo(ctx, err)
 	}
 	return nil
 }
 
-// posts counts the webhooks that are under way, by their hosts.
-type posts struct {
-	mu    sync.Mutex
-	total int
-	hosts map[string]*hostPosts
-}
-
-// hostPosts are those to one host.
-type hostPosts struct{ under, refused int }
-
-// begin reports whether one more may go to a host; and if not, when to ask again.
-func (p *posts) begin(host string) (wait time.Duration, ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	h := p.hosts[host]
-	switch {
-	case h == nil && p.total >= maxPosts:
-		return postPause, false
-	case h == nil:
-		h = new(hostPosts)
-		p.hosts[host] = h
-	case p.total >= maxPosts, h.under >= maxHostPosts:
-		h.refused++
-		return min(postPause*time.Duration(1+h.refused/maxHostPosts), maxPostPause), false
-	}
-	p.total++
-	h.under++
-	h.refused /= 2
-	return 0, true
-}
-
-// end ends one.
-func (p *posts) end(host string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.total--
-	h := p.hosts[host]
-	if h.under--; h.under == 0 {
-		delete(p.hosts, host)
-	}
-}
+// maxLooks bounds how many webhooks are looked at together, to see whether their time has
+// come: with one after the other, those that wait would hold up those that do not.
+const maxLooks = 32
 
 // deliver takes webhooks off their queue and sends them.
 func (s *session) deliver(messages jetstream.MessagesContext) {
-	under := &posts{hosts: make(map[string]*hostPosts)}
-	s.each(messages, "webhooks", func(msg jetstream.Msg) { s.tell(msg, under) })
+	under, looks := newPosts(), make(chan struct{}, maxLooks)
+	s.each(messages, "webhooks", func(msg jetstream.Msg) {
+		looks <- struct{}{}
+		s.running.Go(func() {
+			key := msg.Subject()[len(hookSubject):]
+			r, wait := s.due(msg, key)
+			<-looks
+			switch {
+			case wait > 0:
+				_ = msg.NakWithDelay(min(wait, s.limits.rest))
+			case r != nil:
+				s.tell(msg, key, r, under)
+			}
+		})
+	})
 }
 
-// tell sends the webhook of a message when it is time, and otherwise gives it back.
-func (s *session) tell(msg jetstream.Msg, under *posts) {
-	key := msg.Subject()[len(hookSubject):]
+// due returns the task of a webhook that is to be sent now, or else how long it waits. What
+// is not to be sent at all it takes off the queue.
+func (s *session) due(msg jetstream.Msg, key string) (*Record, time.Duration) {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
 	r, _, err := s.store.get(ctx, key)
-	if errors.Is(err, ErrNotFound) || err == nil && (r.Webhook == nil || r.Webhook.State != WebhookPending) {
+	switch {
+	case errors.Is(err, ErrNotFound), err == nil && (r.Webhook == nil || r.Webhook.State != WebhookPending):
 		_ = s.acknowledge(msg)
-		return
+		return nil, 0
+	case err != nil:
+		return nil, 5 * time.Second
 	}
-	if err != nil {
-		_ = msg.NakWithDelay(5 * time.Second)
-		return
-	}
-	if wait := r.Webhook.Next.Sub(s.limits.now()); wait > 0 {
-		_ = msg.NakWithDelay(min(wait, s.limits.rest))
-		return
-	}
+	return r, r.Webhook.Next.Sub(s.limits.now())
+}
+
+// tell sends a webhook when there is a place, and otherwise gives it back.
+func (s *session) tell(msg jetstream.Msg, key string, r *Record, under *posts) {
 	host := ""
 	if u, err := url.Parse(r.Webhook.URL); err == nil {
-		host = u.Hostname()
+		host = u.Host
 	}
-	if wait, ok := under.begin(host); !ok {
+	begun := time.Now()
+	if wait, ok := under.begin(r.Owner, host, begun); !ok {
 		_ = msg.NakWithDelay(wait)
 		return
 	}
-	s.running.Go(func() {
-		defer under.end(host)
-		s.send(msg, key, r)
-	})
+	defer func() { under.end(r.Owner, host, time.Since(begun)) }()
+	s.send(msg, key, r)
 }
 
 // send makes one attempt, stores how it went, and then takes the message off the queue or
@@ -126,7 +88,7 @@ func (s *session) tell(msg jetstream.Msg, under *posts) {
 func (s *session) send(msg jetstream.Msg, key string, r *Record) {
 	p, ok := s.Newest()
 	if !ok { // nobody knows the secret
-		_ = msg.NakWithDelay(postPause)
+		_ = msg.NakWithDelay(time.Second)
 		return
 	}
 	attempt, begun := r.Webhook.Attempts, s.limits.now().UTC()

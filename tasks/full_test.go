@@ -5,6 +5,7 @@ package tasks
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -112,13 +113,14 @@ func TestDiskFull(t *testing.T) {
 	await.Until(t, "a store that takes tasks", func() bool { _, err := p.Submit(t.Context(), sub); return err == nil })
 }
 
-// TestWitness wants nothing to be accepted once the disk takes no writes, whatever the
+// TestNoSync wants nothing to be accepted once the disk takes no writes, whatever the
 // server says of its own.
-func TestWitness(t *testing.T) {
+func TestNoSync(t *testing.T) {
 	p := open(t, t.TempDir(), &fakeRunner{run: says("", nil)}, Options{})
 	ended(t, p, submit(t, p, ""))
+	empty(t, p)
 	old := p.service.Load().current.Load()
-	old.store.witness.close()
+	old.store.tails[queueName].dir += "-gone"
 	if _, err := p.Submit(t.Context(), Submission{Owner: "ann", Prompt: "x"}); !errors.Is(err, ErrStore) || !strings.Contains(err.Error(), "disk") {
 		t.Errorf("got %v", err)
 	}
@@ -127,27 +129,75 @@ func TestWitness(t *testing.T) {
 	empty(t, p)
 }
 
-// TestRounds wants each sync to begin after it was asked for, and those who wait to share one.
-func TestRounds(t *testing.T) {
-	w, err := newWitness(t.TempDir())
-	if err != nil {
+// newTail returns the tail of a stream that has one file.
+func newTail(t *testing.T) *tail {
+	t.Helper()
+	l := &tail{dir: t.TempDir()}
+	addBlock(t, l, 1)
+	t.Cleanup(l.close)
+	return l
+}
+
+// addBlock makes a file of the stream.
+func addBlock(t *testing.T, l *tail, n int) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(l.dir, fmt.Sprint(n, blockSuffix)), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer w.close()
-	w.turn.Lock() // a sync is under way
+}
+
+// TestRounds wants each sync to begin after it was asked for, and those who wait to share one.
+func TestRounds(t *testing.T) {
+	l := newTail(t)
+	l.turn.Lock() // a sync is under way
 	const n = 50
 	ended := make(chan error, n)
-	for range n {
-		go func() { ended <- w.sync() }()
+	for i := range n {
+		go func() { ended <- l.sync(uint64(i + 1)) }()
 	}
-	await.Until(t, "a round", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.next != nil })
-	w.turn.Unlock()
+	await.Until(t, "a round", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.next != nil && l.next.last > n/2 })
+	addBlock(t, l, 2)
+	l.turn.Unlock()
 	for range n {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	}
-	if w.n < 1 || w.n > n {
-		t.Errorf("%d syncs", w.n)
+	if l.number != 2 || l.safe.Load() != n {
+		t.Errorf("file %d is the newest, message %d is safe", l.number, l.safe.Load())
+	}
+}
+
+// TestTail wants the newest file to be found wherever the server has gone on, and a
+// failure to be told.
+func TestTail(t *testing.T) {
+	l := newTail(t)
+	message := uint64(0)
+	next := func() error { message++; return l.sync(message) }
+	sync := func(want int) {
+		t.Helper()
+		if err := next(); err != nil || l.number != want {
+			t.Errorf("file %d, %v; want %d", l.number, err, want)
+		}
+	}
+	sync(1)
+	addBlock(t, l, 9)
+	addBlock(t, l, 10)
+	sync(10)
+	addBlock(t, l, 12) // 11 came and went
+	if err := os.Remove(filepath.Join(l.dir, "10.blk")); err != nil {
+		t.Fatal(err)
+	}
+	sync(12)
+	_ = l.file.Close()
+	if err := next(); !errors.Is(err, os.ErrClosed) || !strings.Contains(err.Error(), "disk") {
+		t.Errorf("got %v", err)
+	}
+	l.number = 13
+	if err := next(); err == nil {
+		t.Error("a stream without a file")
+	}
+	if err := l.sync(message - 2); err != nil {
+		t.Errorf("what is safe: %v", err)
 	}
 }

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,16 +57,15 @@ func (s *session) each(messages jetstream.MessagesContext, things string, take f
 // handle sees a task of the queue to its end. It leaves it in the queue when the store
 // closes, or fails, or another gateway has it.
 func (s *session) handle(msg jetstream.Msg) {
-	key := msg.Subject()[len(queueSubject):]
+	key := msg.Subject()[len(queueSubject)+len("0."):]
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
-	c := &claim{cancel: cancel}
+	c := &claim{cancel: cancel, msg: msg}
 	c.lost.Store(math.MaxInt64) // until the record was read
 	if !s.claim(key, c) {
 		return // its lease was lost while we had it: we have it still
 	}
 	defer s.unclaim(key)
-	defer s.holdLease(msg)()
 	for s.ctx.Err() == nil {
 		t := &job{session: s, key: key, claim: c}
 		err := t.run(ctx)
@@ -93,11 +94,20 @@ func (s *session) handle(msg jetstream.Msg) {
 	}
 }
 
-// acknowledge takes a message off its queue, and waits until that is stored.
+// acknowledge takes a message off its queue, and waits until that is written. The message
+// itself is on disk first: otherwise, after a power cut, another of the same number would
+// pass for done.
 func (s *session) acknowledge(msg jetstream.Msg) error {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
-	if err := msg.DoubleAck(ctx); err != nil {
+	meta, err := msg.Metadata()
+	if err == nil {
+		err = s.store.sync(meta.Stream, meta.Sequence.Stream)
+	}
+	if err == nil {
+		err = msg.DoubleAck(ctx)
+	}
+	if err != nil {
 		return s.store.failedTo(ctx, err)
 	}
 	return nil
@@ -131,27 +141,23 @@ func (s *session) unclaim(key string) {
 	delete(s.claims, key)
 }
 
-// holdLease keeps a message from being delivered again, until the function that it
-// returns is called.
-func (s *session) holdLease(msg jetstream.Msg) func() {
-	ctx, cancel := context.WithCancel(s.ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(s.limits.lease / 3)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				if !s.silent.Load() {
-					_ = msg.InProgress()
-				}
-			case <-ctx.Done():
-				return
-			}
+// holdLeases keeps the tasks that are being handled from being delivered again.
+func (s *session) holdLeases() {
+	for {
+		pause(s.ctx, s.limits.lease/3)
+		if s.ctx.Err() != nil {
+			return
 		}
-	}()
-	return func() { cancel(); <-done }
+		if s.silent.Load() {
+			continue
+		}
+		s.mu.Lock()
+		claims := slices.Collect(maps.Values(s.claims))
+		s.mu.Unlock()
+		for _, c := range claims {
+			_ = c.msg.InProgress()
+		}
+	}
 }
 
 // settle does what follows a task's end. It may be done more than once.

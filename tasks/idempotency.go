@@ -29,9 +29,6 @@ const (
 	// keyWait is how long a request waits for the answer to the one before it.
 	keyWait = time.Second
 	keyPoll = 20 * time.Millisecond
-
-	// freeTTL is how long the record of a key stays that was given back.
-	freeTTL = time.Minute
 )
 
 // Names in the store.
@@ -55,7 +52,7 @@ func (s *store) layOutKeys(ctx context.Context) error {
 	var err error
 	s.keys, err = s.stream(ctx, jetstream.StreamConfig{
 		Name: keyName, Subjects: []string{keySubject + ">"}, MaxBytes: keyBytes,
-		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, AllowMsgTTL: true,
+		MaxMsgsPerSubject: 2, Discard: jetstream.DiscardNew, AllowMsgTTL: true, // as of records
 	})
 	if err != nil {
 		return err
@@ -76,21 +73,26 @@ func (s *store) getKey(ctx context.Context, subject string) (*keyRecord, uint64,
 	case err != nil:
 		return nil, 0, fmt.Errorf("%w: %w", ErrStore, err)
 	}
+	if err := s.sync(keyName, msg.Sequence); err != nil {
+		return nil, 0, s.failedTo(ctx, err)
+	}
 	r, err := decodeKey(msg.Data)
 	return r, msg.Sequence, err
 }
 
 // putKey writes the record of a key, when its revision is still that one, and returns the
-// new one.
+// new one. When it succeeds, it is on disk. The record is read until the ttl is over, and not
+// the one before it, which may have a longer one: that one is over by itself then.
 func (s *store) putKey(ctx context.Context, subject string, r *keyRecord, revision uint64, ttl time.Duration) (uint64, error) {
 	b, err := r.encode()
 	if err != nil {
 		return 0, err
 	}
-	ack, err := patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) {
-		return s.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: b},
-			jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithMsgTTL(max(ttl, time.Second)))
-	})
+	if err := s.sync(keyName, revision); err != nil { // as in put
+		return 0, s.failedTo(ctx, err)
+	}
+	message, err := s.publish(ctx, &nats.Msg{Subject: subject, Data: b},
+		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithMsgTTL(max(ttl, time.Second)))
 	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		if s.shared { // it may be there, and the answer was lost
 			if msg, err := s.last(ctx, s.keys, subject); err == nil && bytes.Equal(msg.Data, b) {
@@ -99,10 +101,13 @@ func (s *store) putKey(ctx context.Context, subject string, r *keyRecord, revisi
 		}
 		return 0, errConflict
 	}
+	if err == nil {
+		err = s.sync(keyName, message)
+	}
 	if err != nil {
 		return 0, s.failedTo(ctx, err)
 	}
-	return ack.Sequence, nil
+	return message, nil
 }
 
 // flights are the keys whose requests this process serves.
@@ -215,9 +220,6 @@ func (s *session) take(ctx context.Context, p *Part, k Key, revision uint64, r *
 	if c.revision, err = s.store.putKey(ctx, c.subject, r, revision, KeepKey+k.Limit); err != nil {
 		return nil, err
 	}
-	if err := s.store.witness.sync(); err != nil {
-		return nil, s.store.failedTo(ctx, err)
-	}
 	c.answer = outputWriter{
 		store: s.store, ctx: context.WithoutCancel(ctx), limit: MaxOutput,
 		subject: answerSubject + c.subject[len(keySubject):] + "." + r.Serial,
@@ -271,27 +273,16 @@ func (s *session) mayBeServed(r *keyRecord, subject string) bool {
 // accepted reports whether a task was accepted whose client had no answer. One that was
 // not will not be.
 func (s *session) accepted(ctx context.Context, key string) (bool, error) {
-	for range maxConflicts {
-		r, revision, err := s.store.get(ctx, key)
-		switch {
-		case errors.Is(err, ErrNotFound):
-			return false, nil
-		case err != nil:
-			return false, err
-		case r.State.Ended():
-			return r.Reason != ReasonNotAccepted, nil
-		}
-		there, err := s.store.waiting(ctx, s.store.queue, queueSubject+key)
-		if err != nil {
-			return false, fmt.Errorf("%w: %w", ErrStore, err)
-		}
-		if there {
-			return true, nil
-		}
-		_ = r.end(Failed, ReasonNotAccepted, "the gateway was stopped before the task was queued")
-		if err := s.store.put(ctx, r, revision); !errors.Is(err, errConflict) {
+	r, revision, err := s.store.get(ctx, key)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	case revision == 0: // it is in the queue
+		if err := s.store.syncQueued(ctx, key); err != nil {
 			return false, err
 		}
 	}
-	return false, fmt.Errorf("%w: %w", ErrStore, errConflict)
+	return !r.State.Ended() || r.Reason != ReasonNotAccepted, nil
 }

@@ -133,13 +133,13 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	if runner == nil {
 		return &Failure{Kind: Away, Err: ErrNotRunning}
 	}
-	prompt, err := j.store.prompt(ctx, j.key)
+	msg, err := j.store.queued(ctx, j.key)
 	if err != nil {
 		return &Failure{Err: err}
 	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
-	a, err := runner.Run(run, Job{Record: j.record, Prompt: prompt, Begin: func(w Worker) error { return j.begin(ctx, w) }})
+	a, err := runner.Run(run, Job{Record: j.record, Prompt: string(msg.Data), Begin: func(w Worker) error { return j.begin(ctx, w) }})
 	if err != nil {
 		return asFailure(err)
 	}

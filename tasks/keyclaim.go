@@ -41,6 +41,9 @@ func (c *KeyClaim) Keep(h Head) error {
 	if c.failure == nil && c.answer.size+int64(len(c.answer.buf)) > maxInline {
 		c.failure = c.answer.flush()
 	}
+	if c.failure == nil && c.answer.size > 0 {
+		c.failure = c.answer.store.sync(answerName, c.answer.last)
+	}
 	switch {
 	case errors.Is(c.failure, errTooMuch):
 		return c.Lose(LostSize)
@@ -81,9 +84,6 @@ func (c *KeyClaim) end() error {
 	ctx, cancel := context.WithTimeout(c.answer.ctx, callTimeout)
 	defer cancel()
 	ttl := c.record.Created.Add(KeepKey).Sub(s.limits.now())
-	if c.record.State == keyFree {
-		ttl = freeTTL
-	}
 	_, err = s.store.putKey(ctx, c.subject, &c.record, c.revision, ttl)
 	return err
 }

@@ -66,6 +66,9 @@ func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.
 	if err := <-ended; err != io.EOF {
 		return w.size, err
 	}
+	if err := s.sync(outputName, w.last); err != nil {
+		return w.size, s.failedTo(ctx, err)
+	}
 	return w.size, nil
 }
 
@@ -77,7 +80,8 @@ type outputWriter struct {
 	attempt int
 	limit   int64
 	buf     []byte
-	size    int64 // written
+	size    int64  // written
+	last    uint64 // the last message
 }
 
 // copy writes what comes.
@@ -122,12 +126,14 @@ func (w *outputWriter) flush() error {
 	if w.store.shared { // which may be given it twice
 		opts = append(opts, jetstream.WithMsgID(fmt.Sprint(w.subject, "@", w.attempt, "@", w.size)))
 	}
-	if err := w.store.publish(w.ctx, msg, opts...); err != nil {
+	message, err := w.store.publish(w.ctx, msg, opts...)
+	if err != nil {
 		if w.ctx.Err() != nil {
 			return context.Cause(w.ctx)
 		}
 		return w.store.failedTo(w.ctx, err)
 	}
+	w.last = message
 	w.size += int64(len(w.buf))
 	w.buf = w.buf[:0]
 	return nil
@@ -183,9 +189,7 @@ func (o *Output) Next() ([]byte, error) {
 
 // chunk reads the next piece.
 func (o *Output) chunk() ([]byte, error) {
-	msg, err := patiently(o.ctx, o.store, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
-		return o.stream.GetMsg(ctx, o.next, jetstream.WithGetMsgSubject(o.subject))
-	})
+	msg, err := o.store.next(o.ctx, o.stream, o.next, o.subject)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, io.EOF

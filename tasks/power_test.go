@@ -59,11 +59,12 @@ func TestPowerCut(t *testing.T) {
 		w := startWriter(t, filepath.Join(mount, "store"))
 		w.await(t, 5)
 		time.Sleep(rand.N(400 * time.Millisecond))
+		seen := w.seen()
 		if err := cutPower(mount); err != nil {
 			t.Fatal(err)
 		}
 		w.stop()
-		for _, line := range w.lines {
+		for _, line := range seen {
 			switch id, end, _ := strings.Cut(line, " "); {
 			case end == "":
 				accepted[id] = true
@@ -86,7 +87,7 @@ func TestPowerCut(t *testing.T) {
 // checkStore looks for what was lost.
 func checkStore(t *testing.T, dir string, cut int, accepted map[string]bool, ends map[string]State) {
 	t.Helper()
-	s, err := openStore(place{dir: dir}, zap.NewNop())
+	s, err := openStore(t.Context(), place{dir: dir}, zap.NewNop())
 	if err != nil {
 		t.Fatalf("after cut %d: %v", cut, err)
 	}
@@ -100,13 +101,15 @@ func checkStore(t *testing.T, dir string, cut int, accepted map[string]bool, end
 		if want := ends[id]; want != "" && r.State != want {
 			t.Errorf("after cut %d: task %s was %s, and is %s", cut, id, want, r.State)
 		}
-		if there, err := s.waiting(t.Context(), s.queue, queueSubject+r.key()); !r.State.Ended() && (err != nil || !there) {
+		if there, err := s.waiting(t.Context(), s.queue, inQueue(r.key())); !r.State.Ended() && (err != nil || !there) {
 			t.Errorf("after cut %d: task %s is %s and in no queue: %v", cut, id, r.State, err)
 		}
 	}
 }
 
-// cutPower makes a file system forget what was not synced, and take no more.
+// cutPower makes a file system forget what was not synced, and take no more. An fsync that
+// is under way in that instant may report success and be forgotten (Linux 6.18), which no
+// real power cut does: what was seen before it counts.
 func cutPower(mount string) error {
 	const shutdown, noLogFlush = 0x8004587D, 2 // FS_IOC_SHUTDOWN
 	dir, err := os.Open(mount)
@@ -154,9 +157,7 @@ func startWriter(t *testing.T, dir string) *writer {
 func (w *writer) await(t *testing.T, n int) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		w.mu.Lock()
-		got := len(w.lines)
-		w.mu.Unlock()
+		got := len(w.seen())
 		if got >= n {
 			return
 		}
@@ -165,6 +166,13 @@ func (w *writer) await(t *testing.T, n int) {
 			t.Fatalf("the writer has only seen %d", got)
 		}
 	}
+}
+
+// seen returns the lines so far.
+func (w *writer) seen() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lines
 }
 
 // stop ends the process, and waits for that.

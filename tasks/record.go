@@ -170,15 +170,26 @@ func ValidID(id string) bool { return mintedID.MatchString(id) }
 // [Record.RunID]. What has it belongs to their owners.
 func Reserved(id string) bool { return runID.MatchString(id) }
 
-// NewID returns an id for a task.
-func NewID() string { return newID(time.Now()) }
+// NewID returns an id for a task of an owner.
+func NewID(owner string) string { return newID(time.Now(), laneOf(owner, Target{})) }
 
-// newID returns a fresh id: "task_", the time in milliseconds and a random number. Later
-// ids are greater.
-func newID(now time.Time) string {
+// newID returns a fresh id: "task_", the time in milliseconds and a random number, whose
+// last digit is that of a lane. Later ids are greater.
+func newID(now time.Time, lane byte) string {
 	var b [12]byte
 	_, _ = rand.Read(b[:]) // never fails: see crypto/rand
+	b[11] = b[11]&0xf0 | lane&0x0f
 	return fmt.Sprintf("task_%012x%s", now.UnixMilli(), hex.EncodeToString(b[:]))
+}
+
+// lanes are the parts of the queue, by their digits.
+const lanes = "0123456789abcdef"
+
+// laneOf returns the lane of the tasks of an owner for a target. They wait behind each
+// other, and not, or seldom, behind those of others.
+func laneOf(owner string, target Target) byte {
+	sum := sha256.Sum256([]byte(owner + "\x00" + target.Worker + "\x00" + target.Model))
+	return sum[0] & 0x0f
 }
 
 // encode returns the record as it is stored.

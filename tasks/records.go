@@ -4,11 +4,10 @@ package tasks
 
 import (
 	"bytes"
-	"cmp"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -31,8 +30,39 @@ var (
 	errConflict = errors.New("the record has changed meanwhile")
 )
 
-// get returns a record and its revision.
+// get returns a record and its revision. That of a task that nobody has begun is in the
+// queue, with the revision 0.
 func (s *store) get(ctx context.Context, key string) (*Record, uint64, error) {
+	r, revision, err := s.kept(ctx, key)
+	if !errors.Is(err, ErrNotFound) {
+		return r, revision, err
+	}
+	msg, err := s.queued(ctx, key)
+	if errors.Is(err, ErrNotFound) { // or its end was stored meanwhile
+		return s.kept(ctx, key)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	r, err = decodeHeader(msg.Header)
+	return r, 0, err
+}
+
+// queued returns the message of a task in the queue. The error is [ErrNotFound] when it is
+// not there any more.
+func (s *store) queued(ctx context.Context, key string) (*jetstream.RawStreamMsg, error) {
+	msg, err := s.last(ctx, s.queue, inQueue(key))
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil, ErrNotFound
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	return msg, nil
+}
+
+// kept returns the record of a task that was begun, or has ended.
+func (s *store) kept(ctx context.Context, key string) (*Record, uint64, error) {
 	entry, err := patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValueEntry, error) { return s.records.Get(ctx, key) })
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound), errors.Is(err, jetstream.ErrInvalidKey):
@@ -40,29 +70,33 @@ func (s *store) get(ctx context.Context, key string) (*Record, uint64, error) {
 	case err != nil:
 		return nil, 0, fmt.Errorf("%w: %w", ErrStore, err)
 	}
+	if err := s.sync(recordName, entry.Revision()); err != nil {
+		return nil, 0, s.failedTo(ctx, err)
+	}
 	r, err := decode(entry.Value())
 	return r, entry.Revision(), err
 }
 
 // put writes a record, when its revision is still that one; 0 is for one that is not
-// there yet. The record of a task that has ended goes away after [Keep].
+// there yet. When it returns nil, it is on disk. A record goes away [Keep] after it was
+// last written.
 func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 	b, err := r.encode()
 	if err != nil {
 		return err
 	}
-	opts := []jetstream.PublishOpt{jetstream.WithExpectLastSequencePerSubject(revision)}
-	if r.State.Ended() {
-		opts = append(opts, jetstream.WithMsgTTL(Keep))
+	if err := s.sync(recordName, revision); err != nil { // this write removes the one before
+		return s.failedTo(ctx, err)
 	}
-	err = s.publish(ctx, &nats.Msg{Subject: "$KV." + bucket + "." + r.key(), Data: b}, opts...)
+	message, err := s.publish(ctx, &nats.Msg{Subject: "$KV." + bucket + "." + r.key(), Data: b},
+		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithMsgTTL(Keep))
 	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		if err = s.holds(ctx, r.key(), b); err != nil {
 			return err
 		}
 	}
-	if err == nil && r.State.Ended() { // what is told of it does not change any more
-		err = s.witness.sync()
+	if err == nil {
+		err = s.sync(recordName, message)
 	}
 	if err != nil {
 		return s.failedTo(ctx, err)
@@ -70,10 +104,14 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 	return nil
 }
 
-// publish stores a message. A cluster may be given it twice.
-func (s *store) publish(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) error {
-	_, err := patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
-	return err
+// publish stores a message, and returns its number in the stream. A cluster may be given it
+// twice.
+func (s *store) publish(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) (uint64, error) {
+	ack, err := patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
 }
 
 // holds returns errConflict when a record is not this one. It is when a cluster took it,
@@ -115,88 +153,84 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 	return nil, fmt.Errorf("%w: %w", ErrStore, errConflict)
 }
 
-// Query says which tasks of an owner are listed.
-type Query struct {
-	// State is the one that they are in; empty for any.
-	State State
-	// Webhook is the state of their webhooks; empty for any, and for tasks without.
-	Webhook WebhookState
-	// Before is the id of a task: those that were submitted before it are listed.
-	Before string
-	// Limit is how many there may be.
-	Limit int
-}
-
-// list returns tasks of an owner, newest first, and whether there are more. It looks at
-// all of the owner's, and holds no more than a page of them.
-func (s *store) list(ctx context.Context, owner string, q Query) (page []*Record, more bool, err error) {
-	w, err := s.records.Watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
-	if err != nil {
-		return nil, false, fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	defer w.Stop()
-	newestFirst := func(a, b *Record) int { return cmp.Compare(b.ID, a.ID) }
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, context.Cause(ctx))
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil { // all that there are
-				return page, more, nil
-			}
-			r, err := decode(entry.Value())
-			if err != nil || !q.wants(r) {
-				continue
-			}
-			i, _ := slices.BinarySearchFunc(page, r, newestFirst)
-			if page = slices.Insert(page, i, r); len(page) > q.Limit {
-				page, more = page[:q.Limit], true
-			}
-		}
-	}
-}
-
-// wants reports whether a task is one of those.
-func (q Query) wants(r *Record) bool {
-	switch {
-	case q.State != "" && r.State != q.State, q.Before != "" && r.ID >= q.Before:
-		return false
-	case q.Webhook != "":
-		return r.Webhook != nil && r.Webhook.State == q.Webhook
-	}
-	return true
-}
-
-// submit stores a new task: first its record, and then what makes it run. When it
-// returns nil, both are on disk.
+// submit puts a new task into the queue. When it returns nil, it is on disk.
 func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
-	if err := s.put(ctx, r, 0); err != nil {
+	header, err := r.encodeHeader()
+	if err != nil {
 		return err
 	}
-	err := s.enqueue(ctx, s.queue, queueSubject+r.key(), []byte(prompt))
-	if err == nil {
-		err = s.witness.sync()
-	}
+	err = s.enqueue(ctx, s.queue, queueName, &nats.Msg{Subject: inQueue(r.key()), Header: header, Data: []byte(prompt)})
 	if err == nil {
 		return nil
 	}
 	// The client hears that the task was not accepted. Should it have been, all the same,
-	// it must not run; should this fail as well, the sweep after the next start does it.
+	// it must not run.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	_, _ = s.update(ctx, r.key(), func(r *Record) error { return r.end(Failed, ReasonNotAccepted, "the task could not be queued") })
+	_ = r.end(Failed, ReasonNotAccepted, "the task could not be queued")
+	_ = s.put(ctx, r, 0)
 	return s.failedTo(ctx, err)
 }
 
-// enqueue puts a message into a queue, unless it is there.
-func (s *store) enqueue(ctx context.Context, queue jetstream.Stream, subject string, data []byte) error {
-	err := s.publish(ctx, &nats.Msg{Subject: subject, Data: data})
+// enqueue puts a message into a queue, unless it is there. When it returns nil, it is on
+// disk.
+func (s *store) enqueue(ctx context.Context, queue jetstream.Stream, name string, msg *nats.Msg) error {
+	message, err := s.publish(ctx, msg)
 	if err != nil {
-		if there, _ := s.waiting(ctx, queue, subject); there { // the answer was lost, or it was another's
-			return nil
+		there, lerr := s.last(ctx, queue, msg.Subject)
+		if lerr != nil {
+			return err
 		}
+		message = there.Sequence // the answer was lost, or it was another's
 	}
-	return err
+	return s.sync(name, message)
+}
+
+// inQueue is the subject of a task in the queue: that of its lane, which ends its id.
+func inQueue(key string) string { return queueSubject + key[len(key)-1:] + "." + key }
+
+// recordHeader has the record of a task in the queue.
+const recordHeader = "Agentfm-Task"
+
+// encodeHeader returns the record as it stands in the queue.
+func (r *Record) encodeHeader() (nats.Header, error) {
+	b, err := r.encode()
+	return nats.Header{recordHeader: {base64.RawStdEncoding.EncodeToString(b)}}, err
+}
+
+// decodeHeader reads the record of a task in the queue.
+func decodeHeader(h nats.Header) (*Record, error) {
+	b, err := base64.RawStdEncoding.DecodeString(h.Get(recordHeader))
+	if err != nil {
+		return nil, fmt.Errorf("reading the record of a task: %w", err)
+	}
+	return decode(b)
+}
+
+// syncQueued returns when a task that is in the queue is there on disk.
+func (s *store) syncQueued(ctx context.Context, key string) error {
+	msg, err := s.queued(ctx, key)
+	switch {
+	case errors.Is(err, ErrNotFound): // it has a record by now
+		return nil
+	case err != nil:
+		return err
+	}
+	if err := s.sync(queueName, msg.Sequence); err != nil {
+		return s.failedTo(ctx, err)
+	}
+	return nil
+}
+
+// dequeue takes a task that has ended out of the queue.
+func (s *store) dequeue(ctx context.Context, key string) {
+	msg, err := s.queued(ctx, key)
+	if err == nil {
+		err = s.sync(queueName, msg.Sequence) // as in acknowledge
+	}
+	if err == nil {
+		_ = s.queue.DeleteMsg(ctx, msg.Sequence)
+	}
 }
 
 // end takes the task to its end, unless it has ended.
@@ -227,39 +261,48 @@ func (s *store) last(ctx context.Context, stream jetstream.Stream, subject strin
 	})
 }
 
+// next returns the first message of a subject from a number on.
+func (s *store) next(ctx context.Context, stream jetstream.Stream, from uint64, subject string) (*jetstream.RawStreamMsg, error) {
+	return patiently(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+		return stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(subject))
+	})
+}
+
+// watch begins to look at records and their changes, until ctx ends. It does not wait for
+// a server that is going.
+func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	limit := callTimeout
+	if s.shared {
+		limit = tryTimeout
+	}
+	return patiently(ctx, s, func(context.Context) (jetstream.KeyWatcher, error) {
+		ctx, cancel := context.WithCancel(ctx) // the end of what the library is given would end the watch
+		late := time.AfterFunc(limit, cancel)
+		w, err := s.records.Watch(ctx, keys, opts...)
+		if !late.Stop() && err == nil {
+			_ = w.Stop()
+			err = context.DeadlineExceeded
+		}
+		return w, err
+	})
+}
+
 // length returns how many messages are in a queue, and how many bytes they have.
-func (s *store) length(ctx context.Context, queue string) (messages int, bytes uint64, err error) {
+func (s *store) length(ctx context.Context, queue string) (messages int, bytes int64, err error) {
 	// A handle must not be used at the same time as its Info.
 	handle, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, queue) })
 	if err != nil {
 		return 0, 0, fmt.Errorf("%w: %w", ErrStore, err)
 	}
 	info := handle.CachedInfo() // as it was a moment ago
-	return int(info.State.Msgs), info.State.Bytes, nil
+	return int(info.State.Msgs), int64(info.State.Bytes), nil
 }
 
-// prompt returns the prompt of a task in the queue. The error is [ErrNotFound] when it is
-// not there any more.
-func (s *store) prompt(ctx context.Context, key string) (string, error) {
-	msg, err := s.last(ctx, s.queue, queueSubject+key)
-	switch {
-	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return "", ErrNotFound
-	case err != nil:
-		return "", fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	return string(msg.Data), nil
-}
-
-// lastRevision returns the newest revision of any record.
-func (s *store) lastRevision(ctx context.Context) (uint64, error) {
-	stream, err := s.js.Stream(ctx, "KV_"+bucket)
+// lastMessage returns the number of the newest message of a stream.
+func (s *store) lastMessage(ctx context.Context, stream string) (uint64, error) {
+	handle, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, stream) })
 	if err != nil {
 		return 0, err
 	}
-	info, err := stream.Info(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return info.State.LastSeq, nil
+	return handle.CachedInfo().State.LastSeq, nil // as it was a moment ago
 }

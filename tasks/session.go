@@ -13,23 +13,22 @@ import (
 	"go.uber.org/zap"
 )
 
-// maxPending bounds how many tasks are out of the queue at one time.
-const maxPending = MaxInFlight + 16
+// maxPending bounds how many tasks of a lane are out of the queue at one time, to run or to
+// wait for a worker: there is a goroutine for each.
+const maxPending = 640
 
-// maxPromptSpace is what a prompt may need in the queue, in bytes.
-const maxPromptSpace = 1<<20 + 1<<10
-
-// maxLists bounds how many lists are made at one time: each looks at all tasks of an owner.
+// maxLists bounds how many lists are made at one time: each looks at all tasks of an owner
+// that were begun.
 const maxLists = 4
 
 // session is an open store and the work on what it holds.
 type session struct {
 	*service
-	store      *store
-	poster     *poster
-	submitting atomic.Int64  // submissions under way
-	listing    chan struct{} // holds a place for each list that is being made
-	silent     atomic.Bool   // in tests: other gateways hear nothing of it, nor it of them
+	store   *store
+	poster  *poster
+	backlog backlog
+	listing chan struct{} // holds a place for each list that is being made
+	silent  atomic.Bool   // in tests: other gateways hear nothing of it, nor it of them
 
 	ctx     context.Context // of the work
 	cancel  context.CancelCauseFunc
@@ -43,16 +42,17 @@ type session struct {
 // claim is a task under way.
 type claim struct {
 	cancel context.CancelCauseFunc
+	msg    jetstream.Msg
 	lost   atomic.Int64 // as of the attempt; with more, another gateway has taken the task
 }
 
 // open opens the store and begins to work.
 func (s *service) open(log *zap.Logger) (*session, error) {
-	store, err := openStore(s.place, log)
+	store, err := openStore(s.ctx, s.place, log)
 	if err != nil {
 		return nil, err
 	}
-	next := &session{service: s, store: store, poster: newPoster(), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
+	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
 		next.close()
@@ -68,27 +68,30 @@ func (s *session) start() error {
 	if err := s.store.probe(ctx); err != nil {
 		return err
 	}
-	last, err := s.store.lastRevision(ctx)
+	last, err := s.store.lastMessage(ctx, recordName)
 	if err != nil {
 		return err
 	}
-	if err := s.consume(ctx, s.store.queue, maxPending, s.work); err != nil {
-		return err
+	for _, lane := range lanes {
+		if err := s.consume(ctx, s.store.queue, "gateway-"+string(lane), queueSubject+string(lane)+".>", maxPending, s.work); err != nil {
+			return err
+		}
 	}
 	// Of webhooks that wait for their next attempt there may be any number.
-	if err := s.consume(ctx, s.store.webhooks, -1, s.deliver); err != nil {
+	if err := s.consume(ctx, s.store.webhooks, "gateway", hookSubject+">", -1, s.deliver); err != nil {
 		return err
 	}
+	s.running.Go(s.holdLeases)
 	if s.store.shared {
-		return s.share(ctx)
+		return s.share()
 	}
 	s.running.Go(func() { s.sweep(last) })
 	return nil
 }
 
-// consume begins to work on a queue.
-func (s *session) consume(ctx context.Context, queue jetstream.Stream, limit int, work func(jetstream.MessagesContext)) error {
-	messages, err := s.store.consume(ctx, queue, limit, s.limits.lease)
+// consume begins to work on a queue, or a lane of it.
+func (s *session) consume(ctx context.Context, queue jetstream.Stream, name, subjects string, limit int, work func(jetstream.MessagesContext)) error {
+	messages, err := s.store.consume(ctx, queue, name, subjects, limit, s.limits.lease)
 	if err != nil {
 		return err
 	}
@@ -108,9 +111,9 @@ func (s *session) close() {
 	s.store.close()
 }
 
-// sweep brings in order what a process has left that was killed: tasks that it had not put
-// into the queue, and whose clients it had not told that they were accepted, and webhooks
-// that were not queued. What was written after the revision is none of that.
+// sweep brings in order what a process has left that was killed: tasks that have begun and
+// that nobody will take up, and webhooks that were not queued. What was written after the
+// revision is none of that.
 func (s *session) sweep(last uint64) {
 	err := s.eachRecord(func(r *Record, revision uint64) {
 		if revision <= last {
@@ -124,14 +127,16 @@ func (s *session) sweep(last uint64) {
 
 // eachRecord calls look with each record that there is.
 func (s *session) eachRecord(look func(*Record, uint64)) error {
-	w, err := s.store.records.WatchAll(s.ctx, jetstream.IgnoreDeletes())
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	w, err := s.store.watch(ctx, ">", jetstream.IgnoreDeletes())
 	if err != nil {
 		return err
 	}
 	defer w.Stop()
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-ctx.Done():
 			return nil
 		case entry, ok := <-w.Updates():
 			if !ok || entry == nil {
@@ -149,7 +154,7 @@ func (s *session) mend(r *Record, revision uint64) {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
 	if !r.State.Ended() {
-		there, err := s.store.waiting(ctx, s.store.queue, queueSubject+r.key())
+		there, err := s.store.waiting(ctx, s.store.queue, inQueue(r.key()))
 		if err != nil || there {
 			return
 		}
@@ -168,25 +173,28 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 	if err := s.roomy(); err != nil {
 		return err
 	}
-	defer s.submitting.Add(-1)
-	others := int(s.submitting.Add(1)) - 1
-	queued, bytes, err := s.store.length(ctx, queueName)
-	switch {
-	case err != nil:
+	if err := s.backlog.begin(ctx, s.store, limit); err != nil {
 		return err
-	case queued+others >= limit, bytes+uint64((others+1)*maxPromptSpace) > queueBytes:
-		return ErrFull
 	}
-	return s.store.submit(ctx, r, prompt)
+	err := s.store.submit(ctx, r, prompt)
+	s.backlog.end(err == nil, len(prompt)+recordSpace)
+	return err
 }
 
 // cancelTask ends a task that its owner does not want any more.
 func (s *session) cancelTask(ctx context.Context, key string) (*Record, error) {
 	r, err := s.store.update(ctx, key, func(r *Record) error { return r.end(Cancelled, ReasonCancelled, "the task was cancelled") })
-	if err == nil || errors.Is(err, ErrEnded) {
-		if c := s.claimOf(key); c != nil {
-			c.cancel(errCancelled)
-		}
+	if err != nil && !errors.Is(err, ErrEnded) {
+		return r, err
+	}
+	if c := s.claimOf(key); c != nil {
+		c.cancel(errCancelled)
+		return r, err
+	}
+	// What waits in the queue leaves it now, and not when it is its turn. It may be the turn
+	// of another gateway, which does that.
+	if !s.store.shared && s.settle(key) == nil {
+		s.store.dequeue(ctx, key)
 	}
 	return r, err
 }

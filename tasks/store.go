@@ -28,8 +28,8 @@ const (
 	maxRecord  = 256 << 10
 	maxPayload = 8 << 20 // a prompt, which has 1 MiB at most, and what stands around it
 
-	recordBytes  = 1 << 30
-	queueBytes   = 512 << 20 // of prompts, which are in memory as well while their tasks wait
+	recordBytes  = 4 << 30
+	queueBytes   = 4 << 30 // of prompts
 	webhookBytes = 256 << 20
 	outputBytes  = 8 << 30
 
@@ -50,11 +50,9 @@ var ErrInUse = errors.New("another process has it open")
 
 // store is a server and what it holds: the records of the tasks, the queue of those to
 // run, with their prompts, the queue of webhooks, and output. The server is part of the
-// process, and every write on disk before it is acknowledged; or else it is a cluster that
-// several gateways share.
+// process, and listens nowhere; or else it is a cluster that several gateways share.
 type store struct {
 	lock     *flock.Flock
-	witness  *witness
 	server   *server.Server
 	shared   bool // it is a cluster
 	replicas int
@@ -68,6 +66,8 @@ type store struct {
 	keys     jetstream.Stream
 	answers  jetstream.Stream
 
+	tails map[string]*tail // of the streams, by their names; none of a cluster's
+
 	failing sync.Once
 	failed  chan struct{} // closed when it cannot be written any more
 	failure error         // once failed is closed
@@ -76,6 +76,7 @@ type store struct {
 // Names in the store. In a cluster, there may be those of others beside them.
 const (
 	bucket        = "agentfm_tasks"
+	recordName    = "KV_" + bucket
 	queueName     = "AGENTFM_QUEUE"
 	queueSubject  = "agentfm.queue."
 	hookName      = "AGENTFM_WEBHOOKS"
@@ -85,7 +86,7 @@ const (
 )
 
 // openStore opens the store of a place, or makes one.
-func openStore(at place, log *zap.Logger) (_ *store, err error) {
+func openStore(ctx context.Context, at place, log *zap.Logger) (_ *store, err error) {
 	s := &store{failed: make(chan struct{}), replicas: 1}
 	defer func() {
 		if err != nil {
@@ -101,22 +102,40 @@ func openStore(at place, log *zap.Logger) (_ *store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the task store in %s: %w", at, err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startWait)
+	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
-	if err := s.layOut(ctx); err != nil {
+	if err = s.layOut(ctx); err == nil && ownSync && at.cluster == nil {
+		err = s.followTails(ctx, at.dir)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("opening the task store in %s: %w", at, err)
 	}
 	return s, nil
 }
+
+// followTails syncs all that there is, and from then on what is written.
+func (s *store) followTails(ctx context.Context, dir string) error {
+	s.tails = make(map[string]*tail)
+	for _, name := range []string{recordName, queueName, hookName, outputName, keyName, answerName} {
+		last, err := s.lastMessage(ctx, name)
+		if err != nil {
+			return err
+		}
+		s.tails[name] = &tail{dir: filepath.Join(dir, "jetstream", "$G", "streams", name, "msgs")}
+		s.tails[name].safe.Store(last)
+	}
+	return syncTree(dir)
+}
+
+// sync returns nil when a message of a stream, and all before it, are on disk. What a
+// cluster acknowledges, more than one server has.
+func (s *store) sync(stream string, message uint64) error { return s.tails[stream].sync(message) }
 
 // openFolder starts the server on a folder.
 func (s *store) openFolder(dir string, log *zap.Logger) error {
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
 		err = s.acquire(dir)
-	}
-	if err == nil {
-		s.witness, err = newWitness(dir)
 	}
 	if err == nil {
 		err = s.serve(dir, log)
@@ -149,7 +168,7 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 		NoSigs:     true,
 		JetStream:  true,
 		StoreDir:   dir,
-		SyncAlways: true,
+		SyncAlways: !ownSync,
 		MaxPayload: maxPayload,
 
 		JetStreamMaxMemory: 16 << 20, // nothing is kept in memory alone
@@ -214,7 +233,7 @@ const errNoReplicas jetstream.ErrorCode = 10074
 // that leads it: one that lags behind must not say that what was acknowledged is not there.
 func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream.Stream, error) {
 	c.Storage, c.Replicas, c.AllowDirect = jetstream.FileStorage, s.replicas, !s.shared
-	return s.js.CreateOrUpdateStream(ctx, c)
+	return patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.CreateOrUpdateStream(ctx, c) })
 }
 
 // layOutRecords makes the bucket of the records.
@@ -224,15 +243,16 @@ func (s *store) layOutRecords(ctx context.Context) error {
 	return err
 }
 
-// bucket makes a bucket of keys and values, of which the newest is kept.
+// bucket makes a bucket of keys and values. Of each key, the value before the newest stays
+// until that is on disk and yet another follows.
 func (s *store) bucket(ctx context.Context, name string, c jetstream.StreamConfig) (jetstream.KeyValue, error) {
 	c.Name, c.Subjects = "KV_"+name, []string{"$KV." + name + ".>"}
-	c.MaxMsgsPerSubject, c.Discard = 1, jetstream.DiscardNew
+	c.MaxMsgsPerSubject, c.Discard = 2, jetstream.DiscardNew
 	c.AllowRollup, c.DenyDelete, c.AllowMsgTTL = true, true, true
 	if _, err := s.stream(ctx, c); err != nil {
 		return nil, err
 	}
-	return s.js.KeyValue(ctx, name)
+	return patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValue, error) { return s.js.KeyValue(ctx, name) })
 }
 
 // workQueue makes a queue whose messages are there until they are acknowledged. It has
@@ -244,19 +264,20 @@ func (s *store) workQueue(ctx context.Context, name, subject string, size int64)
 	})
 }
 
-// consume begins to take messages off a queue, without their bodies, at most limit at one
-// time; -1 for any number. When nobody shares the store, the consumer is made anew: who had
-// a lease on a message is gone with the process that gave it.
-func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int, lease time.Duration) (jetstream.MessagesContext, error) {
-	const name = "gateway"
+// consume begins to take messages of some subjects off a queue, without their bodies, at
+// most limit at one time; -1 for any number. When nobody shares the store, the consumer is
+// made anew: who had a lease on a message is gone with the process that gave it.
+func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects string, limit int, lease time.Duration) (jetstream.MessagesContext, error) {
 	if !s.shared {
 		if err := q.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return nil, err
 		}
 	}
-	c, err := q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: name, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1, MaxAckPending: limit,
-		HeadersOnly: true,
+	c, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Consumer, error) {
+		return q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+			Durable: name, FilterSubject: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1,
+			MaxAckPending: limit, HeadersOnly: true,
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -269,13 +290,17 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, limit int, leas
 // probe returns an error when the store cannot be written.
 func (s *store) probe(ctx context.Context) error {
 	const subject = outputSubject + "probe"
-	if _, err := s.js.Publish(ctx, subject, make([]byte, chunkSize)); err != nil {
+	message, err := s.publish(ctx, &nats.Msg{Subject: subject, Data: make([]byte, chunkSize)})
+	if err == nil {
+		err = s.sync(outputName, message)
+	}
+	if err != nil {
 		return err
 	}
-	if err := s.output.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
-		return err
-	}
-	return s.witness.sync()
+	_, err = patiently(ctx, s, func(ctx context.Context) (any, error) {
+		return nil, s.output.Purge(ctx, jetstream.WithPurgeSubject(subject))
+	})
+	return err
 }
 
 // failedTo makes an [ErrStore] of the error of a write, and notes that the store has
@@ -304,7 +329,9 @@ func (s *store) close() {
 		s.server.Shutdown()
 		s.server.WaitForShutdown()
 	}
-	s.witness.close()
+	for _, t := range s.tails {
+		t.close()
+	}
 	if s.lock != nil {
 		_ = s.lock.Unlock()
 	}

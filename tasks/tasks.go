@@ -197,7 +197,7 @@ func (p *Part) Submit(ctx context.Context, sub Submission) (*Record, error) {
 	defer release()
 	now := time.Now().UTC()
 	r := &Record{
-		ID: cmp.Or(sub.ID, newID(now)), Owner: sub.Owner, Site: sub.Site, Target: sub.Target, PromptSize: len(sub.Prompt),
+		ID: cmp.Or(sub.ID, newID(now, laneOf(sub.Owner, sub.Target))), Owner: sub.Owner, Site: sub.Site, Target: sub.Target, PromptSize: len(sub.Prompt),
 		State: Queued, Created: now,
 	}
 	if sub.WebhookURL != "" {

@@ -203,6 +203,65 @@ func TestList(t *testing.T) {
 	}
 }
 
+// TestListQueue wants the tasks that wait to be listed among the others, whoever else has
+// any.
+func TestListQueue(t *testing.T) {
+	gate := make(chan struct{})
+	p := open(t, t.TempDir(), &fakeRunner{run: func(ctx context.Context, j Job) (Attempt, error) {
+		if j.Record.Owner == "ann" && j.Record.Target.Model == "now" {
+			return says("", nil)(ctx, j)
+		}
+		select {
+		case <-gate:
+		case <-ctx.Done():
+		}
+		return nil, &Failure{Kind: Busy}
+	}}, Options{})
+	defer close(gate)
+	var ids []string
+	for n := range 60 {
+		owner, model := "ann", "later"
+		if n%3 == 0 {
+			owner = "bob"
+		}
+		if n%4 == 0 {
+			model = "now"
+		}
+		r, err := p.Submit(t.Context(), Submission{Owner: owner, Target: Target{Model: model}, Prompt: "x"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner == "ann" {
+			ids = append(ids, r.ID)
+			if model == "now" {
+				ended(t, p, r.ID)
+			}
+		}
+		time.Sleep(time.Millisecond) // an id has the millisecond
+	}
+	slices.Reverse(ids)
+	for _, q := range []Query{{Limit: 7}, {Limit: 100}, {Limit: 3, State: Queued}, {Limit: 3, State: Completed}, {Limit: 40}} {
+		var got []string
+		for more := true; more; {
+			var page []*Record
+			var err error
+			if page, more, err = p.List(t.Context(), "ann", q); err != nil || len(page) == 0 {
+				t.Fatal(len(page), err)
+			}
+			for _, r := range page {
+				got, q.Before = append(got, r.ID), r.ID
+			}
+		}
+		want := slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
+			r, err := p.Get(t.Context(), "ann", id)
+			return err != nil || q.State != "" && r.State != q.State
+		})
+		if !slices.Equal(got, want) {
+			t.Errorf("%+v: got %q, want %q", q, got, want)
+		}
+	}
+}
+
 // TestRestart wants what was queued and what ran to be taken up again.
 func TestRestart(t *testing.T) {
 	dir := t.TempDir()
@@ -281,7 +340,7 @@ func TestSecondStore(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir, &fakeRunner{run: says("", nil)}, Options{})
 	begun := time.Now()
-	_, err := openStore(place{dir: dir}, zap.NewNop())
+	_, err := openStore(t.Context(), place{dir: dir}, zap.NewNop())
 	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), dir) || time.Since(begun) > 2*time.Second {
 		t.Errorf("after %s: %v", time.Since(begun), err)
 	}
@@ -291,12 +350,12 @@ func TestSecondStore(t *testing.T) {
 // its place in the queue, and an end without its webhook.
 func TestMend(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openStore(place{dir: dir}, zap.NewNop())
+	s, err := openStore(t.Context(), place{dir: dir}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	half := &Record{ID: newID(time.Now()), Owner: "ann", State: Queued, Created: time.Now()}
-	untold := &Record{ID: newID(time.Now()), Owner: "ann", State: Queued, Created: time.Now()}
+	half := &Record{ID: newID(time.Now(), 0), Owner: "ann", State: Queued, Created: time.Now()}
+	untold := &Record{ID: newID(time.Now(), 0), Owner: "ann", State: Queued, Created: time.Now()}
 	_ = untold.end(Completed, "", "")
 	untold.Webhook = &Webhook{URL: "http://127.0.0.1:1/", State: WebhookPending}
 	for _, r := range []*Record{half, untold} {
@@ -314,13 +373,13 @@ func TestMend(t *testing.T) {
 
 // TestOneEnd wants a task to have one end, whoever is first.
 func TestOneEnd(t *testing.T) {
-	s, err := openStore(place{dir: t.TempDir()}, zap.NewNop())
+	s, err := openStore(t.Context(), place{dir: t.TempDir()}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.close()
 	for range 20 {
-		r := &Record{ID: newID(time.Now()), State: Running, Created: time.Now()}
+		r := &Record{ID: newID(time.Now(), 0), State: Running, Created: time.Now()}
 		if err := s.put(t.Context(), r, 0); err != nil {
 			t.Fatal(err)
 		}

@@ -38,7 +38,7 @@ func TestSchedule(t *testing.T) {
 		t.Helper()
 		for i, want := range retryAfter {
 			w.attempted(failed, 0)
-			if got := w.Next.Sub(at); w.State != WebhookPending || got < want*9/10 || got > want*11/10 {
+			if got := w.Next.Sub(at); w.State != WebhookPending || got < want || got > want*11/10 {
 				t.Errorf("attempt %d: got %s %s, want %s", i, w.State, got, want)
 			}
 		}
@@ -314,82 +314,54 @@ func TestWebhookAgain(t *testing.T) {
 	}
 }
 
-// TestHostileReceiver wants no more than a little to be read of an answer.
-func TestHostileReceiver(t *testing.T) {
-	written := make(chan int, 1)
-	rec := receive(t, func(w http.ResponseWriter, _ *http.Request, _ int) {
-		n := 0
-		defer func() { written <- n }()
-		for range 10_000 {
-			k, err := w.Write(make([]byte, 64<<10))
-			if n += k; err != nil {
-				return
-			}
-		}
-	})
-	p := newPoster()
-	defer p.close()
-	status, _, err := p.post(t.Context(), &Record{Webhook: &Webhook{URL: rec.URL}}, nil, time.Now())
-	if err != nil || status != http.StatusOK {
-		t.Errorf("got %d, %v", status, err)
-	}
-	if n := <-written; n > 32<<20 {
-		t.Errorf("%d bytes were taken", n)
-	}
-}
-
-// TestDial wants the address to be looked at that is dialled, whatever led there.
-func TestDial(t *testing.T) {
-	rec := receive(t, func(http.ResponseWriter, *http.Request, int) { t.Error("it was reached") })
-	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "")
-	t.Setenv("HTTP_PROXY", rec.URL)
-	p := newPoster()
-	defer p.close()
-	for _, url := range []string{rec.URL, strings.Replace(rec.URL, "127.0.0.1", "localhost", 1), "http://[::ffff:127.0.0.1]" + rec.URL[strings.LastIndex(rec.URL, ":"):]} {
-		resp, err := p.client.Get(url)
-		if err == nil {
-			resp.Body.Close()
-		}
-		if !errors.Is(err, ErrURL) {
-			t.Errorf("%s: %v", url, err)
-		}
-	}
-}
-
-// TestPosts wants a host to have its places and no more, and to be forgotten afterwards.
+// TestPosts wants a host and an owner to have their places and no more, and to be forgotten
+// afterwards; and those that wait to have their turns.
 func TestPosts(t *testing.T) {
-	p := &posts{hosts: make(map[string]*hostPosts)}
-	for range maxHostPosts {
-		if _, ok := p.begin("slow"); !ok {
-			t.Fatal("no place")
+	p, now := newPosts(), time.Now()
+	take := func(owner, host string, want bool) {
+		t.Helper()
+		if _, ok := p.begin(owner, host, now); ok != want {
+			t.Fatalf("%s to %s: got %t", owner, host, ok)
 		}
+	}
+	for range maxHostPosts {
+		take("ann", "slow", true)
 	}
 	last := time.Duration(0)
-	for range 10_000 {
-		wait, ok := p.begin("slow")
-		if ok || wait < last || wait > maxPostPause {
-			t.Fatalf("got %s, %t after %s", wait, ok, last)
+	for range 100 {
+		wait, ok := p.begin("ann", "slow", now)
+		if ok || wait < last || wait < minPostPause || wait > time.Second {
+			t.Fatalf("got %s, %t after %s: how long it takes is not known", wait, ok, last)
 		}
 		last = wait
 	}
-	if last != maxPostPause {
-		t.Errorf("got %s", last)
-	}
-	for n := range maxPosts - maxHostPosts {
-		if _, ok := p.begin(fmt.Sprint(n)); !ok {
-			t.Fatal("no place for another")
+	p.end("ann", "slow", 8*time.Second)
+	take("ann", "slow", true)
+	for n := range 10_000 {
+		if wait, ok := p.begin("ann", "slow", now); ok || wait > maxPostPause || n > 1000 && wait < maxPostPause/2 {
+			t.Fatalf("%d: got %s, %t", n, wait, ok)
 		}
 	}
-	if _, ok := p.begin("one more"); ok {
-		t.Error("there are too many")
+	for n := range maxOwnerPosts - maxHostPosts {
+		take("ann", fmt.Sprint(n), true)
 	}
+	take("ann", "one more", false)
+	for n := range maxPosts - maxOwnerPosts {
+		take("bob", fmt.Sprint(n), true)
+	}
+	take("cat", "another", false)
 	for range maxHostPosts {
-		p.end("slow")
+		p.end("ann", "slow", time.Second)
 	}
-	for n := range maxPosts - maxHostPosts {
-		p.end(fmt.Sprint(n))
+	for n := range maxOwnerPosts - maxHostPosts {
+		p.end("ann", fmt.Sprint(n), time.Second)
 	}
-	if p.total != 0 || len(p.hosts) != 0 {
+	take("cat", "another", true)
+	p.end("cat", "another", time.Second)
+	for n := range maxPosts - maxOwnerPosts {
+		p.end("bob", fmt.Sprint(n), time.Second)
+	}
+	if p.all.under != 0 || len(p.hosts) != 0 || len(p.owners) != 0 {
 		t.Errorf("left: %+v", p)
 	}
 }

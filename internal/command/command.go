@@ -24,10 +24,11 @@ func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "agentfm",
 		Usage: "<command>",
-		Short: "Shows what an AgentFM gateway sees of its mesh, makes keys, and tries agents",
+		Short: "Shows what an AgentFM gateway sees of its mesh and keeps of tasks, makes keys, and tries agents",
 		Long: `
 Asks the running Caddy, over its admin API, what it sees of the AgentFM mesh;
-makes keys; and runs one task of an agent without a mesh.
+asks any gateway, with a key, for the tasks of that key; makes keys; and runs one
+task of an agent without a mesh.
 
 The address of the admin API is --address, or that of the configuration --config,
 or Caddy's default. On a terminal, lists are tables; elsewhere, the same as lines
@@ -36,7 +37,7 @@ answers.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand(), testCommand())
+			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand(), wayCommand())
 		},
 	})
 }

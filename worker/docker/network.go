@@ -249,12 +249,20 @@ func (o *outlet) settings() []any {
 	return []any{o.mode, o.port, fmt.Sprint(o.base), o.key, fmt.Sprint(o.egress.rules)}
 }
 
-// warnOfNetwork says what is given up by the network, and what may not work.
+// warnOfNetwork says what is given up by the network, and what may not work with another
+// kernel than the host's.
 func (r *Runtime) warnOfNetwork(logger *zap.Logger) {
 	if o := r.outlet; o != nil && networkWarnings[o.mode] != "" {
 		logger.Warn(networkWarnings[o.mode])
 	}
-	if option := r.enters(); option != "" && r.OCIRuntime != "" && r.OCIRuntime != defaultOCIRuntime {
+	if r.OCIRuntime == "" || r.OCIRuntime == defaultOCIRuntime {
+		return
+	}
+	if r.Warm > 0 && r.Prompt == promptInFile {
+		logger.Warn("a runtime with a kernel of its own, such as gVisor or a virtual machine, does not share the named pipe by which an "+
+			"agent gets its prompt: with that, use prompt stdin", zap.String("runtime", r.OCIRuntime))
+	}
+	if option := r.enters(); option != "" {
 		logger.Warn("a runtime with a network stack of its own, such as gVisor's or a virtual machine's, has a loopback interface that "+
 			"the worker does not get to: there is no way in then", zap.String("option", option), zap.String("runtime", r.OCIRuntime))
 	}

@@ -78,25 +78,14 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	if task != nil && (s.prompt == promptInFile || s.warm || task.Request != "") {
 		folders = append(folders, folder{inputName, inputDir, func(dir string) error { return s.placeInput(dir, task) }})
 	}
-	seccomp := s.podman && s.seccomp != ""
-	if len(folders) == 0 && !seccomp {
+	if len(folders) == 0 && !s.seccompAsFile() {
 		return nil
 	}
-	placing.Lock()
-	err := os.MkdirAll(dir, 0o700)
-	placing.Unlock()
-	if err != nil {
-		return fmt.Errorf("making a folder for the container's files: %w", err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil { // the container's user has to get in; others do not get as far as here
+	if err := makeFilesDir(dir); err != nil {
 		return err
 	}
-	if seccomp {
-		profile := filepath.Join(dir, seccompFile)
-		if err := os.WriteFile(profile, []byte(s.seccomp), 0o600); err != nil {
-			return fmt.Errorf("writing the seccomp profile: %w", err)
-		}
-		host.SecurityOpt = append(host.SecurityOpt, "seccomp="+profile)
+	if err := s.placeSeccomp(host, dir); err != nil {
+		return err
 	}
 	for _, f := range folders {
 		source := filepath.Join(dir, f.name)
@@ -112,17 +101,51 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	return nil
 }
 
+// makeFilesDir makes the folder for the files of a container.
+func makeFilesDir(dir string) error {
+	placing.Lock()
+	err := os.MkdirAll(dir, 0o700)
+	placing.Unlock()
+	if err != nil {
+		return fmt.Errorf("making a folder for the container's files: %w", err)
+	}
+	return os.Chmod(dir, 0o755) // the container's user has to get in; others do not get as far as here
+}
+
+// seccompAsFile reports whether the engine wants the seccomp profile as a file.
+func (s *spec) seccompAsFile() bool { return s.podman && s.seccomp != "" }
+
+// placeSeccomp gives a container its seccomp profile where that has to be a file.
+func (s *spec) placeSeccomp(host *container.HostConfig, dir string) error {
+	if !s.seccompAsFile() {
+		return nil
+	}
+	profile := filepath.Join(dir, seccompFile)
+	if err := os.WriteFile(profile, []byte(s.seccomp), 0o600); err != nil {
+		return fmt.Errorf("writing the seccomp profile: %w", err)
+	}
+	host.SecurityOpt = append(host.SecurityOpt, "seccomp="+profile)
+	return nil
+}
+
 // placeInput writes what the task is.
 func (s *spec) placeInput(dir string, task *worker.Task) error {
-	if task.Request != "" {
-		if err := s.placeFile(filepath.Join(dir, requestFile), []byte(task.Request)); err != nil {
-			return fmt.Errorf("writing the request: %w", err)
-		}
+	if err := s.placeRequest(dir, task); err != nil || s.prompt != promptInFile {
+		return err
 	}
-	if s.prompt == promptInFile {
-		if err := s.placeFile(filepath.Join(dir, promptFile), []byte(task.Prompt)); err != nil {
-			return fmt.Errorf("writing the prompt: %w", err)
-		}
+	if err := s.placeFile(filepath.Join(dir, promptFile), []byte(task.Prompt)); err != nil {
+		return fmt.Errorf("writing the prompt: %w", err)
+	}
+	return nil
+}
+
+// placeRequest writes the request that the prompt was made of, if there is one.
+func (s *spec) placeRequest(dir string, task *worker.Task) error {
+	if task.Request == "" {
+		return nil
+	}
+	if err := s.placeFile(filepath.Join(dir, requestFile), []byte(task.Request)); err != nil {
+		return fmt.Errorf("writing the request: %w", err)
 	}
 	return nil
 }
@@ -133,11 +156,16 @@ func (s *spec) placeFile(name string, b []byte) error {
 	if err := os.WriteFile(name, b, 0o400); err != nil {
 		return err
 	}
-	uid, gid, known := ids(s.user)
-	if known && !s.mapped && os.Chown(name, uid, gid) == nil {
+	if s.give(name) {
 		return nil
 	}
 	return os.Chmod(name, 0o444)
+}
+
+// give makes a file that of the container's user, where we may and know who that is.
+func (s *spec) give(name string) bool {
+	uid, gid, known := ids(s.user)
+	return known && !s.mapped && os.Chown(name, uid, gid) == nil
 }
 
 // sweepFiles removes what is left of the files of an agent's containers that are gone.

@@ -33,7 +33,7 @@ const (
 )
 
 // errWarmPrompt refuses what cannot be started before its prompt is there.
-var errWarmPrompt = fmt.Errorf("warm: needs prompt %s, since a container that is started ahead gets its prompt when it runs", promptStdin)
+var errWarmPrompt = fmt.Errorf("warm: needs prompt %s or %s, since a container that is started ahead gets its prompt when it runs", promptStdin, promptInFile)
 
 // What all agents share of the engine.
 var (

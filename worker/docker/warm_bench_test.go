@@ -14,23 +14,28 @@ import (
 )
 
 // BenchmarkTaskStart measures the time from a task to the agent's first byte: in a
-// container that was started ahead, in a fresh one, and by the command `docker run`, in
-// turns. An iteration is one of each.
+// container that was started ahead, with its prompt in a file or on standard input, in a
+// fresh one, and by the command `docker run`, in turns. An iteration is one of each.
 func BenchmarkTaskStart(b *testing.B) {
 	f := startWarm(b, "once", 2, nil)
+	file := startWarm(b, "once", 2, func(r *Runtime) { r.Prompt = promptInFile })
 	fresh := f.withWarm(nil)
 	cli, err := exec.LookPath("docker")
 	if err != nil {
 		b.Skip("no command docker")
 	}
-	ways := []string{"warm", "fresh", "docker-run"}
+	ways := []string{"warm-file", "warm-stdin", "fresh", "docker-run"}
 	took := make(map[string][]time.Duration)
 	for b.Loop() {
 		f.waiting(2)
+		file.waiting(2)
 		for _, way := range ways {
 			var d time.Duration
 			switch way {
-			case "warm":
+			case "warm-file":
+				d = file.firstByte(func(task worker.Task) { _, err = file.Run(b.Context(), task) })
+				file.waiting(2)
+			case "warm-stdin":
 				d = f.firstByte(func(task worker.Task) { _, err = f.Run(b.Context(), task) })
 				f.waiting(2) // so that nothing is started while the others are measured
 			case "fresh":
@@ -53,7 +58,9 @@ func BenchmarkTaskStart(b *testing.B) {
 		b.ReportMetric(ms(quantile(took[way], 0.5)), way+"-p50-ms")
 		b.ReportMetric(ms(quantile(took[way], 0.99)), way+"-p99-ms")
 	}
-	b.ReportMetric(ms(quantile(took["docker-run"], 0.5))/ms(quantile(took["warm"], 0.5)), "docker-run/warm")
+	for _, way := range ways[:2] {
+		b.ReportMetric(ms(quantile(took["docker-run"], 0.5))/ms(quantile(took[way], 0.5)), "docker-run/"+way)
+	}
 	b.ReportMetric(0, "ns/op")
 }
 

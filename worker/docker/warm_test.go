@@ -98,23 +98,43 @@ func (f *warmFixture) waiting(n int) []string {
 // A task gets a container that waits, with all that a task gets, and nobody else does.
 func TestWarm(t *testing.T) {
 	t.Parallel()
-	f := startWarm(t, "once", 2, nil)
-	before := f.waiting(2)
-	f.wantContainers(2)
-	task, out := f.task("hello")
-	task.Request = `{"model":"m"}`
-	if exit, err := f.Run(t.Context(), task); err != nil || exit != (worker.Exit{}) {
-		t.Fatalf("%+v, %v", exit, err)
+	for _, prompt := range []string{promptStdin, promptInFile} {
+		t.Run(prompt, func(t *testing.T) {
+			t.Parallel()
+			f := startWarm(t, "once", 2, func(r *Runtime) { r.Prompt = prompt })
+			before := f.waiting(2)
+			f.wantContainers(2)
+			text := strings.Repeat("hello ", 1<<17) // more than a pipe holds
+			task, out := f.task(text)
+			task.Request = `{"model":"m"}`
+			if exit, err := f.Run(t.Context(), task); err != nil || exit != (worker.Exit{}) {
+				t.Fatalf("%+v, %v", exit, err)
+			}
+			host, rest, _ := strings.Cut(out.String(), " ")
+			if rest != text+" llama3.2 "+task.Request+"\n" || !slices.ContainsFunc(before, func(id string) bool { return strings.HasPrefix(id, host) }) {
+				t.Errorf("output is %d bytes, from %s; waiting were %v", len(rest), host, before)
+			}
+			if got, err := os.ReadFile(filepath.Join(task.OutputDir, "prompt")); err != nil || string(got) != text {
+				t.Errorf("the file has %d bytes (%v)", len(got), err)
+			}
+			if after := f.waiting(2); slices.Equal(before, after) {
+				t.Errorf("%v wait again", after)
+			}
+		})
 	}
-	host, rest, _ := strings.Cut(out.String(), " ")
-	if rest != "hello llama3.2 "+task.Request+"\n" || !slices.ContainsFunc(before, func(id string) bool { return strings.HasPrefix(id, host) }) {
-		t.Errorf("output is %q; waiting were %v", out, before)
-	}
-	if got, err := os.ReadFile(filepath.Join(task.OutputDir, "prompt")); err != nil || string(got) != "hello" {
-		t.Errorf("the file has %q (%v)", got, err)
-	}
-	if after := f.waiting(2); slices.Equal(before, after) {
-		t.Errorf("%v wait again", after)
+}
+
+// An agent need not read its prompt, nor all of it; and it cannot write to it.
+func TestWarmPipe(t *testing.T) {
+	t.Parallel()
+	for mode, want := range map[string]string{"pipe ignore": "ignored", "pipe some": "hello", "pipe write": "permission denied"} {
+		f := startWarm(t, mode, 1, func(r *Runtime) { r.Prompt = promptInFile })
+		f.waiting(1)
+		task, out := f.task(strings.Repeat("hello", 1<<17))
+		task.Request = "{}"
+		if exit, err := f.Run(t.Context(), task); err != nil || exit.Code != 0 || !strings.Contains(out.String(), want) {
+			t.Errorf("%s: %+v, %v, %q", mode, exit, err, out)
+		}
 	}
 }
 
@@ -152,7 +172,16 @@ func TestWarmBurst(t *testing.T) {
 // The end of a task ends its container, also one that was started ahead.
 func TestWarmCancelled(t *testing.T) {
 	t.Parallel()
-	f := startWarm(t, "once", 1, nil)
+	for _, prompt := range []string{promptStdin, promptInFile} {
+		t.Run(prompt, func(t *testing.T) {
+			t.Parallel()
+			testWarmCancelled(t, prompt)
+		})
+	}
+}
+
+func testWarmCancelled(t *testing.T, prompt string) {
+	f := startWarm(t, "once", 1, func(r *Runtime) { r.Prompt = prompt })
 	f.waiting(1)
 	task, out := f.task("block")
 	cancel, done := f.start(task)

@@ -25,15 +25,16 @@ var errNotWarm = errors.New("the container that was started ahead cannot be used
 
 // warmed is a container that runs, and waits for its prompt.
 type warmed struct {
-	key    liveKey
-	id     string
-	input  string // the folder of the host that is its inputDir
-	output string // the same of outputDir, until a task has it
-	drop   func() // of its files
-	conn   *types.HijackedResponse
-	link   *link           // to what it may reach
-	ctx    context.Context // while we wait for its exit
-	cancel context.CancelFunc
+	key     liveKey
+	id      string
+	input   string // the folder of the host that is its inputDir
+	output  string // the same of outputDir, until a task has it
+	drop    func() // of its files
+	conn    *types.HijackedResponse
+	link    *link           // to what it may reach
+	sidecar *sidecar        // the container that its network comes from
+	ctx     context.Context // while we wait for its exit
+	cancel  context.CancelFunc
 
 	over   chan struct{} // closed when it has exited, or nobody knows
 	exited chan container.WaitResponse
@@ -75,8 +76,13 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 		return err
 	}
 	c.drop, c.input = drop, filepath.Join(filesHome(c.key.peerID), c.key.id, inputName)
-	if c.id, err = p.create(ctx, config, host); err != nil {
-		return fmt.Errorf("creating container: %w", err)
+	if p.spec.prompt == promptInFile {
+		if err := p.spec.placePipe(filepath.Join(c.input, promptFile)); err != nil {
+			return err
+		}
+	}
+	if c.id, c.sidecar, err = p.make(ctx, c.key.id, config, host); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, createLimit)
 	defer cancel()
@@ -96,7 +102,8 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 			c.lost <- err
 		}
 	}()
-	c.link, err = p.start(ctx, c.id)
+	c.link, err = p.start(ctx, c.id, c.sidecar)
+	c.sidecar.release()
 	return err
 }
 
@@ -104,6 +111,7 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 // is passed over. It may end by itself first where ctx, that of its task, has ended.
 func (c *warmed) discard(ctx context.Context, p *prepared) {
 	defer live.remove(c.key)
+	defer c.sidecar.close()
 	defer c.link.close()
 	if c.id != "" {
 		p.end(ctx, c.id)
@@ -159,7 +167,11 @@ func (p *prepared) runWarm(ctx context.Context, c *warmed, task worker.Task) (wo
 	said := &countingWriter{w: task.Output}
 	output, delivered := pump(ctx, fail, c.conn.Reader, said, p.stderr(task.ID), p.spec.limits.output, &streams)
 	handed := time.Now()
-	streams.Go(func() { feed(*c.conn, task.Prompt) })
+	streams.Go(func() {
+		if err := p.prompt(ctx, c, task.Prompt); err != nil {
+			fail(err)
+		}
+	})
 	state, err := p.finish(ctx, fail, c.id, output, delivered, c.exited, c.lost)
 	switch {
 	case err != nil:
@@ -176,10 +188,8 @@ func (p *prepared) runWarm(ctx context.Context, c *warmed, task worker.Task) (wo
 // handOver gives a container the task, but for the prompt. Its output folder takes the
 // place of the task's: a container keeps a folder that gets another name.
 func (p *prepared) handOver(c *warmed, task worker.Task) error {
-	if task.Request != "" {
-		if err := p.spec.placeInput(c.input, &task); err != nil {
-			return err
-		}
+	if err := p.spec.placeRequest(c.input, &task); err != nil {
+		return err
 	}
 	if err := os.Remove(task.OutputDir); err != nil {
 		return fmt.Errorf("giving the task its output folder: %w", err)
@@ -187,6 +197,15 @@ func (p *prepared) handOver(c *warmed, task worker.Task) error {
 	if err := os.Rename(c.output, task.OutputDir); err != nil {
 		return errors.Join(fmt.Errorf("giving the task its output folder: %w", err), os.Mkdir(task.OutputDir, 0o700))
 	}
+	return nil
+}
+
+// prompt gives a container that waits its prompt.
+func (p *prepared) prompt(ctx context.Context, c *warmed, prompt string) error {
+	if p.spec.prompt == promptInFile {
+		return feedPipe(ctx, filepath.Join(c.input, promptFile), prompt)
+	}
+	feed(*c.conn, prompt)
 	return nil
 }
 

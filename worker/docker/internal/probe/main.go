@@ -22,9 +22,15 @@ import (
 	"syscall"
 	"time"
 	"unsafe"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/way"
 )
 
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == "agentfm" && os.Args[2] == "way" { // as Caddy, in a container beside an agent's
+		check(way.Serve(os.Args[3]))
+		return
+	}
 	mode, number, _ := strings.Cut(os.Getenv("PROBE"), " ")
 	n, _ := strconv.Atoi(number)
 	switch mode {
@@ -36,6 +42,8 @@ func main() {
 		_, _ = io.Copy(os.Stdout, os.Stdin)
 	case "once":
 		once()
+	case "pipe":
+		pipe(number)
 	case "file":
 		fmt.Print(read(os.Getenv("AGENTFM_PROMPT")), len(os.Args))
 	case "request":
@@ -108,12 +116,40 @@ func main() {
 
 // once reads its prompt, leaves it as a file, and says who it is. A prompt "block" blocks it.
 func once() {
-	prompt, _ := io.ReadAll(os.Stdin)
+	var prompt []byte
+	if name := os.Getenv("AGENTFM_PROMPT"); name != "" {
+		prompt = []byte(read(name))
+	} else {
+		prompt, _ = io.ReadAll(os.Stdin)
+	}
 	host, _ := os.Hostname()
 	_ = os.WriteFile("/tmp/output/prompt", prompt, 0o644)
 	fmt.Println(host, string(prompt), os.Getenv("AGENTFM_MODEL"), read(os.Getenv("AGENTFM_REQUEST")))
 	if string(prompt) == "block" {
 		block()
+	}
+}
+
+// pipe does with its prompt, which comes by a named pipe, what is asked.
+func pipe(what string) {
+	name := os.Getenv("AGENTFM_PROMPT")
+	switch what {
+	case "ignore": // but ends when there is a task
+		for read(os.Getenv("AGENTFM_REQUEST")) == "" {
+			time.Sleep(time.Millisecond)
+		}
+		fmt.Print("ignored")
+	case "some":
+		f, err := os.Open(name)
+		check(err)
+		_, err = io.CopyN(os.Stdout, f, 5)
+		check(err)
+	case "write":
+		f, err := os.Open(name)
+		check(err)
+		_, err = os.OpenFile(name, os.O_WRONLY, 0)
+		fmt.Print(err, os.Chmod(name, 0o666))
+		_, _ = io.Copy(io.Discard, f)
 	}
 }
 

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// Limits on what is kept of others. Identities are free: what one of them can fill is
+// bounded, and what all can.
+const (
+	// authorBytes is what an author may have stored when it is new, authorBytesADay by how
+	// much more with each day since.
+	authorBytes     = 16 << 20
+	authorBytesADay = 2 << 20
+	// maxBytes is what all authors together may have stored.
+	maxBytes = 8 << 30
+	// maxOrphans bounds the entries whose parent is not known, maxAuthorOrphans those of
+	// one author. When there are too many, the oldest of the author with the most go.
+	maxOrphans       = 10_000
+	maxAuthorOrphans = 1_000
+	// orphanLife is how long one is kept: by then its parent was fetched, or is nowhere.
+	orphanLife = time.Hour
+	// maxAhead is how far the clock of an author may be ahead.
+	maxAhead = 10 * time.Minute
+)
+
+// Outcome is what became of an entry.
+type Outcome int
+
+// Outcomes.
+const (
+	// Refused says that the entry was not taken, for a reason that the error has.
+	Refused Outcome = iota
+	// Stored says that it is in its author's log now.
+	Stored
+	// Known says that it was before.
+	Known
+	// Parked says that it waits for the one before it.
+	Parked
+)
+
+// Reasons to refuse an entry.
+var (
+	// ErrFork says that the author's log goes on with another entry.
+	ErrFork = errors.New("its author's log has another entry in that place")
+	// ErrQuota says that too much is stored of the author, or of all.
+	ErrQuota = errors.New("no more is stored of its author now")
+	// ErrFuture says that the entry's time has not come.
+	ErrFuture = errors.New("its time has not come")
+	// ErrEquivocator says that the author has equivocated.
+	ErrEquivocator = errors.New("its author has equivocated")
+)
+
+// Accept takes in entries of others, in this order, in one transaction. The signatures are
+// verified here. The error is of the store alone; why an entry was refused is in reasons.
+func (s *Store) Accept(ctx context.Context, entries []*wire.Entry) (outcomes []Outcome, reasons []error, err error) {
+	outcomes, reasons = make([]Outcome, len(entries)), make([]error, len(entries))
+	valid := make([]bool, len(entries))
+	for i, e := range entries { // outside of the transaction: it takes its time
+		reasons[i] = e.Verify()
+		valid[i] = reasons[i] == nil
+	}
+	err = s.write(ctx, func(t *tx) error {
+		for i, e := range entries {
+			if !valid[i] {
+				continue
+			}
+			if outcomes[i], err = t.accept(e); err == nil && outcomes[i] == Stored {
+				err = t.promote(e)
+			}
+			switch {
+			case errors.Is(err, ErrFork), errors.Is(err, ErrQuota), errors.Is(err, ErrFuture), errors.Is(err, ErrEquivocator), errors.Is(err, wire.ErrBad):
+				outcomes[i], reasons[i] = Refused, err
+			case err != nil:
+				return err
+			}
+		}
+		return nil
+	})
+	return outcomes, reasons, err
+}
+
+// accept takes in one entry whose signature is verified.
+func (t *tx) accept(e *wire.Entry) (Outcome, error) {
+	if known, err := t.knows(e); err != nil || known {
+		return Known, err
+	}
+	if e.Rater == t.s.self {
+		return t.recover(e)
+	}
+	if e.Time > t.s.now().Add(maxAhead).UnixNano() {
+		return Refused, ErrFuture
+	}
+	if bad, err := t.equivocates(e.Rater); err != nil || bad {
+		return Refused, errors.Join(err, ErrEquivocator)
+	}
+	if e.Prev != (wire.Hash{}) { // an orphan makes no row of its author
+		var there bool
+		if err := t.QueryRow("SELECT EXISTS (SELECT 1 FROM entry WHERE hash = ?)", e.Prev[:]).Scan(&there); err != nil {
+			return Refused, err
+		} else if !there {
+			return t.park(e)
+		}
+	}
+	author, err := t.peer(e.Rater)
+	if err != nil {
+		return Refused, err
+	}
+	at, err := t.position(e, author)
+	if err != nil {
+		return Refused, err
+	}
+	size, _, err := t.end(author)
+	if err != nil {
+		return Refused, err
+	}
+	switch {
+	case at < 0:
+		return t.park(e)
+	case uint64(at) < size:
+		return Refused, ErrFork
+	}
+	if err := t.quota(author, cost(e)); err != nil {
+		return Refused, err
+	}
+	_, err = t.insert(e, author, size)
+	return Stored, err
+}
+
+// knows reports whether an entry is stored.
+func (t *tx) knows(e *wire.Entry) (known bool, err error) {
+	h := e.Hash()
+	err = t.QueryRow("SELECT EXISTS (SELECT 1 FROM entry WHERE hash = ?)", h[:]).Scan(&known)
+	return known, err
+}
+
+// position returns the place that an entry takes in its author's log, -1 when the one
+// before it is not there.
+func (t *tx) position(e *wire.Entry, author int64) (at int64, err error) {
+	if e.Prev == (wire.Hash{}) {
+		return 0, nil
+	}
+	err = t.QueryRow("SELECT position + 1 FROM entry WHERE hash = ? AND author = ?", e.Prev[:], author).Scan(&at)
+	if errors.Is(err, sql.ErrNoRows) {
+		return -1, nil
+	}
+	return at, err
+}
+
+// cost is what an entry counts for in the quotas: its bytes, and with a comment the longest
+// text that there may be.
+func cost(e *wire.Entry) int64 {
+	n := int64(len(e.Marshal()))
+	if e.Kind == wire.Comment {
+		n += wire.MaxComment
+	}
+	return n
+}
+
+// quota refuses what would be too much. All that is stored of peers is counted, by a
+// number that is kept beside.
+func (t *tx) quota(author, more int64) error {
+	var stored, since int64
+	if err := t.QueryRow("SELECT stored, since FROM peer WHERE id = ?", author).Scan(&stored, &since); err != nil {
+		return err
+	}
+	days := t.s.now().Sub(time.Unix(0, since)).Hours() / 24
+	if float64(stored+more) > authorBytes+authorBytesADay*max(0, days) {
+		return ErrQuota
+	}
+	all, err := t.number("stored")
+	if err != nil {
+		return err
+	}
+	if all+more > maxBytes {
+		return ErrQuota
+	}
+	return t.setNumber("stored", all+more)
+}
+
+// park keeps an entry until the one before it comes.
+func (t *tx) park(e *wire.Entry) (Outcome, error) {
+	h, author := e.Hash(), []byte(e.Rater)
+	var known bool
+	if err := t.QueryRow("SELECT EXISTS (SELECT 1 FROM orphan WHERE hash = ?)", h[:]).Scan(&known); err != nil || known {
+		return Parked, err
+	}
+	if _, err := t.Exec("INSERT INTO orphan VALUES (?, ?, ?, ?, ?)", h[:], e.Prev[:], author, t.s.now().UnixNano(), e.Marshal()); err != nil {
+		return Refused, err
+	}
+	var mine, all int
+	if err := t.QueryRow("SELECT (SELECT count(*) FROM orphan WHERE author = ?), (SELECT value FROM number WHERE name = 'orphans')", author).Scan(&mine, &all); err != nil {
+		return Refused, err
+	}
+	if mine <= maxAuthorOrphans && all > maxOrphans {
+		if err := t.QueryRow("SELECT author FROM orphan GROUP BY author ORDER BY count(*) DESC LIMIT 1").Scan(&author); err != nil {
+			return Refused, err
+		}
+	}
+	if mine <= maxAuthorOrphans && all <= maxOrphans {
+		return Parked, nil
+	}
+	_, err := t.Exec("DELETE FROM orphan WHERE rowid = (SELECT rowid FROM orphan WHERE author = ? ORDER BY received LIMIT 1)", author)
+	return Parked, err
+}
+
+// promote takes in the orphans that waited for an entry, and those that waited for them.
+func (t *tx) promote(e *wire.Entry) error {
+	for parents := []*wire.Entry{e}; len(parents) > 0; parents = parents[1:] {
+		h := parents[0].Hash()
+		waiting, err := t.waiting(h)
+		if err != nil {
+			return err
+		}
+		if len(waiting) == 0 {
+			continue
+		}
+		if _, err := t.Exec("DELETE FROM orphan WHERE prev = ?", h[:]); err != nil {
+			return err
+		}
+		for _, child := range waiting {
+			switch outcome, err := t.accept(child); {
+			case outcome == Stored && err == nil:
+				parents = append(parents, child)
+			case errors.Is(err, ErrFork), errors.Is(err, ErrQuota), errors.Is(err, ErrFuture), errors.Is(err, ErrEquivocator), err == nil:
+			default:
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// waiting returns the orphans that wait for an entry.
+func (t *tx) waiting(prev wire.Hash) ([]*wire.Entry, error) {
+	rows, err := t.Query("SELECT bytes, hash FROM orphan WHERE prev = ?", prev[:])
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []*wire.Entry
+	for rows.Next() {
+		var b, hash []byte
+		if err := rows.Scan(&b, &hash); err != nil {
+			return nil, err
+		}
+		e, err := parse(b, hash)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e)
+	}
+	return out, rows.Err()
+}
+
+// Sweep forgets orphans that have waited for too long, the texts of comments that nobody
+// has, and where it was with peers that were not there for a week.
+func (s *Store) Sweep(ctx context.Context) error {
+	return s.write(ctx, func(t *tx) error {
+		now := s.now()
+		for _, q := range []struct {
+			text   string
+			before time.Time
+		}{
+			{"DELETE FROM orphan WHERE received < ?", now.Add(-orphanLife)},
+			{"DELETE FROM cursor WHERE used < ?", now.Add(-7 * 24 * time.Hour)},
+			{"DELETE FROM wanted WHERE tries > 20 AND received < ?", now.Add(-7 * 24 * time.Hour)},
+		} {
+			if _, err := t.Exec(q.text, q.before.UnixNano()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Equivocation takes in an alert, which is verified. From then on its accused is an
+// equivocator, and nothing more of it is taken in.
+func (s *Store) Equivocation(ctx context.Context, a *wire.Alert) (news bool, err error) {
+	if err := a.Verify(); err != nil {
+		return false, err
+	}
+	err = s.write(ctx, func(t *tx) error {
+		r, err := t.Exec("INSERT INTO equivocator VALUES (?, ?) ON CONFLICT DO NOTHING", []byte(a.Peer), a.Marshal())
+		if err != nil {
+			return err
+		}
+		n, err := r.RowsAffected()
+		news = n > 0
+		return err
+	})
+	return news, err
+}
+
+// equivocates reports whether a peer is an equivocator.
+func (t *tx) equivocates(id peer.ID) (bad bool, err error) {
+	err = t.QueryRow("SELECT EXISTS (SELECT 1 FROM equivocator WHERE peer = ?)", []byte(id)).Scan(&bad)
+	return bad, err
+}
+
+// Size returns how many entries are stored of the log of a peer.
+func (s *Store) Size(ctx context.Context, id peer.ID) (size uint64, err error) {
+	err = s.ro.QueryRowContext(ctx, "SELECT size FROM peer WHERE bytes = ?", []byte(id)).Scan(&size)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return size, err
+}
+
+// Observe takes in a head that a peer has shown, whose signature is verified here. It
+// returns another head of that peer with the same size and another root, when there is
+// one: then it has equivocated. ahead reports that the log has more entries than are
+// stored.
+func (s *Store) Observe(ctx context.Context, h *wire.Head) (other *wire.Head, ahead bool, err error) {
+	if err := h.Verify(); err != nil {
+		return nil, false, err
+	}
+	err = s.write(ctx, func(t *tx) error {
+		kept, err := t.head(h.Peer)
+		if err != nil {
+			return err
+		}
+		if kept != nil && kept.Size == h.Size && kept.Root != h.Root {
+			other = kept
+			return nil
+		}
+		var author int64
+		var size uint64
+		err = t.QueryRow("SELECT id, size FROM peer WHERE bytes = ?", []byte(h.Peer)).Scan(&author, &size)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		if ahead = size < h.Size; !ahead {
+			root, err := nodes(t, author).Root(h.Size)
+			if err != nil {
+				return err
+			}
+			if root != h.Root {
+				return fmt.Errorf("%w: the head of size %d is not that of the entries that are stored", ErrFork, h.Size)
+			}
+		}
+		if kept == nil || kept.Size < h.Size {
+			return t.setHead(h)
+		}
+		return nil
+	})
+	return other, ahead, err
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/tree"
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// nodes returns the tree of an author.
+func nodes(q interface {
+	QueryRow(string, ...any) *sql.Row
+}, author int64) tree.Nodes {
+	return func(level uint, place uint64) (h wire.Hash, err error) {
+		var b []byte
+		err = q.QueryRow("SELECT hash FROM tree WHERE author = ? AND level = ? AND place = ?", author, level, place).Scan(&b)
+		if err == nil && len(b) != len(h) || errors.Is(err, sql.ErrNoRows) {
+			err = ErrDamaged
+		}
+		if err == nil {
+			h = wire.Hash(b)
+		}
+		return h, err
+	}
+}
+
+// insert adds an entry at the end of its author's log, which has size entries by now, and
+// returns the new root.
+func (t *tx) insert(e *wire.Entry, author int64, size uint64) (root wire.Hash, err error) {
+	subject, err := t.peer(e.Subject)
+	if err != nil {
+		return root, err
+	}
+	hash, b, now := e.Hash(), e.Marshal(), t.s.now().UnixNano()
+	var cid []byte
+	if e.Kind == wire.Comment {
+		cid = e.TextCID
+	}
+	if _, err := t.Exec("INSERT INTO entry (hash, author, position, subject, received, cid, bytes) VALUES (?, ?, ?, ?, ?, ?, ?)",
+		hash[:], author, size, subject, now, cid, b); err != nil {
+		return root, err
+	}
+	added, root, err := nodes(t, author).Append(size, hash)
+	if err != nil {
+		return root, err
+	}
+	for _, n := range added {
+		if _, err := t.Exec("INSERT INTO tree VALUES (?, ?, ?, ?)", author, n.Level, n.Index, n.Hash[:]); err != nil {
+			return root, err
+		}
+	}
+	if _, err := t.Exec("UPDATE peer SET size = ?, stored = stored + ? WHERE id = ?", size+1, cost(e), author); err != nil {
+		return root, err
+	}
+	if err := t.count(e, author, subject, 1); err != nil {
+		return root, err
+	}
+	if cid == nil {
+		return root, nil
+	}
+	_, err = t.Exec("INSERT INTO wanted (cid, author, received) SELECT ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM comment WHERE cid = ?) ON CONFLICT DO NOTHING", cid, author, now, cid)
+	return root, err
+}
+
+// HalfLife is after what time a rating counts half.
+const HalfLife = 30 * 24 * time.Hour
+
+// epoch is the time to which the weights of votes are relative. Weights grow with the time
+// of a rating, so that none has to be touched when time passes.
+var epoch = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// Weight is what a rating of a time weighs, as votes have it.
+func Weight(t time.Time) float64 { return math.Exp2(t.Sub(epoch).Hours() / HalfLife.Hours()) }
+
+// count adds an entry to what is counted of its subject, or with sign -1 takes it away.
+func (t *tx) count(e *wire.Entry, author, subject int64, sign float64) error {
+	sum, weight, rating := 0.0, 0.0, 0
+	if e.Kind == wire.Rating {
+		rating = 1
+		if e.Dimension == wire.Honesty {
+			weight = Weight(time.Unix(0, e.Time))
+			sum = weight * e.Score
+		}
+	}
+	_, err := t.Exec(`INSERT INTO vote VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+		entries = entries + excluded.entries, sum = sum + excluded.sum, weight = weight + excluded.weight`,
+		subject, author, sign, sign*sum, sign*weight)
+	if err != nil {
+		return err
+	}
+	_, err = t.Exec("UPDATE peer SET entries = entries + ?, ratings = ratings + ?, last = max(last, ?) WHERE id = ?",
+		int(sign), int(sign)*rating, e.Time, subject)
+	return err
+}
+
+// parse reads an entry that was stored.
+func parse(b, hash []byte) (*wire.Entry, error) {
+	e, err := wire.ParseEntry(b)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if h := e.Hash(); string(h[:]) != string(hash) {
+		return nil, fmt.Errorf("%w: an entry has not the hash that it had", ErrDamaged)
+	}
+	return e, nil
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// items reads a page of entries: the number by which each is asked for, its bytes and hash.
+func items(rows *sql.Rows, err error) ([]wire.Item, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []wire.Item
+	for rows.Next() {
+		var i wire.Item
+		var hash []byte
+		if err := rows.Scan(&i.Index, &i.Entry, &hash); err != nil {
+			return nil, err
+		}
+		if _, err := parse(i.Entry, hash); err != nil {
+			return nil, err
+		}
+		out = append(out, i)
+	}
+	return out, rows.Err()
+}
+
+// Log returns a page of the own log. The index of the first entry is 1.
+func (s *Store) Log(ctx context.Context, r wire.Range) ([]wire.Item, error) {
+	if r.From > 1<<62 {
+		return nil, nil
+	}
+	return items(s.ro.QueryContext(ctx, "SELECT position + 1, bytes, hash FROM entry WHERE author = ? AND position + 1 >= ? AND position < (SELECT coalesce(max(value), 0) FROM number WHERE name = 'published') ORDER BY position LIMIT ?", s.me, max(r.From, 1), r.Count))
+}
+
+// Inbox returns a page of what is stored of others, after a row.
+func (s *Store) Inbox(ctx context.Context, r wire.Range) ([]wire.Item, error) {
+	if r.From > 1<<62 {
+		return nil, nil
+	}
+	return items(s.ro.QueryContext(ctx, "SELECT id, bytes, hash FROM entry WHERE id > ? AND author <> ? ORDER BY id LIMIT ?", r.From, s.me, r.Count))
+}
+
+// Summary is what is counted of a peer.
+type Summary struct {
+	// Entries is the number of entries that speak of it, Ratings that of the ratings.
+	Entries, Ratings int
+	// Last is the time of the newest; zero for none.
+	Last time.Time
+	// Raters are who speaks of it.
+	Raters []peer.ID
+}
+
+// maxRaters bounds the raters of a summary.
+const maxRaters = 10_000
+
+// Summary returns what is counted of a peer.
+func (s *Store) Summary(ctx context.Context, id peer.ID) (sum Summary, err error) {
+	var row, last int64
+	err = s.ro.QueryRowContext(ctx, "SELECT id, entries, ratings, last FROM peer WHERE bytes = ?", []byte(id)).Scan(&row, &sum.Entries, &sum.Ratings, &last)
+	if errors.Is(err, sql.ErrNoRows) {
+		return sum, nil
+	}
+	if err != nil {
+		return sum, err
+	}
+	if last > 0 {
+		sum.Last = time.Unix(0, last).UTC()
+	}
+	rows, err := s.ro.QueryContext(ctx, "SELECT bytes FROM vote JOIN peer ON peer.id = author WHERE subject = ? AND vote.entries > 0 LIMIT ?", row, maxRaters)
+	if err != nil {
+		return sum, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var b []byte
+		if err := rows.Scan(&b); err != nil {
+			return sum, err
+		}
+		sum.Raters = append(sum.Raters, peer.ID(b))
+	}
+	return sum, rows.Err()
+}
+
+// Line is an entry of the log about a peer.
+type Line struct {
+	*wire.Entry
+	Received time.Time
+}
+
+// About returns the entries that speak of a peer, newest first.
+func (s *Store) About(ctx context.Context, id peer.ID, limit, offset int) ([]Line, error) {
+	rows, err := s.ro.QueryContext(ctx, "SELECT received, bytes, hash FROM entry WHERE subject = (SELECT id FROM peer WHERE bytes = ?) ORDER BY id DESC LIMIT ? OFFSET ?", []byte(id), limit, offset)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []Line
+	for rows.Next() {
+		var received int64
+		var b, hash []byte
+		if err := rows.Scan(&received, &b, &hash); err != nil {
+			return nil, err
+		}
+		e, err := parse(b, hash)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Line{e, time.Unix(0, received).UTC()})
+	}
+	return out, rows.Err()
+}
+
+// Proof is that an entry is in a log, which has a head.
+type Proof struct {
+	Position uint64
+	Path     []wire.Hash
+	Head     *wire.Head
+}
+
+// Prove returns the proof that an entry is in its author's log, when it speaks of a peer
+// or is by it. For the log of another than this node, the head is the newest that is kept
+// and covers the entry. The error is [ErrNotFound] when there is no such entry or head.
+func (s *Store) Prove(ctx context.Context, of peer.ID, hash wire.Hash) (*Proof, error) {
+	t, err := s.ro.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = t.Rollback() }()
+	var author int64
+	var by, about []byte
+	p := new(Proof)
+	err = t.QueryRow("SELECT author, position, a.bytes, s.bytes FROM entry JOIN peer a ON a.id = author JOIN peer s ON s.id = subject WHERE hash = ?", hash[:]).
+		Scan(&author, &p.Position, &by, &about)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && of != peer.ID(by) && of != peer.ID(about) {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p.Head, err = headOf(t, peer.ID(by)); err != nil {
+		return nil, err
+	}
+	if p.Head == nil || p.Head.Size <= p.Position {
+		return nil, ErrNotFound
+	}
+	p.Path, err = nodes(t, author).Inclusion(p.Position, p.Head.Size)
+	return p, err
+}
+
+// Vote is what one peer says of another: the mean of its ratings, and how much they weigh
+// together; see [Weight].
+type Vote struct {
+	Rater, Subject peer.ID
+	Mean, Weight   float64
+}
+
+// Votes calls each with every vote.
+func (s *Store) Votes(ctx context.Context, each func(Vote)) error {
+	rows, err := s.ro.QueryContext(ctx, "SELECT a.bytes, b.bytes, sum / weight, weight FROM vote JOIN peer a ON a.id = author JOIN peer b ON b.id = subject WHERE weight > 0")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var v Vote
+		var rater, subject []byte
+		if err := rows.Scan(&rater, &subject, &v.Mean, &v.Weight); err != nil {
+			return err
+		}
+		v.Rater, v.Subject = peer.ID(rater), peer.ID(subject)
+		if !(v.Mean >= -1.000001 && v.Mean <= 1.000001) {
+			return fmt.Errorf("%w: a vote of %v", ErrDamaged, v.Mean)
+		}
+		each(v)
+	}
+	return rows.Err()
+}
+
+// Equivocators returns who has equivocated. The evidence is verified again.
+func (s *Store) Equivocators(ctx context.Context) (map[peer.ID]bool, error) {
+	rows, err := s.ro.QueryContext(ctx, "SELECT peer, evidence FROM equivocator")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := make(map[peer.ID]bool)
+	for rows.Next() {
+		var id, b []byte
+		if err := rows.Scan(&id, &b); err != nil {
+			return nil, err
+		}
+		a, err := wire.ParseAlert(b)
+		if err == nil {
+			err = a.Verify()
+		}
+		if err != nil || a.Peer != peer.ID(id) {
+			return nil, fmt.Errorf("%w: the evidence against %s: %w", ErrDamaged, peer.ID(id), err)
+		}
+		out[a.Peer] = true
+	}
+	return out, rows.Err()
+}
