@@ -29,6 +29,7 @@ require (
 	github.com/quic-go/quic-go v0.64.1
 	github.com/shirou/gopsutil/v4 v4.26.6
 	github.com/spf13/cobra v1.10.2
+	github.com/standard-webhooks/standard-webhooks/libraries v0.0.1
 	github.com/tiktoken-go/tokenizer v0.7.0
 	github.com/transparency-dev/merkle v0.0.2
 	go.opentelemetry.io/otel v1.44.0
