@@ -147,6 +147,7 @@ func TestSDK(t *testing.T) {
 			}
 		}
 	})
+	t.Run("peers", func(t *testing.T) { sdkPeers(ctx, t, c, p.workerID("Text report")) })
 	t.Run("about", func(t *testing.T) {
 		a, err := c.About(ctx)
 		if err != nil || !strings.HasPrefix(a.PeerID, "12D3") {
@@ -347,6 +348,55 @@ func sdkWebhook(ctx context.Context, t *testing.T, c *client.Client) {
 	})
 	if _, err := c.Tasks.RedeliverWebhook(ctx, ack.TaskID); err != nil && !errors.Is(err, client.ErrRateLimited) { // ten seconds between two
 		t.Error(err)
+	}
+}
+
+// sdkPeers comments on a worker, finds that in the log, and proves that it is there.
+func sdkPeers(ctx context.Context, t *testing.T, c *client.Client, peer string) {
+	rating := 0.5
+	receipt, err := c.Peers.Comment(ctx, peer, client.CommentRequest{Text: "Quick, and right. ü", Language: "en", Rating: &rating})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := c.Peers.CommentBody(ctx, peer, receipt.CID); err != nil || text != "Quick, and right. ü" {
+		t.Error(text, err)
+	}
+	kinds := map[string]int{}
+	for e, err := range c.Peers.Log(ctx, peer) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds[e.Kind]++
+		if e.Kind == "Comment" && (e.Hash != receipt.LedgerHash || e.TextCID != receipt.CID || e.Language != "en") || e.Kind == "Rating" && e.Score != 0.5 {
+			t.Errorf("%+v", e)
+		}
+	}
+	if kinds["Comment"] != 1 || kinds["Rating"] != 1 {
+		t.Error(kinds)
+	}
+	about, err := c.About(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof, err := c.Peers.Proof(ctx, peer, receipt.LedgerHash)
+	if err != nil || !proof.Head.Signed() || proof.Head.Verify() != nil || proof.Head.PeerID != about.PeerID {
+		t.Errorf("%+v, %v", proof, err)
+	}
+	summary, err := c.Peers.Get(ctx, peer)
+	if err != nil || summary.Agent != "Text report" || !summary.Online || summary.EntriesCount != 2 || summary.Raters == nil {
+		t.Errorf("%+v, %v", summary, err)
+	}
+	reputation, err := c.Peers.Reputation(ctx, peer)
+	if err != nil || reputation.RatingCount != 1 || reputation.Scores["honesty"] <= 0 {
+		t.Errorf("%+v, %v", reputation, err)
+	}
+	_, comment := c.Peers.CommentBody(ctx, peer, "1220"+strings.Repeat("0", 64))
+	_, bad := c.Peers.Get(ctx, "x")
+	_, entry := c.Peers.Proof(ctx, peer, strings.Repeat("0", 64))
+	for is, err := range map[client.Code]error{client.CodeCommentNotFound: comment, client.CodeBadPeerID: bad, client.CodeEntryNotFound: entry} {
+		if !errors.Is(err, is) {
+			t.Errorf("%v is not %s", err, is)
+		}
 	}
 }
 
