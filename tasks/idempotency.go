@@ -240,7 +240,7 @@ func (s *session) takeOver(ctx context.Context, p *Part, k Key, r *keyRecord, re
 	if r.Task == "" {
 		return nil, &LostError{LostGateway}
 	}
-	accepted, err := s.accepted(ctx, (&Record{Owner: k.Owner, ID: r.Task}).key())
+	accepted, err := s.accepted(ctx, k.Owner, r)
 	if err != nil {
 		return nil, err
 	}
@@ -270,19 +270,27 @@ func (s *session) mayBeServed(r *keyRecord, subject string) bool {
 	return s.limits.now().Before(r.Until)
 }
 
-// accepted reports whether a task was accepted whose client had no answer. One that was
-// not will not be.
-func (s *session) accepted(ctx context.Context, key string) (bool, error) {
-	r, revision, err := s.store.get(ctx, key)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return false, nil
-	case err != nil:
-		return false, err
-	case revision == 0: // it is in the queue
-		if err := s.store.syncQueued(ctx, key); err != nil {
+// accepted reports whether the task of a key was accepted, whose client had no answer. One
+// that was not will not be.
+func (s *session) accepted(ctx context.Context, owner string, of *keyRecord) (bool, error) {
+	task := &Record{ID: of.Task, Owner: owner, State: Queued, Created: of.Created}
+	for range maxConflicts {
+		r, revision, err := s.store.get(ctx, task.key())
+		switch {
+		case err == nil && revision == 0: // it is in the queue
+			return true, s.store.syncQueued(ctx, task.key())
+		case err == nil:
+			return !r.State.Ended() || r.Reason != ReasonNotAccepted, nil
+		case !errors.Is(err, ErrNotFound):
+			return false, err
+		case !s.store.shared && of.Holder != s.id: // who submitted it is dead, and its server
+			return false, nil
+		}
+		// It may be on its way to the queue, and must not run when it comes there.
+		_ = task.end(Failed, ReasonNotAccepted, "the task could not be queued")
+		if err := s.store.put(ctx, task, 0); !errors.Is(err, errConflict) {
 			return false, err
 		}
 	}
-	return !r.State.Ended() || r.Reason != ReasonNotAccepted, nil
+	return false, fmt.Errorf("%w: %w", ErrStore, errConflict)
 }
