@@ -27,8 +27,9 @@ const (
 	answerBytes = 2 << 30
 
 	// keyWait is how long a request waits for the answer to the one before it.
-	keyWait = time.Second
-	keyPoll = 20 * time.Millisecond
+	keyWait    = time.Second
+	keyPoll    = 20 * time.Millisecond
+	maxKeyPoll = 200 * time.Millisecond
 )
 
 // Names in the store.
@@ -144,12 +145,13 @@ func (f *flights) under(subject string) bool {
 // claim. The error is [ErrKeyInUse], [ErrKeyReused], a [*LostError], [ErrNotRunning] or an
 // [ErrStore].
 func (p *Part) Begin(ctx context.Context, k Key, replay func(*Kept) error) (*KeyClaim, error) {
-	for begun := time.Now(); ; {
+	begun := time.Now()
+	for wait := keyPoll; ; wait = min(2*wait, maxKeyPoll) {
 		c, err := p.begin(ctx, k, replay)
 		if !errors.Is(err, ErrKeyInUse) || time.Since(begun) > keyWait || ctx.Err() != nil {
 			return c, err
 		}
-		pause(ctx, keyPoll) // most often the answer is being stored
+		pause(ctx, wait) // most often the answer is being stored
 	}
 }
 
@@ -160,7 +162,8 @@ func (p *Part) begin(ctx context.Context, k Key, replay func(*Kept) error) (*Key
 		return nil, err
 	}
 	defer release()
-	call, cancel := context.WithTimeout(ctx, callTimeout)
+	// The client's going away does not undo half of it.
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	for range maxConflicts {
 		r, revision, err := s.store.getKey(call, k.subject())
