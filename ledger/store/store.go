@@ -130,6 +130,9 @@ func Open(dir string, key crypto.PrivKey) (*Store, error) {
 // open opens the database and checks it.
 func (s *Store) open(file string) error {
 	var err error
+	if err := private(file); err != nil {
+		return err
+	}
 	if s.db, err = database(file, "synchronous(FULL)", 1); err != nil {
 		return err
 	}
@@ -159,6 +162,15 @@ func (s *Store) open(file string) error {
 		}
 		return s.checkOwn(tx)
 	})
+}
+
+// private makes a file that nobody else can read.
+func private(file string) error {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // database opens a pool of connections to a file.

@@ -62,7 +62,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if ref == "" {
 		ref = "agentfm/" + strings.ToLower(agent.Key) + ":latest"
 	}
-	img, err := r.findImage(ctx, e, ref)
+	img, err := r.findImage(ctx, e, ref, agent.Progress)
 	if err != nil {
 		return worker.Image{}, err
 	}

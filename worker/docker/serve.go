@@ -108,6 +108,7 @@ func (r *Runtime) prepareServer(ctx context.Context, agent worker.Agent, p *prep
 			r.retire()
 		})
 	}
+	teller(agent.Progress).tell("starting model server", 0)
 	s, failures := r.use(p)
 	if s == nil {
 		return errRetired
