@@ -194,7 +194,7 @@ func (t *tx) park(e *wire.Entry) (Outcome, error) {
 	if err := t.QueryRow("SELECT EXISTS (SELECT 1 FROM orphan WHERE hash = ?)", h[:]).Scan(&known); err != nil || known {
 		return Parked, err
 	}
-	if _, err := t.Exec("INSERT INTO orphan VALUES (?, ?, ?, ?, ?)", h[:], e.Prev[:], author, t.s.now().UnixNano(), e.Marshal()); err != nil {
+	if _, err := t.Exec("INSERT INTO orphan VALUES (?, ?, ?, ?, ?)", h[:], e.Prev[:], author, t.s.now().UnixNano(), seal(e)); err != nil {
 		return Refused, err
 	}
 	var mine, all int

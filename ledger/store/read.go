@@ -27,9 +27,11 @@ func items(rows *sql.Rows, err error) ([]wire.Item, error) {
 		if err := rows.Scan(&i.Index, &i.Entry, &hash); err != nil {
 			return nil, err
 		}
-		if _, err := parse(i.Entry, hash); err != nil {
+		e, err := parse(i.Entry, hash)
+		if err != nil {
 			return nil, err
 		}
+		i.Entry = e.Marshal()
 		out = append(out, i)
 	}
 	return out, rows.Err()
