@@ -112,6 +112,8 @@ type Agent struct {
 	// OutputDir of each [Task], for folders that the runtime makes before there is a
 	// task. It is emptied when the agent opens.
 	TasksDir string
+	// MaxDisk is how many bytes of the disk such a folder may take; see [Guard]. 0 is any.
+	MaxDisk int64
 	// Changed is to be called when the Offer of a [Server] has changed, or what
 	// [MayBeAway] tells. It does not block.
 	Changed func()
