@@ -55,6 +55,7 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	store.wake = s.followers.wake
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
@@ -86,7 +87,7 @@ func (s *session) start() error {
 	}
 	s.running.Go(s.holdLeases)
 	if s.store.shared {
-		return s.share()
+		return s.share(ctx)
 	}
 	s.running.Go(func() { s.sweep(last) })
 	return nil
