@@ -52,9 +52,9 @@ func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error)
 		Selector:  t.h.policy,
 		Retries:   t.h.retries,
 		FirstByte: time.Duration(t.h.FirstByteTimeout),
-		Timeout:   time.Duration(t.h.TaskTimeout),
+		Timeout:   min(t.h.runTime(), cmp.Or(j.Record.Bounds.Run, mesh.MaxTaskTimeout)),
 		Queue: mesh.Queue{
-			Wait: max(time.Duration(t.h.queue.Wait), defaultQueueWait), Size: cmp.Or(t.h.queue.Size, defaultQueueSize),
+			Wait: min(max(time.Duration(t.h.queue.Wait), defaultQueueWait), j.Wait), Size: cmp.Or(t.h.queue.Size, defaultQueueSize),
 			Client: "user " + j.Record.Owner,
 		},
 		Again: true,
@@ -75,6 +75,11 @@ func (t taskRunner) Signer(owner string) *webhook.Signer {
 		return nil
 	}
 	return t.h.keys.Signer(owner)
+}
+
+// runTime is how long a worker may take for a task of this site.
+func (h *Handler) runTime() time.Duration {
+	return cmp.Or(time.Duration(h.TaskTimeout), mesh.TaskTimeout)
 }
 
 // targetOf says who may run a task that was stored.

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -385,5 +386,36 @@ func TestSiteName(t *testing.T) {
 	}
 	if plain == name(func(h *Handler) { h.Queue = new(Queue) }) || plain == name(func(h *Handler) { h.TaskTimeout = 1 << 40 }) {
 		t.Error("other settings have the same name")
+	}
+}
+
+// TestTaskBounds wants a submission to have the bounds that it asks for, within those of the
+// operator and of the site.
+func TestTaskBounds(t *testing.T) {
+	f := &fakeMesh{workers: []mesh.WorkerInfo{worker(peerA, "HR", "llama3.2")}}
+	calls := make(chan mesh.Call, 9)
+	f.dispatch = asking(func(ctx context.Context, c mesh.Call) (run, error) {
+		calls <- c
+		return answers(script{output: []string{"x"}})(ctx, c)
+	})
+	g := serveTasks(t, f, tasks.Options{Bounds: tasks.Bounds{Total: time.Hour}})
+	for _, c := range []struct {
+		asked string
+		want  time.Duration
+	}{{"", mesh.TaskTimeout}, {`,"run_timeout_seconds":30,"max_attempts":1,"queue_timeout_seconds":5,"timeout_seconds":3600`, 30 * time.Second}} {
+		g.endedTask(t, g.submitTask(t, strings.TrimSuffix(taskBody, "}")+c.asked+"}"))
+		if call := <-calls; call.Timeout != c.want || call.Queue.Wait > defaultQueueWait {
+			t.Errorf("%s: got %s and %s", c.asked, call.Timeout, call.Queue.Wait)
+		}
+	}
+	for name, value := range map[string]string{
+		"max_attempts": "6", "queue_timeout_seconds": "86401", "run_timeout_seconds": "601", "timeout_seconds": "3601", "timeout_seconds ": "0",
+	} {
+		name = strings.TrimSpace(name)
+		a := g.do(t, "POST", "/api/execute/async", strings.TrimSuffix(taskBody, "}")+`,"`+name+`":`+value+"}")
+		a.failed(t, 400, invalidRequest)
+		if !strings.Contains(a.body, name) {
+			t.Errorf("got %s", a.body)
+		}
 	}
 }

@@ -111,6 +111,7 @@ func (e evidence) scores() map[peer.ID]float64 {
 			out[id] = 0
 		}
 	}
+	out[e.self] = 1
 	for id := range e.liars {
 		out[id] = -1
 	}

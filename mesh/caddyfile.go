@@ -36,6 +36,10 @@ import (
 //			}
 //			webhook_secret <secret> [<old secret>]
 //			in_flight      <n>
+//			max_attempts   <n>
+//			queue_timeout  <duration>
+//			run_timeout    <duration>
+//			timeout        <duration>
 //		}
 //		reputation off | {
 //			store     <dir>
@@ -102,6 +106,10 @@ func (a *App) unmarshalTasks(d *caddyfile.Dispenser) error {
 		"nats":           option.Func(a.Tasks.unmarshalNATS),
 		"webhook_secret": option.Keys(&a.Tasks.WebhookSecret, &a.Tasks.OldWebhookSecret),
 		"in_flight":      option.PositiveInt(&a.Tasks.InFlight),
+		"max_attempts":   option.PositiveInt(&a.Tasks.MaxAttempts),
+		"queue_timeout":  option.Duration(&a.Tasks.QueueTimeout),
+		"run_timeout":    option.Duration(&a.Tasks.RunTimeout),
+		"timeout":        option.Duration(&a.Tasks.Timeout),
 	}.Block(d)
 }
 

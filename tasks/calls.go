@@ -308,8 +308,8 @@ func (s *session) live() error {
 // holderKey is where a gateway says that it lives.
 func holderKey(id string) string { return "holder." + id }
 
-// gone reports whether the process that had a call is no more.
-func (s *session) gone(ctx context.Context, holder string) bool {
+// isGone reports whether the process that had a call is no more.
+func (s *session) isGone(ctx context.Context, holder string) bool {
 	if holder == s.id || !s.store.shared {
 		return holder != s.id
 	}
@@ -346,7 +346,7 @@ func (s *session) sweepCalls() {
 func (s *session) mendCall(r *Record, revision uint64) {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
-	if r.State.Ended() || !s.gone(ctx, r.Holder) {
+	if r.State.Ended() || !s.isGone(ctx, r.Holder) {
 		return
 	}
 	before := *r

@@ -3,6 +3,7 @@
 package tasks
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -41,12 +42,14 @@ func (s State) Ended() bool { return s == Completed || s == Failed || s == Cance
 const (
 	// ReasonCancelled says that the client did not want it any more.
 	ReasonCancelled = "cancelled"
-	// ReasonQueue says that no worker took the task within [QueueLimit].
+	// ReasonQueue says that no worker took the task in the time that it may wait for one.
 	ReasonQueue = "queue_timeout"
 	// ReasonNoWorker says that no worker was there to take it for [OfflineLimit].
 	ReasonNoWorker = "no_worker_online"
 	// ReasonLost says that the task was begun and broken off too often.
 	ReasonLost = "attempts_lost"
+	// ReasonTimeout says that the task did not end in the time that it had in all.
+	ReasonTimeout = "timeout"
 	// ReasonOutput says that the output is over [MaxOutput].
 	ReasonOutput = "output_too_large"
 	// ReasonStopped says that the gateway was stopped, or killed, while the task ran.
@@ -91,6 +94,7 @@ type Record struct {
 	// Site names the settings of the site that took the task; see [Part.Register].
 	Site   string `json:"site"`
 	Target Target `json:"target"`
+	Bounds Bounds `json:"bounds,omitzero"`
 	// PromptSize is in bytes. The prompt itself is in the queue, as long as the task is.
 	PromptSize int `json:"prompt_size"`
 
@@ -234,5 +238,6 @@ func decode(b []byte) (*Record, error) {
 	if r.Sync == ValidID(r.ID) || !callID.MatchString(r.ID) || !r.State.Valid() {
 		return nil, errors.New("reading the record of a task: it is damaged")
 	}
+	r.Bounds.Attempts, r.Bounds.Queue = cmp.Or(r.Bounds.Attempts, MaxLost), cmp.Or(r.Bounds.Queue, QueueLimit)
 	return r, nil
 }

@@ -13,11 +13,13 @@ import (
 
 // Limits of a task.
 const (
-	// QueueLimit is how long after its submission a task may wait for a worker.
+	// QueueLimit is how long after its submission a task may wait for a worker, unless
+	// the operator says otherwise.
 	QueueLimit = 24 * time.Hour
 	// OfflineLimit is how long a task waits while no worker is there that may take it.
 	OfflineLimit = 10 * time.Minute
-	// MaxLost is how often a task may be begun and broken off.
+	// MaxLost is how often a task may be begun and broken off, unless the operator says
+	// otherwise.
 	MaxLost = 5
 
 	// A task for which there was no room is tried again after minPause, and then after
@@ -30,6 +32,9 @@ const (
 type Job struct {
 	Record *Record
 	Prompt string
+	// Wait is how long it may still wait for a worker, above 0. How long a worker may take
+	// is in the record.
+	Wait time.Duration
 	// Begin is called before each worker is given the task. With an error, it is not.
 	Begin func(Worker) error
 }

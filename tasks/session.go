@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
@@ -43,7 +44,9 @@ type session struct {
 type claim struct {
 	cancel context.CancelCauseFunc
 	msg    jetstream.Msg
-	lost   atomic.Int64 // as of the attempt; with more, another gateway has taken the task
+	taken  time.Time     // off the queue, once its record was read
+	age    time.Duration // since its submission, then
+	lost   atomic.Int64  // as of the attempt; with more, another gateway has taken the task
 }
 
 // open opens the store and begins to work.

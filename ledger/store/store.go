@@ -83,7 +83,7 @@ CREATE TABLE IF NOT EXISTS orphan (
 	hash BLOB PRIMARY KEY, prev BLOB NOT NULL, author BLOB NOT NULL, received INTEGER NOT NULL, bytes BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS orphan_prev ON orphan (prev);
 CREATE INDEX IF NOT EXISTS orphan_author ON orphan (author, received);
-CREATE TABLE IF NOT EXISTS head (peer BLOB PRIMARY KEY, size INTEGER NOT NULL, bytes BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, bytes BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS equivocator (peer BLOB PRIMARY KEY, evidence BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
@@ -130,6 +130,9 @@ func Open(dir string, key crypto.PrivKey) (*Store, error) {
 // open opens the database and checks it.
 func (s *Store) open(file string) error {
 	var err error
+	if err := private(file); err != nil {
+		return err
+	}
 	if s.db, err = database(file, "synchronous(FULL)", 1); err != nil {
 		return err
 	}
@@ -159,6 +162,15 @@ func (s *Store) open(file string) error {
 		}
 		return s.checkOwn(tx)
 	})
+}
+
+// private makes a file that nobody else can read.
+func private(file string) error {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // database opens a pool of connections to a file.
