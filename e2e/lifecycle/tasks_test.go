@@ -226,3 +226,41 @@ func TestFollowTask(t *testing.T) {
 		t.Error("half an output ended well")
 	}
 }
+
+// A task for which a client waits is listed, is stopped when it is cancelled, and has an end
+// when the process is killed that ran it.
+func TestExecuteListed(t *testing.T) {
+	at, c, a := newPlace(t), oneAgent("hello"), newAccountant(t)
+	p := start(t, at, c)
+	echo := p.awaitWorker("echo")
+	k := newTask(t)
+	answer := p.execute(echo, k.prompt)
+	answer.awaitLine("hello")
+	path, pid := "/api/tasks/"+answer.resp.Header.Get("X-AgentFM-Task"), k.pid()
+	var v taskReport
+	await(t, "its record", func() bool { a.call(t.Context(), p.gateway, "GET", path, nil, &v); return v.Status == "running" })
+	if a.call(t.Context(), p.gateway, "DELETE", path, nil, &v); v.Status != "cancelled" {
+		t.Errorf("got %+v", v)
+	}
+	if answer.awaitEnd() == nil || !strings.HasSuffix(answer.output(), "[AGENTFM: ERROR task_cancelled]\n") {
+		t.Errorf("the answer ended with %v, after %q", answer.err, answer.output())
+	}
+	await(t, "the agent ends", func() bool { return !runs(pid) })
+
+	k = newTask(t)
+	answer = p.execute(echo, k.prompt)
+	answer.awaitLine("hello")
+	path = "/api/tasks/" + answer.resp.Header.Get("X-AgentFM-Task")
+	await(t, "its record", func() bool { a.call(t.Context(), p.gateway, "GET", path, nil, &v); return v.Status == "running" })
+	p.kill()
+	p = start(t, at, c)
+	await(t, "its end", func() bool {
+		a.call(t.Context(), p.gateway, "GET", path, nil, &v)
+		return v.Status == "failed" && v.Reason == "gateway_stopped"
+	})
+	if list := p.get("/api/tasks?status=cancelled"); !strings.Contains(list, `"mode":"sync"`) {
+		t.Errorf("got %s", list)
+	}
+	p.terminate()
+	p.awaitExit()
+}
