@@ -59,7 +59,7 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
-	"internal/command":             {"handler/auth", "internal/way", "mesh/wire", "worker"},
+	"internal/command":             {"client", "handler/auth", "internal/way", "mesh/wire", "worker"},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
@@ -67,6 +67,10 @@ var allowed = map[string][]string{
 	"internal/way":                 {},
 	"internal/webhook":             {},
 	"mesh":                         {"mesh/wire", "router", "internal/ipclass", "internal/lifetime", "internal/metrics", "internal/option"},
+	"ledger/wire":                  {},
+	"ledger/tree":                  {"ledger/wire"},
+	"ledger/store":                 {"ledger/tree", "ledger/wire"},
+	"ledger":                       {"ledger/store", "ledger/wire", "mesh", "internal/lifetime"},
 	"tasks":                        {"internal/ipclass", "internal/lifetime", "internal/webhook"},
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
@@ -74,9 +78,12 @@ var allowed = map[string][]string{
 	"worker/upstream":              {"worker", "openai", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
 	"handler/auth":                 {"internal/metrics", "internal/option", "internal/webhook"},
-	"handler":                      {"handler/auth", "tasks", "internal/metrics", "internal/webhook", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
+	"handler":                      {"handler/auth", "ledger", "ledger/store", "ledger/wire", "tasks", "internal/metrics", "internal/webhook", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
 	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process", "worker/upstream"},
+	"client":                       {"client/unzip", "openai"},
+	"client/unzip":                 {},
+	"client/localgateway":          {"client"},
 	"xcaddy":                       {""},
 	"bench":                        {},
 	"worker/docker/internal/probe": {"internal/way"},
@@ -88,6 +95,10 @@ var forbidden = map[string][]string{
 	"mesh/wire": {"."}, // nothing but the standard library
 	"router":    {"caddyserver", "libp2p", "net/http"},
 	"tasks":     {"caddyhttp", "libp2p"},
+
+	"ledger/wire":  {"caddyserver"},
+	"ledger/tree":  {"caddyserver", "libp2p"},
+	"ledger/store": {"caddyserver"},
 }
 
 func TestImports(t *testing.T) {
@@ -107,6 +118,9 @@ func TestImports(t *testing.T) {
 		}
 		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
 		may, known := allowed[name]
+		if strings.HasPrefix(name, "examples/go/") {
+			may, known = []string{"client", "client/localgateway"}, true
+		}
 		if !known && len(p.Imports) > 0 && !strings.HasPrefix(name, "e2e") {
 			t.Errorf("package %q is not in the plan of imports", name)
 		}

@@ -49,6 +49,10 @@ func find(p string) (rt route, param string, ok bool) {
 	if id, ok := strings.CutPrefix(p, "/v1/models/"); ok && id != "" {
 		return route{get: (*exchange).model}, id, true
 	}
+	if rest, ok := strings.CutPrefix(p, "/v1/peers/"); ok {
+		rt, ok := findPeers(rest)
+		return rt, rest, ok
+	}
 	if rest, ok := strings.CutPrefix(p, "/v1/responses/"); ok {
 		id, what, below := strings.Cut(rest, "/")
 		switch {
@@ -67,6 +71,8 @@ func find(p string) (rt route, param string, ok bool) {
 		case id == "":
 		case !below:
 			return route{get: (*exchange).getTask, del: (*exchange).cancelTask}, id, true
+		case what == "events":
+			return route{get: (*exchange).taskEvents}, id, true
 		case what == "output":
 			return route{get: (*exchange).taskOutput}, id, true
 		case what == "webhook":

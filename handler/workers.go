@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/Agent-FM/caddy-agentfm/ledger"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
 
@@ -20,6 +21,9 @@ func (x *exchange) health() error {
 	}
 	if err := x.h.tasks.Ready(); err != nil {
 		return taskStoreProblem(err)
+	}
+	if err := roomFor(l); err != nil {
+		return err
 	}
 	return x.answerJSON(struct {
 		Status string `json:"status"`
@@ -95,15 +99,14 @@ func (x *exchange) workers() error {
 			list.Offline++
 		}
 		if w.Online || includeOffline {
-			list.Agents = append(list.Agents, newWorkerEntry(w))
+			list.Agents = append(list.Agents, newWorkerEntry(w, x.h.ledger.Standing(w.PeerID)))
 		}
 	}
 	return x.answerJSON(list)
 }
 
-// newWorkerEntry returns the entry of a worker. Every worker may be sent tasks:
-// without a ledger nothing speaks against it.
-func newWorkerEntry(w mesh.WorkerInfo) workerEntry {
+// newWorkerEntry returns the entry of a worker.
+func newWorkerEntry(w mesh.WorkerInfo, s ledger.Standing) workerEntry {
 	return workerEntry{
 		PeerID: w.PeerID, Author: w.Author, Name: w.AgentName, Status: w.Status,
 		Hardware: hardware(w), Description: w.Description,
@@ -112,7 +115,8 @@ func newWorkerEntry(w mesh.WorkerInfo) workerEntry {
 		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,
 		Preparing: w.Preparing, Percent: w.PreparingPercent,
 		ImageRef: w.ImageRef, ImageDigest: w.ImageDigest, Capability: w.Capability,
-		Dispatchable: true, Online: w.Online, LastSeen: timeText(w.LastSeen),
+		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused,
+		Online: w.Online, LastSeen: timeText(w.LastSeen),
 	}
 }
 

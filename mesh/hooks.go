@@ -40,14 +40,21 @@ func (a *App) started() {
 func (a *App) stopping() {
 	if n := a.node.Load(); n != nil && caddy.Exiting() {
 		n.directory.events.Close()
+		for _, s := range a.services {
+			if s, ok := s.(interface{ EndFollowing() }); ok {
+				s.EndFollowing()
+			}
+		}
 	}
 }
 
 // emit tells Caddy's subscribers of an event. It returns when they have handled it.
 func (a *App) emit(ev Event) {
-	a.caddyEvents.Emit(a.ctx, "agentfm."+ev.Name, map[string]any{
-		"peer_id": ev.Peer, "agent_name": ev.Agent, "model": ev.Model,
-	})
+	data := map[string]any{"peer_id": ev.Peer, "agent_name": ev.Agent, "model": ev.Model}
+	if ev.Name == EntryAppended {
+		data["kind"] = ev.Kind
+	}
+	a.caddyEvents.Emit(a.ctx, "agentfm."+ev.Name, data)
 }
 
 // emitEvents gives the node's events to Caddy, each with the configuration that

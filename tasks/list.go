@@ -84,7 +84,7 @@ func (s *store) listRecords(ctx context.Context, owner string, p *page) (newest 
 	if err != nil {
 		return 0, err
 	}
-	w, err := s.records.Watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
+	w, err := s.watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
 	if err != nil {
 		return 0, err
 	}
@@ -107,13 +107,13 @@ func (s *store) listRecords(ctx context.Context, owner string, p *page) (newest 
 // listChanges adds to a page what came after a revision. A watcher may not say of a record
 // that changes while it looks.
 func (s *store) listChanges(ctx context.Context, owner string, p *page, after uint64) (newest uint64, err error) {
-	stream, err := s.js.Stream(ctx, recordName)
+	stream, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, recordName) })
 	if err != nil {
 		return 0, err
 	}
 	subject := "$KV." + bucket + "." + ownerKey(owner) + ".*"
 	for newest = after; ; {
-		msg, err := stream.GetMsg(ctx, newest+1, jetstream.WithGetMsgSubject(subject))
+		msg, err := s.next(ctx, stream, newest+1, subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			return newest, nil
 		}
@@ -143,7 +143,7 @@ func (s *store) listQueue(ctx context.Context, owner string, p *page) error {
 	for size := uint64(2 * p.Limit); end > 1 && !p.more; size *= 4 {
 		begin := end - min(size, end-1)
 		for at := begin; at < end; at++ {
-			msg, err := s.queue.GetMsg(ctx, at, jetstream.WithGetMsgSubject(subject))
+			msg, err := s.next(ctx, s.queue, at, subject)
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				break
 			}
@@ -184,7 +184,7 @@ func (s *store) positionOf(ctx context.Context, subject, id string, end uint64) 
 	low, high := uint64(1), end
 	for low < high {
 		middle := low + (high-low)/2
-		msg, err := s.queue.GetMsg(ctx, middle, jetstream.WithGetMsgSubject(subject))
+		msg, err := s.next(ctx, s.queue, middle, subject)
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound):
 			high = middle

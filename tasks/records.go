@@ -101,7 +101,15 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 	if err != nil {
 		return s.failedTo(ctx, err)
 	}
+	s.changed(r.key())
 	return nil
+}
+
+// changed wakes those who follow a task. In a cluster they hear of changes anyway.
+func (s *store) changed(key string) {
+	if s.wake != nil && !s.shared {
+		s.wake(key)
+	}
 }
 
 // publish stores a message, and returns its number in the stream. A cluster may be given it
@@ -139,9 +147,15 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 		if err != nil {
 			return nil, err
 		}
+		before := *r
+		if r.Webhook != nil {
+			webhook := *r.Webhook
+			before.Webhook = &webhook
+		}
 		if err := change(r); err != nil {
 			return r, err
 		}
+		r.note(&before)
 		err = s.put(ctx, r, revision)
 		if err == nil {
 			return r, nil
@@ -155,6 +169,7 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 
 // submit puts a new task into the queue. When it returns nil, it is on disk.
 func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
+	r.note(nil)
 	header, err := r.encodeHeader()
 	if err != nil {
 		return err
@@ -245,6 +260,11 @@ func (r *Record) end(state State, reason, message string) error {
 	return nil
 }
 
+// queue has the task wait for a worker again.
+func (r *Record) queue(reason, message string) {
+	r.State, r.Reason, r.Message, r.Started = Queued, reason, message, time.Time{}
+}
+
 // waiting reports whether a queue has a message of a subject.
 func (s *store) waiting(ctx context.Context, queue jetstream.Stream, subject string) (bool, error) {
 	_, err := s.last(ctx, queue, subject)
@@ -258,6 +278,32 @@ func (s *store) waiting(ctx context.Context, queue jetstream.Stream, subject str
 func (s *store) last(ctx context.Context, stream jetstream.Stream, subject string) (*jetstream.RawStreamMsg, error) {
 	return patiently(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 		return stream.GetLastMsgForSubject(ctx, subject)
+	})
+}
+
+// next returns the first message of a subject from a number on.
+func (s *store) next(ctx context.Context, stream jetstream.Stream, from uint64, subject string) (*jetstream.RawStreamMsg, error) {
+	return patiently(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+		return stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(subject))
+	})
+}
+
+// watch begins to look at records and their changes, until ctx ends. It does not wait for
+// a server that is going.
+func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	limit := callTimeout
+	if s.shared {
+		limit = tryTimeout
+	}
+	return patiently(ctx, s, func(context.Context) (jetstream.KeyWatcher, error) {
+		ctx, cancel := context.WithCancel(ctx) // the end of what the library is given would end the watch
+		late := time.AfterFunc(limit, cancel)
+		w, err := s.records.Watch(ctx, keys, opts...)
+		if !late.Stop() && err == nil {
+			_ = w.Stop()
+			err = context.DeadlineExceeded
+		}
+		return w, err
 	})
 }
 

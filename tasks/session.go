@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
@@ -43,15 +44,18 @@ type session struct {
 type claim struct {
 	cancel context.CancelCauseFunc
 	msg    jetstream.Msg
-	lost   atomic.Int64 // as of the attempt; with more, another gateway has taken the task
+	taken  time.Time     // off the queue, once its record was read
+	age    time.Duration // since its submission, then
+	lost   atomic.Int64  // as of the attempt; with more, another gateway has taken the task
 }
 
 // open opens the store and begins to work.
 func (s *service) open(log *zap.Logger) (*session, error) {
-	store, err := openStore(s.place, log)
+	store, err := openStore(s.ctx, s.place, log)
 	if err != nil {
 		return nil, err
 	}
+	store.wake = s.followers.wake
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
@@ -127,14 +131,16 @@ func (s *session) sweep(last uint64) {
 
 // eachRecord calls look with each record that there is.
 func (s *session) eachRecord(look func(*Record, uint64)) error {
-	w, err := s.store.records.WatchAll(s.ctx, jetstream.IgnoreDeletes())
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	w, err := s.store.watch(ctx, ">", jetstream.IgnoreDeletes())
 	if err != nil {
 		return err
 	}
 	defer w.Stop()
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-ctx.Done():
 			return nil
 		case entry, ok := <-w.Updates():
 			if !ok || entry == nil {

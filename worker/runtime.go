@@ -170,6 +170,8 @@ type Exit struct {
 	Reason string
 	// Cause is the same for machines. Empty stands for what Code says.
 	Cause wire.Cause
+	// Usage is what the agent's model has counted; nil where that is not known.
+	Usage *wire.Usage
 }
 
 // codeSignal is where the exit status of a process that a signal has ended begins.
