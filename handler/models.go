@@ -52,6 +52,7 @@ func newModel(w mesh.WorkerInfo, s ledger.Standing) openai.Model {
 		CurrentTasks: w.CurrentTasks, MaxTasks: w.MaxTasks,
 		CPUPercent: w.CPUPercent, RAMFreeGB: w.RAMFreeGB,
 		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,
+		Preparing: w.Preparing, Percent: w.PreparingPercent,
 		ImageRef: w.ImageRef, ImageDigest: w.ImageDigest, Capability: w.Capability,
 		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused,
 		Online: w.Online, LastSeen: timeText(w.LastSeen),

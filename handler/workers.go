@@ -22,6 +22,9 @@ func (x *exchange) health() error {
 	if err := x.h.tasks.Ready(); err != nil {
 		return taskStoreProblem(err)
 	}
+	if err := roomFor(l); err != nil {
+		return err
+	}
 	return x.answerJSON(struct {
 		Status string `json:"status"`
 		Online int    `json:"online_workers"`
@@ -62,6 +65,8 @@ type workerEntry struct {
 	GPUUsedGB     float64 `json:"gpu_used_gb"`
 	GPUTotalGB    float64 `json:"gpu_total_gb"`
 	GPUPercent    float64 `json:"gpu_usage_pct"`
+	Preparing     string  `json:"preparing,omitzero"`
+	Percent       float64 `json:"preparing_pct,omitzero"`
 	ImageRef      string  `json:"agent_image_ref,omitzero"`
 	ImageDigest   string  `json:"agent_image_digest,omitzero"`
 	Capability    string  `json:"agent_capability,omitzero"`
@@ -108,6 +113,7 @@ func newWorkerEntry(w mesh.WorkerInfo, s ledger.Standing) workerEntry {
 		CPUPercent: w.CPUPercent, RAMFreeGB: w.RAMFreeGB,
 		CurrentTasks: w.CurrentTasks, MaxTasks: w.MaxTasks,
 		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,
+		Preparing: w.Preparing, Percent: w.PreparingPercent,
 		ImageRef: w.ImageRef, ImageDigest: w.ImageDigest, Capability: w.Capability,
 		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused,
 		Online: w.Online, LastSeen: timeText(w.LastSeen),

@@ -64,8 +64,8 @@ func (t Trial) Run(ctx caddy.Context) (Outcome, error) {
 	defer beside.Wait()
 	defer retire()
 	_, err = g.runtime.Prepare(ctx, Agent{
-		Key: t.Key, PeerID: "test-" + rand.Text(), Model: g.config.Model, TasksDir: dir,
-		Changed: func() {}, Again: func() {}, Context: life, Go: beside.Go,
+		Key: t.Key, PeerID: "test-" + rand.Text(), Model: g.config.Model, TasksDir: dir, MaxDisk: diskFactor * g.config.MaxFilesSize,
+		Changed: func() {}, Again: func() {}, Progress: func(string, float64) {}, Context: life, Go: beside.Go,
 	})
 	if err != nil {
 		return Outcome{}, fmt.Errorf("agent %s is not ready: %w", t.Key, err)

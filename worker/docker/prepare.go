@@ -26,9 +26,18 @@ type prepared struct {
 	engine    engine
 	spec      spec
 	logger    *zap.Logger
+	newest    func() *zap.Logger // that of the newest configuration, where containers outlive theirs; nil where not
 	warm      *warmPool          // nil for none
 	leaveWarm context.CancelFunc // of that
 	imageGone atomic.Bool        // as a task has found out
+}
+
+// log returns the logger to use now.
+func (p *prepared) log() *zap.Logger {
+	if p.newest != nil {
+		return p.newest()
+	}
+	return p.logger
 }
 
 // Prepare connects to the engine, removes the containers that an earlier
@@ -62,7 +71,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if ref == "" {
 		ref = "agentfm/" + strings.ToLower(agent.Key) + ":latest"
 	}
-	img, err := r.findImage(ctx, e, ref)
+	img, err := r.findImage(ctx, e, ref, agent.Progress)
 	if err != nil {
 		return worker.Image{}, err
 	}
