@@ -137,9 +137,11 @@ func (t *talk) ask(ctx context.Context, message string) error {
 // loop asks for messages until there are no more.
 func (t *talk) loop(cmd *cobra.Command) error {
 	notes := cmd.ErrOrStderr()
-	done := make(chan struct{})
+	interrupts, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(interrupts, os.Interrupt)
+	defer signal.Stop(interrupts)
 	var watcher sync.WaitGroup
-	watcher.Go(func() { t.watch(notes, done) })
+	watcher.Go(func() { t.watch(interrupts, notes, done) })
 	defer watcher.Wait()
 	defer close(done)
 	lines := bufio.NewScanner(cmd.InOrStdin())
@@ -165,10 +167,7 @@ func (t *talk) loop(cmd *cobra.Command) error {
 }
 
 // watch stops an answer at each interrupt, and between answers says how the chat ends.
-func (t *talk) watch(notes io.Writer, done <-chan struct{}) {
-	interrupts := make(chan os.Signal, 1)
-	signal.Notify(interrupts, os.Interrupt)
-	defer signal.Stop(interrupts)
+func (t *talk) watch(interrupts <-chan os.Signal, notes io.Writer, done <-chan struct{}) {
 	for {
 		select {
 		case <-interrupts:
