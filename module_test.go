@@ -66,7 +66,7 @@ var allowed = map[string][]string{
 	"internal/option":              {},
 	"internal/webhook":             {},
 	"mesh":                         {"mesh/wire", "router", "internal/ipclass", "internal/lifetime", "internal/metrics", "internal/option"},
-	"tasks":                        {"internal/ipclass", "internal/lifetime", "internal/webhook"},
+	"tasks":                        {"internal/ipclass", "internal/lifetime", "internal/metrics", "internal/webhook"},
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
 	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/ipclass", "internal/option"},

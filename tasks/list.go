@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 
@@ -67,22 +68,38 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 			return nil, false, fmt.Errorf("%w: listing the queue: %w", ErrStore, err)
 		}
 	}
-	w, err := s.records.Watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
+	w, err := s.records.Watch(ctx, ownerKey(owner)+".*")
 	if err != nil {
 		return nil, false, fmt.Errorf("%w: %w", ErrStore, err)
 	}
 	defer w.Stop()
-	var newest uint64
-	for {
+	newest, err := readAll(ctx, w, p, func() (uint64, error) { return s.lastRecord(ctx, owner) })
+	if err != nil {
+		return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
+	}
+	if err := s.sync(recordName, newest); err != nil {
+		return nil, false, s.failedTo(ctx, err)
+	}
+	return p.records, p.more, nil
+}
+
+// readAll reads the records of a watch into a page, and returns the newest revision of them.
+// A record that is written meanwhile comes after those that there were; last returns up to
+// where that may be.
+func readAll(ctx context.Context, w jetstream.KeyWatcher, p *page, last func() (uint64, error)) (newest uint64, err error) {
+	for until := uint64(math.MaxUint64); newest < until; {
 		select {
 		case <-ctx.Done():
-			return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, context.Cause(ctx))
+			return 0, context.Cause(ctx)
 		case entry, ok := <-w.Updates():
-			if !ok || entry == nil { // all that there are
-				if err := s.sync(recordName, newest); err != nil {
-					return nil, false, s.failedTo(ctx, err)
+			switch {
+			case !ok:
+				return 0, errors.New("the watch ended")
+			case entry == nil: // those that there were
+				if until, err = last(); err != nil {
+					return 0, err
 				}
-				return p.records, p.more, nil
+				continue
 			}
 			newest = max(newest, entry.Revision())
 			if r, err := decode(entry.Value()); err == nil {
@@ -90,6 +107,23 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 			}
 		}
 	}
+	return newest, nil
+}
+
+// lastRecord returns the newest revision of an owner's records; 0 when there are none.
+func (s *store) lastRecord(ctx context.Context, owner string) (uint64, error) {
+	stream, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, recordName) })
+	if err != nil {
+		return 0, err
+	}
+	msg, err := s.last(ctx, stream, "$KV."+bucket+"."+ownerKey(owner)+".*")
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return 0, nil
+	case err != nil:
+		return 0, err
+	}
+	return msg.Sequence, nil
 }
 
 // listQueue adds the newest tasks of the queue to a page. It reads backwards, by parts of

@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 // maxPending bounds how many tasks of a lane are out of the queue at one time, to run or to
@@ -82,6 +84,7 @@ func (s *session) start() error {
 		return err
 	}
 	s.running.Go(s.holdLeases)
+	s.running.Go(s.watch)
 	if s.store.shared {
 		return s.share(ctx)
 	}
@@ -160,6 +163,7 @@ func (s *session) mend(r *Record, revision uint64) {
 		if err := s.store.put(ctx, r, revision); err != nil {
 			return
 		}
+		metrics.AsyncEnded(metrics.AsyncFailed)
 	}
 	if r.Webhook != nil && r.Webhook.State == WebhookPending {
 		_ = s.settle(r.key())
@@ -182,6 +186,9 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 // cancelTask ends a task that its owner does not want any more.
 func (s *session) cancelTask(ctx context.Context, key string) (*Record, error) {
 	r, err := s.store.update(ctx, key, func(r *Record) error { return r.end(Cancelled, ReasonCancelled, "the task was cancelled") })
+	if err == nil {
+		metrics.AsyncEnded(metrics.AsyncCancelled)
+	}
 	if err != nil && !errors.Is(err, ErrEnded) {
 		return r, err
 	}

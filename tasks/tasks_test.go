@@ -401,3 +401,22 @@ func TestOneEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestListRemoved wants a list of records of which some are gone, and of none.
+func TestListRemoved(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("", nil)}, Options{})
+	var last string
+	for range 3 {
+		last = submit(t, p, "")
+		ended(t, p, last)
+	}
+	s := p.service.Load().current.Load().store
+	if err := s.records.Delete(t.Context(), (&Record{Owner: "ann", ID: last}).key()); err != nil {
+		t.Fatal(err)
+	}
+	for owner, want := range map[string]int{"ann": 2, "nobody": 0} {
+		if page, more, err := p.List(t.Context(), owner, Query{Limit: 10}); err != nil || len(page) != want || more {
+			t.Errorf("%s: %d, %t, %v", owner, len(page), more, err)
+		}
+	}
+}
