@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 
@@ -68,12 +67,7 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 			return nil, false, fmt.Errorf("%w: listing the queue: %w", ErrStore, err)
 		}
 	}
-	w, err := s.records.Watch(ctx, ownerKey(owner)+".*")
-	if err != nil {
-		return nil, false, fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	defer w.Stop()
-	newest, err := readAll(ctx, w, p, func() (uint64, error) { return s.lastRecord(ctx, owner) })
+	newest, err := s.eachRecord(ctx, ownerKey(owner)+".*", func(r *Record, _ uint64) { p.add(r) })
 	if err != nil {
 		return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
 	}
@@ -83,47 +77,59 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 	return p.records, p.more, nil
 }
 
-// readAll reads the records of a watch into a page, and returns the newest revision of them.
-// A record that is written meanwhile comes after those that there were; last returns up to
-// where that may be.
-func readAll(ctx context.Context, w jetstream.KeyWatcher, p *page, last func() (uint64, error)) (newest uint64, err error) {
-	for until := uint64(math.MaxUint64); newest < until; {
+// eachRecord calls look with each record that there is below a key, and returns the newest
+// revision. One that changes meanwhile may come in its old form and in its new one.
+func (s *store) eachRecord(ctx context.Context, keys string, look func(*Record, uint64)) (newest uint64, err error) {
+	begun, err := s.lastMessage(ctx, recordName)
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := s.watch(ctx, keys, jetstream.IgnoreDeletes())
+	if err != nil {
+		return 0, err
+	}
+	defer w.Stop()
+	for {
 		select {
 		case <-ctx.Done():
 			return 0, context.Cause(ctx)
 		case entry, ok := <-w.Updates():
-			switch {
-			case !ok:
-				return 0, errors.New("the watch ended")
-			case entry == nil: // those that there were
-				if until, err = last(); err != nil {
-					return 0, err
-				}
-				continue
+			if !ok || entry == nil { // all that there were, or almost
+				return s.eachChange(ctx, keys, min(begun, newest), look)
 			}
-			newest = max(newest, entry.Revision())
+			newest = entry.Revision()
 			if r, err := decode(entry.Value()); err == nil {
-				p.add(r)
+				look(r, newest)
 			}
 		}
 	}
-	return newest, nil
 }
 
-// lastRecord returns the newest revision of an owner's records; 0 when there are none.
-func (s *store) lastRecord(ctx context.Context, owner string) (uint64, error) {
+// eachChange goes on after a revision, up to the newest. A watcher goes through the records
+// in the order of their revisions, but it may not say of one that changes while it looks,
+// and says that there are no more when there are.
+func (s *store) eachChange(ctx context.Context, keys string, after uint64, look func(*Record, uint64)) (newest uint64, err error) {
 	stream, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, recordName) })
 	if err != nil {
 		return 0, err
 	}
-	msg, err := s.last(ctx, stream, "$KV."+bucket+"."+ownerKey(owner)+".*")
-	switch {
-	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return 0, nil
-	case err != nil:
-		return 0, err
+	end := stream.CachedInfo().State.LastSeq // as it was a moment ago
+	for newest = after; newest < end; {
+		msg, err := s.next(ctx, stream, newest+1, "$KV."+bucket+"."+keys)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return newest, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		newest = msg.Sequence
+		if r, err := decode(msg.Data); err == nil {
+			look(r, newest)
+		}
 	}
-	return msg.Sequence, nil
+	return newest, nil
 }
 
 // listQueue adds the newest tasks of the queue to a page. It reads backwards, by parts of
@@ -142,7 +148,7 @@ func (s *store) listQueue(ctx context.Context, owner string, p *page) error {
 	for size := uint64(2 * p.Limit); end > 1 && !p.more; size *= 4 {
 		begin := end - min(size, end-1)
 		for at := begin; at < end; at++ {
-			msg, err := s.queue.GetMsg(ctx, at, jetstream.WithGetMsgSubject(subject))
+			msg, err := s.next(ctx, s.queue, at, subject)
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				break
 			}
@@ -183,7 +189,7 @@ func (s *store) positionOf(ctx context.Context, subject, id string, end uint64) 
 	low, high := uint64(1), end
 	for low < high {
 		middle := low + (high-low)/2
-		msg, err := s.queue.GetMsg(ctx, middle, jetstream.WithGetMsgSubject(subject))
+		msg, err := s.next(ctx, s.queue, middle, subject)
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound):
 			high = middle

@@ -50,7 +50,7 @@ type claim struct {
 
 // open opens the store and begins to work.
 func (s *service) open(log *zap.Logger) (*session, error) {
-	store, err := openStore(s.place, log)
+	store, err := openStore(s.ctx, s.place, log)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func (s *session) start() error {
 	s.running.Go(s.holdLeases)
 	s.running.Go(s.watch)
 	if s.store.shared {
-		return s.share(ctx)
+		return s.share()
 	}
 	s.running.Go(func() { s.sweep(last) })
 	return nil
@@ -118,35 +118,13 @@ func (s *session) close() {
 // that nobody will take up, and webhooks that were not queued. What was written after the
 // revision is none of that.
 func (s *session) sweep(last uint64) {
-	err := s.eachRecord(func(r *Record, revision uint64) {
+	_, err := s.store.eachRecord(s.ctx, ">", func(r *Record, revision uint64) {
 		if revision <= last {
 			s.mend(r, revision)
 		}
 	})
-	if err != nil {
+	if err != nil && s.ctx.Err() == nil {
 		s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
-	}
-}
-
-// eachRecord calls look with each record that there is.
-func (s *session) eachRecord(look func(*Record, uint64)) error {
-	w, err := s.store.records.WatchAll(s.ctx, jetstream.IgnoreDeletes())
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return nil
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil {
-				return nil
-			}
-			if r, err := decode(entry.Value()); err == nil {
-				look(r, entry.Revision())
-			}
-		}
 	}
 }
 
