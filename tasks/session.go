@@ -55,6 +55,7 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	store.fault = s.limits.fault
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
