@@ -277,7 +277,7 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects 
 	}
 	// Under load, a pull can be lost between the client and the server (nats.go 1.52); the
 	// missing heartbeat tells, and another is made.
-	return c.Messages(jetstream.PullMaxMessages(16), jetstream.PullExpiry(5*time.Second), jetstream.PullHeartbeat(500*time.Millisecond))
+	return c.Messages(jetstream.PullMaxMessages(128), jetstream.PullExpiry(5*time.Second), jetstream.PullHeartbeat(500*time.Millisecond))
 }
 
 // probe returns an error when the store cannot be written.
