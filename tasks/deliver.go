@@ -29,30 +29,47 @@ func (s *store) queueWebhook(ctx context.Context, key string) error {
 	return nil
 }
 
+// maxLooks bounds how many webhooks are looked at together, to see whether their time has
+// come: with one after the other, those that wait would hold up those that do not.
+const maxLooks = 32
+
 // deliver takes webhooks off their queue and sends them.
 func (s *session) deliver(messages jetstream.MessagesContext) {
-	under := newPosts()
-	s.each(messages, "webhooks", func(msg jetstream.Msg) { s.tell(msg, under) })
+	under, looks := newPosts(), make(chan struct{}, maxLooks)
+	s.each(messages, "webhooks", func(msg jetstream.Msg) {
+		looks <- struct{}{}
+		s.running.Go(func() {
+			key := msg.Subject()[len(hookSubject):]
+			r, wait := s.due(msg, key)
+			<-looks
+			switch {
+			case wait > 0:
+				_ = msg.NakWithDelay(min(wait, s.limits.rest))
+			case r != nil:
+				s.tell(msg, key, r, under)
+			}
+		})
+	})
 }
 
-// tell sends the webhook of a message when it is time, and otherwise gives it back.
-func (s *session) tell(msg jetstream.Msg, under *posts) {
-	key := msg.Subject()[len(hookSubject):]
+// due returns the task of a webhook that is to be sent now, or else how long it waits. What
+// is not to be sent at all it takes off the queue.
+func (s *session) due(msg jetstream.Msg, key string) (*Record, time.Duration) {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
 	r, _, err := s.store.get(ctx, key)
-	if errors.Is(err, ErrNotFound) || err == nil && (r.Webhook == nil || r.Webhook.State != WebhookPending) {
+	switch {
+	case errors.Is(err, ErrNotFound), err == nil && (r.Webhook == nil || r.Webhook.State != WebhookPending):
 		_ = s.acknowledge(msg)
-		return
+		return nil, 0
+	case err != nil:
+		return nil, 5 * time.Second
 	}
-	if err != nil {
-		_ = msg.NakWithDelay(5 * time.Second)
-		return
-	}
-	if wait := r.Webhook.Next.Sub(s.limits.now()); wait > 0 {
-		_ = msg.NakWithDelay(min(wait, s.limits.rest))
-		return
-	}
+	return r, r.Webhook.Next.Sub(s.limits.now())
+}
+
+// tell sends a webhook when there is a place, and otherwise gives it back.
+func (s *session) tell(msg jetstream.Msg, key string, r *Record, under *posts) {
 	host := ""
 	if u, err := url.Parse(r.Webhook.URL); err == nil {
 		host = u.Host
@@ -62,10 +79,8 @@ func (s *session) tell(msg jetstream.Msg, under *posts) {
 		_ = msg.NakWithDelay(wait)
 		return
 	}
-	s.running.Go(func() {
-		defer func() { under.end(r.Owner, host, time.Since(begun)) }()
-		s.send(msg, key, r)
-	})
+	defer func() { under.end(r.Owner, host, time.Since(begun)) }()
+	s.send(msg, key, r)
 }
 
 // send makes one attempt, stores how it went, and then takes the message off the queue or

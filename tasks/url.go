@@ -3,17 +3,12 @@
 package tasks
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/ipclass"
 )
@@ -103,40 +98,4 @@ func localName(host string) bool {
 		}
 	}
 	return false
-}
-
-// poster sends webhooks.
-type poster struct {
-	client    *http.Client
-	transport *http.Transport
-	timeout   time.Duration // of an attempt
-}
-
-// newPoster returns one that goes through no proxy and follows no redirect, and looks at
-// each address that it dials.
-func newPoster(timeout time.Duration) *poster {
-	d := &net.Dialer{Timeout: 10 * time.Second, ControlContext: checkAddress}
-	t := &http.Transport{
-		DialContext: d.DialContext, TLSHandshakeTimeout: 10 * time.Second, DisableKeepAlives: true,
-		MaxResponseHeaderBytes: maxAnswer, DisableCompression: true, ForceAttemptHTTP2: true,
-	}
-	return &poster{timeout: timeout, transport: t, client: &http.Client{
-		Transport:     t,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
-}
-
-// close closes what is open.
-func (p *poster) close() { p.transport.CloseIdleConnections() }
-
-// checkAddress refuses to dial what is not on the public internet, whatever name led there.
-func checkAddress(_ context.Context, _, address string, _ syscall.RawConn) error {
-	if privateAllowed() {
-		return nil
-	}
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil || !ipclass.Public(ap.Addr()) {
-		return fmt.Errorf("%w: it leads to an address that is not on the public internet", ErrURL)
-	}
-	return nil
 }

@@ -3,19 +3,14 @@
 package tasks
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
 	"time"
-
-	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
 // WebhookState is how far the delivery of a webhook has come.
@@ -69,8 +64,8 @@ func (w *Webhook) Last() Delivery {
 	return w.History[len(w.History)-1]
 }
 
-// retryAfter is when each attempt follows the one before, after the first, give or take a
-// tenth: 75 hours in all.
+// retryAfter is when each attempt follows the one before, after the first, or up to a tenth
+// later: 75 hours in all.
 var retryAfter = []time.Duration{
 	5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour,
 	10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour,
@@ -96,7 +91,7 @@ func (w *Webhook) attempted(d Delivery, wait time.Duration) {
 	default:
 		now := d.At.Add(d.Took)
 		d := retryAfter[tries-1]
-		d += time.Duration((rand.Float64() - 0.5) / 5 * float64(d))
+		d += rand.N(d / 10)
 		w.Next = now.Add(max(d, min(wait, maxRetryAfter)))
 	}
 }
@@ -108,7 +103,8 @@ func errorCode(err error) string {
 		return ""
 	case errors.Is(err, ErrURL):
 		return "url_not_allowed"
-	case errors.Is(err, context.DeadlineExceeded):
+	}
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
 		return "timeout"
 	}
 	return "unreachable"
@@ -145,39 +141,6 @@ func (r *Record) body() ([]byte, error) {
 		e.Files = &url
 	}
 	return json.Marshal(e)
-}
-
-// Limits of one attempt.
-const (
-	postTimeout = 15 * time.Second
-	maxAnswer   = 64 << 10
-)
-
-// post makes one attempt. wait is what the receiver asks for.
-func (p *poster) post(ctx context.Context, r *Record, s *webhook.Signer, now time.Time) (status int, wait time.Duration, err error) {
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
-	defer cancel()
-	if err := CheckURL(r.Webhook.URL); err != nil {
-		return 0, 0, err
-	}
-	body, err := r.body()
-	if err != nil {
-		return 0, 0, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Webhook.URL, bytes.NewReader(body))
-	if err != nil {
-		return 0, 0, fmt.Errorf("%w: %w", ErrURL, err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("User-Agent", "caddy-agentfm")
-	s.Sign(req.Header, "msg_"+r.ID, now, body)
-	resp, err := p.client.Do(req)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer resp.Body.Close()
-	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer) // the status is the answer
-	return resp.StatusCode, retryAfterOf(resp.Header, now), nil
 }
 
 // retryAfterOf reads the header of that name.
