@@ -101,6 +101,13 @@ func (c *counted) Run(ctx context.Context, j Job) (Attempt, error) {
 	return a, err
 }
 
+// total returns how many tasks were run.
+func (c *counted) total() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.runs)
+}
+
 // verdict wants each task to have completed once.
 func (c *counted) verdict(t *testing.T, p *Part, ids []string) {
 	t.Helper()
@@ -114,6 +121,8 @@ func (c *counted) verdict(t *testing.T, p *Part, ids []string) {
 			t.Fatalf("%d tasks stay in the queue", n)
 		}
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, id := range ids {
 		if r, err := p.Get(t.Context(), "ann", id); err != nil || r.State != Completed || r.Lost != 0 || c.runs[id] != 1 {
 			t.Fatalf("task %s: %+v, %v, run %d times", id, r, err, c.runs[id])
@@ -176,6 +185,9 @@ func TestOverload(t *testing.T) {
 	runner.verdict(t, p, ids)
 }
 
+// deepIntake is how many tasks each process submits to the queue that is deep.
+const deepIntake = 500
+
 // TestDeepQueue wants a long queue not to be felt: not at a submission, nor at a start, nor
 // in memory; and nothing of it to be lost.
 func TestDeepQueue(t *testing.T) {
@@ -183,27 +195,28 @@ func TestDeepQueue(t *testing.T) {
 	if s := os.Getenv("AGENTFM_TEST_QUEUE_DEPTH"); s != "" {
 		depth, _ = strconv.Atoi(s)
 	} else if nightly() {
-		depth = 1_000_000
+		depth = MaxInFlight - 4*deepIntake
 	}
 	dir := filepath.Join(t.TempDir(), "store")
-	deepChild(t, dir, "empty", 500)
+	deepChild(t, dir, "empty")
 	s, err := openStore(place{dir: dir}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	fill(t, s, depth)
 	s.close()
-	deepChild(t, dir, "deep", 500)
-	deepChild(t, dir, "deep, after kill -9", 500)
+	deepChild(t, dir, "deep")
+	deepChild(t, dir, "deep, before kill -9")
+	deepChild(t, dir, "deep, after it")
 	runner := count(0)
 	p := open(t, dir, runner, Options{InFlight: MaxInFlight})
-	if n := queueLength(t, p) + len(runner.runs); n < depth {
+	if n := queueLength(t, p) + runner.total(); n < depth {
 		t.Errorf("%d of %d tasks are in the queue", n, depth)
 	}
 	if depth <= 5000 {
 		await.Until(t, "an empty queue", func() bool { return queueLength(t, p) == 0 })
-		if len(runner.runs) != depth+3*500 {
-			t.Errorf("%d were run of %d", len(runner.runs), depth+3*500)
+		if n := runner.total(); n != depth+4*deepIntake {
+			t.Errorf("%d were run of %d", n, depth+4*deepIntake)
 		}
 	}
 }
@@ -211,7 +224,7 @@ func TestDeepQueue(t *testing.T) {
 // fill puts tasks into the queue, as fast as that goes.
 func fill(t *testing.T, s *store, n int) {
 	t.Helper()
-	js, err := jetstream.New(s.conn, jetstream.WithPublishAsyncMaxPending(1000))
+	js, err := jetstream.New(s.conn, jetstream.WithPublishAsyncMaxPending(4000))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,13 +250,13 @@ func fill(t *testing.T, s *store, n int) {
 }
 
 // deepChild has another process open the store, and submit tasks.
-func deepChild(t *testing.T, dir, what string, n int) {
+func deepChild(t *testing.T, dir, what string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestDeepChild$", "-test.v")
 	cmd.Env = append(os.Environ(), "TASKS_DEEP_CHILD="+dir, "TASKS_DEEP_KILL="+what)
 	out, err := cmd.CombinedOutput()
-	if err != nil && !strings.Contains(what, "kill") {
-		t.Fatalf("%v\n%s", err, out)
+	if err != nil && !strings.Contains(what, "before kill") {
+		t.Fatalf("%v\n%s", err, out[:min(len(out), 2000)])
 	}
 	for line := range strings.Lines(string(out)) {
 		if line, ok := strings.CutPrefix(line, "saw "); ok {
@@ -264,14 +277,14 @@ func TestDeepChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	ready := time.Since(begun)
-	_, took := intake(t, p, 500, 250)
+	_, took := intake(t, p, deepIntake, 250)
 	begun = time.Now()
 	page, _, err := p.List(t.Context(), "ann", Query{Limit: 50})
 	if err != nil || len(page) != 50 {
 		t.Fatal(len(page), err)
 	}
 	fmt.Printf("saw ready in %s, intake %.1f ms at p99, a list in %s, %s\n", ready.Round(time.Millisecond), p99(took), time.Since(begun).Round(time.Millisecond), memory())
-	if strings.Contains(os.Getenv("TASKS_DEEP_KILL"), "kill") {
+	if strings.Contains(os.Getenv("TASKS_DEEP_KILL"), "before kill") {
 		self, _ := os.FindProcess(os.Getpid())
 		_ = self.Kill()
 		select {}

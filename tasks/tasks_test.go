@@ -441,3 +441,31 @@ func TestOneEnd(t *testing.T) {
 		}
 	}
 }
+
+// FuzzRecord wants any bytes to be refused or to be a record that stays what it is.
+func FuzzRecord(f *testing.F) {
+	r := &Record{ID: newID(time.Now(), 3), Owner: "ann", State: Queued, Created: time.Now(), Webhook: &Webhook{URL: "https://a.example", State: WebhookPending}}
+	b, err := r.encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(`{"id":"task_` + strings.Repeat("0", 36) + `","state":"running","lost":-1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := decode(b)
+		if err != nil {
+			return
+		}
+		if !ValidID(r.ID) || !r.State.Valid() || !ValidID(taskID(r.key())) || !strings.HasSuffix(inQueue(r.key()), r.key()) {
+			t.Errorf("%q is %+v", b, r)
+		}
+		header, err := r.encodeHeader()
+		if err != nil {
+			return // too large
+		}
+		again, err := decodeHeader(header)
+		if err != nil || again.ID != r.ID || again.State != r.State || again.key() != r.key() || !again.clone().Created.Equal(r.Created) {
+			t.Errorf("%q: %+v became %+v, %v", b, r, again, err)
+		}
+	})
+}
