@@ -260,7 +260,7 @@ func deepChild(t *testing.T, dir, what string) {
 	}
 	for line := range strings.Lines(string(out)) {
 		if line, ok := strings.CutPrefix(line, "saw "); ok {
-			t.Logf("%s: %s", what, strings.TrimSpace(line))
+			t.Logf("%s: %s, %s of processor time", what, strings.TrimSpace(line), cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime())
 		}
 	}
 }

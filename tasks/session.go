@@ -16,7 +16,7 @@ import (
 // Of the tasks of a lane, maxPending are out of the queue at one time, with a goroutine each,
 // and maxTurns look for a worker.
 const (
-	maxPending = 640
+	maxPending = 512
 	maxTurns   = 32
 )
 

@@ -228,6 +228,9 @@ const errNoReplicas jetstream.ErrorCode = 10074
 // that leads it: one that lags behind must not say that what was acknowledged is not there.
 func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream.Stream, error) {
 	c.Storage, c.Replicas, c.AllowDirect = jetstream.FileStorage, s.replicas, !s.shared
+	if !s.shared { // nothing is sent twice: a start need not read what came of late
+		c.Duplicates = 100 * time.Millisecond
+	}
 	return s.js.CreateOrUpdateStream(ctx, c)
 }
 
