@@ -59,26 +59,30 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
-	"internal/command":             {"handler/auth", "mesh/wire", "worker"},
+	"internal/command":             {"handler/auth", "internal/way", "mesh/wire", "worker"},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
 	"internal/option":              {},
+	"internal/way":                 {},
 	"internal/webhook":             {},
 	"mesh":                         {"mesh/wire", "router", "internal/ipclass", "internal/lifetime", "internal/metrics", "internal/option"},
 	"tasks":                        {"internal/ipclass", "internal/lifetime", "internal/webhook"},
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
-	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/ipclass", "internal/option"},
+	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/ipclass", "internal/option", "internal/way"},
 	"worker/upstream":              {"worker", "openai", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
 	"handler/auth":                 {"internal/metrics", "internal/option", "internal/webhook"},
 	"handler":                      {"handler/auth", "tasks", "internal/metrics", "internal/webhook", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
 	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process", "worker/upstream"},
+	"client":                       {"client/unzip", "openai"},
+	"client/unzip":                 {},
+	"client/localgateway":          {"client"},
 	"xcaddy":                       {""},
 	"bench":                        {},
-	"worker/docker/internal/probe": {},
+	"worker/docker/internal/probe": {"internal/way"},
 }
 
 // forbidden are packages from outside that a package must not know.
@@ -106,6 +110,9 @@ func TestImports(t *testing.T) {
 		}
 		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
 		may, known := allowed[name]
+		if strings.HasPrefix(name, "examples/go/") {
+			may, known = []string{"client", "client/localgateway"}, true
+		}
 		if !known && len(p.Imports) > 0 && !strings.HasPrefix(name, "e2e") {
 			t.Errorf("package %q is not in the plan of imports", name)
 		}

@@ -20,8 +20,11 @@ const (
 	DefaultRetries = 2
 )
 
-// EnvAPIKey is the environment variable with the key of clients that are not given one.
-const EnvAPIKey = "AGENTFM_API_KEY"
+// Environment variables with what a client is not given.
+const (
+	EnvGatewayURL = "AGENTFM_GATEWAY_URL"
+	EnvAPIKey     = "AGENTFM_API_KEY"
+)
 
 // Client talks to one gateway. Make one with [New]. It may be used by several goroutines,
 // and does not change: [Client.With] makes another.
@@ -53,14 +56,15 @@ type config struct {
 // Option is a setting of [New] and [Client.With].
 type Option func(*config) error
 
-// New returns a client of the gateway at [DefaultBaseURL], with the key in the environment
-// variable [EnvAPIKey], if it has one. Options change that. It connects to nothing yet.
+// New returns a client of the gateway that the environment variable [EnvGatewayURL] names,
+// or else of that at [DefaultBaseURL], with the key in [EnvAPIKey], if it has one. Options
+// change that. It connects to nothing yet.
 func New(opts ...Option) (*Client, error) {
 	c := config{
 		baseURL: DefaultBaseURL, http: defaultHTTPClient(), retries: DefaultRetries, timeout: DefaultTimeout,
 		userAgent: userAgent(), backoff: 500 * time.Millisecond,
 	}
-	opts = append([]Option{withEnvKey}, opts...)
+	opts = append([]Option{withEnv(EnvGatewayURL, WithBaseURL), withEnv(EnvAPIKey, WithAPIKey)}, opts...)
 	return c.client(opts)
 }
 
@@ -136,14 +140,20 @@ func WithoutAPIKey() Option {
 	}
 }
 
-// withEnvKey takes the key of the environment.
-func withEnvKey(c *config) error {
-	if key := strings.TrimSpace(os.Getenv(EnvAPIKey)); key != "" {
-		if err := WithAPIKey(key)(c); err != nil {
-			return invalid("api_key", "%s: %s", EnvAPIKey, err.(*Error).Message)
+// withEnv takes an option's value from the environment, if it has one.
+func withEnv(name string, option func(string) Option) Option {
+	return func(c *config) error {
+		value := strings.TrimSpace(os.Getenv(name))
+		if value == "" {
+			return nil
 		}
+		if err := option(value)(c); err != nil {
+			e := *err.(*Error) // every option's is one
+			e.Message = name + ": " + e.Message
+			return &e
+		}
+		return nil
 	}
-	return nil
 }
 
 // WithHTTPClient sends requests with another HTTP client, for its transport and timeout,

@@ -49,6 +49,18 @@ func TestKey(t *testing.T) {
 	if same.Tasks.c != same || same.OpenAI.c != same || same.Workers.c != same || same.Peers.c != same {
 		t.Error("the services are another client's")
 	}
+	t.Setenv(EnvGatewayURL, "https://gateway.example.com/")
+	if c, err := New(); err != nil || c.BaseURL() != "https://gateway.example.com" {
+		t.Error(c, err)
+	}
+	if c, err := New(WithBaseURL("http://x")); err != nil || c.BaseURL() != "http://x" {
+		t.Error(c, err)
+	}
+	t.Setenv(EnvGatewayURL, "gateway")
+	if _, err := New(); !errors.Is(err, ErrInvalidRequest) || !strings.Contains(err.Error(), EnvGatewayURL) {
+		t.Error(err)
+	}
+	t.Setenv(EnvGatewayURL, "")
 	t.Setenv(EnvAPIKey, "a b")
 	if _, err := New(); !errors.Is(err, ErrInvalidRequest) || strings.Contains(err.Error(), "a b") {
 		t.Error(err)

@@ -3,7 +3,7 @@
 // Package client is the Go SDK of an AgentFM gateway: it finds workers, runs tasks on
 // them, fetches what they leave, speaks OpenAI's API, and receives webhooks.
 //
-//	c, err := client.New() // http://127.0.0.1:8080, with the key in AGENTFM_API_KEY
+//	c, err := client.New() // of AGENTFM_GATEWAY_URL, with the key in AGENTFM_API_KEY
 //	workers, err := c.Workers.List(ctx, client.WorkerFilter{Model: "llama3.2"})
 //	result, err := c.Tasks.Run(ctx, client.RunRequest{
 //		WorkerID:     workers[0].PeerID,

@@ -40,6 +40,11 @@ type Worker struct {
 	GPUTotalGB   float64 `json:"gpu_total_gb"`
 	GPUPercent   float64 `json:"gpu_usage_pct"`
 
+	// Preparing is what the worker does before it takes tasks, such as "pulling image";
+	// empty when it is ready. PreparingPercent is how far that is.
+	Preparing        string  `json:"preparing,omitzero"`
+	PreparingPercent float64 `json:"preparing_pct,omitzero"`
+
 	ImageRef    string `json:"agent_image_ref,omitzero"`
 	ImageDigest string `json:"agent_image_digest,omitzero"`
 	Capability  string `json:"agent_capability,omitzero"`

@@ -50,14 +50,14 @@ var clientKinds = []struct {
 	lacks    []string
 }{
 	{"openai-python", "AGENTFM_TEST_PYTHON", "python/openai_client.py", nil},
-	{"langchain", "AGENTFM_TEST_PYTHON", "python/langchain_client.py", []string{"models"}},
+	{"langchain", "AGENTFM_TEST_PYTHON", "python/langchain_client.py", []string{"models", "keyed"}},
 	{"openai-node", "AGENTFM_TEST_NODE", "node/openai_client.mjs", nil},
 	{"ai-sdk", "AGENTFM_TEST_NODE", "node/ai_sdk_client.mjs", []string{
 		"models", "choices", "responses", "responses_die", // it has no such calls
 		"no_second_run", // it takes no notice of X-Should-Retry
 	}},
-	{"openai-go-3.42", "AGENTFM_TEST_OPENAI_GO", "openai-go-3.42", nil},
-	{"openai-go-3.43", "AGENTFM_TEST_OPENAI_GO", "openai-go-3.43", nil},
+	{"openai-go-3.42", "AGENTFM_TEST_OPENAI_GO", "openai-go-3.42", []string{"keyed"}},
+	{"openai-go-3.43", "AGENTFM_TEST_OPENAI_GO", "openai-go-3.43", []string{"keyed"}},
 }
 
 // clientName is what a client calls itself in models and in the names of files,

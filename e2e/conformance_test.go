@@ -76,7 +76,7 @@ func TestConformance(t *testing.T) {
 	newEvents(p.post("/v1/chat/completions", labRequest("full", "drip", "full"))).nextText(t)
 	cs := startClients(t, p, testKey, state, 0)
 	cs.ask("models", "whole", "stream", "usage", "completions", "while_it_runs", "choices", "stop", "max_tokens", "parts",
-		"roles", "fields", "errors", "responses", "dies", "failover", "big_line", "no_second_run", "hang_up", "responses_die")
+		"roles", "fields", "errors", "responses", "dies", "failover", "big_line", "no_second_run", "keyed", "hang_up", "responses_die")
 	cs.check()
 
 	// What no client shows: how long the lines are.

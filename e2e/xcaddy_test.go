@@ -5,13 +5,17 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -63,5 +67,44 @@ func TestXcaddyBuild(t *testing.T) {
 		if !slices.Contains(listed, id) {
 			t.Errorf("no module %s in\n%s", id, out)
 		}
+	}
+}
+
+// What xcaddy has built is linked statically: where it is not root, but may use the engine,
+// its agents reach their model server all the same, and nothing else.
+func TestDockerNotRoot(t *testing.T) {
+	engine := newEngine(t)
+	caddy := withRateLimit(t)
+	socket, err := os.Stat(strings.TrimPrefix(engine.host, "unix://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() != 0 || socket.Mode().Perm()&0o060 != 0o060 {
+		missing(t, "only root can start a Caddy that is another user, in the group of the engine's socket")
+	}
+	model := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s with %s", r.URL.Path, r.Header.Get("Authorization"))
+	}))
+	defer model.Close()
+	dir, err := os.MkdirTemp("", "agentfm-not-root") // others get there
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := errors.Join(os.Chmod(dir, 0o777), os.Chmod(binaryDir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, dir, "Dockerfile", "FROM "+baseImage+"\nENTRYPOINT [\"sh\", \"-c\", \"wget -qO- $OPENAI_BASE_URL/models; echo; wget -qO- http://127.0.0.1:11434/api/tags 2>&1; wget -qO- "+model.URL+" 2>&1\"]\n")
+	writeFile(t, dir, "Caddyfile", "{\n\tadmin off\n\tagentfm_worker {\n\t\tagent a {\n\t\t\tmodel m\n\t\t\truntime docker {\n\t\t\t\thost "+engine.host+"\n\t\t\t\tbuild "+dir+
+		"\n\t\t\t\tnetwork model "+model.URL+" {\n\t\t\t\t\tapi_key s3cret\n\t\t\t\t}\n\t\t\t}\n\t\t}\n\t}\n}\n")
+	test := exec.CommandContext(t.Context(), caddy, "agentfm", "test", "--config", filepath.Join(dir, "Caddyfile"), "--agent", "a", "--prompt", "hello")
+	test.Env = []string{"HOME=" + dir, "TMPDIR=" + dir}
+	test.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65533, Gid: 65533, Groups: []uint32{socket.Sys().(*syscall.Stat_t).Gid}}}
+	var said strings.Builder
+	test.Stderr = &said
+	out, _ := test.Output() // the last request fails, so the agent does
+	got := string(out)
+	if !strings.HasPrefix(got, "/v1/models with Bearer s3cret\n") || !strings.Contains(got, "403 Forbidden") || !strings.Contains(got, "refused") {
+		t.Errorf("the agent says %q\n%s", got, &said)
 	}
 }

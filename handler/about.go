@@ -4,14 +4,14 @@ package handler
 
 import "time"
 
-// aboutAnswer is the answer of GET /v1/about. There is no reputation and no
-// ledger: nobody is below a floor, and what is stated of both is 0.
+// aboutAnswer is the answer of GET /v1/about. Without a ledger nobody is below a floor, and
+// what is stated of both is 0.
 type aboutAnswer struct {
 	Peer       string  `json:"boss_peer_id"`
 	Relay      string  `json:"relay_peer_id"`
 	RelayAddr  string  `json:"relay_multiaddr"`
 	Floor      float64 `json:"reputation_floor"`
-	LedgerSize int     `json:"ledger_tree_size"`
+	LedgerSize uint64  `json:"ledger_tree_size"`
 	Version    string  `json:"version"`
 	Uptime     int64   `json:"uptime_seconds"`
 }
@@ -23,8 +23,12 @@ func (x *exchange) about() error {
 		return err
 	}
 	a := l.About()
-	return x.answerJSON(aboutAnswer{
+	answer := aboutAnswer{
 		Peer: a.Peer, Relay: a.Relay, RelayAddr: a.RelayAddr,
 		Version: a.Version, Uptime: int64(a.Uptime / time.Second),
-	})
+	}
+	if l, err := x.h.ledger.Ledger(); err == nil {
+		answer.Floor, answer.LedgerSize = l.Floor(), l.Size()
+	}
+	return x.answerJSON(answer)
 }

@@ -63,6 +63,9 @@ const maxGrow = 64 << 10
 
 // readBody reads the whole body, which may have limit bytes.
 func (x *exchange) readBody(limit int64) ([]byte, error) {
+	if x.work.body != nil {
+		return x.work.body, nil
+	}
 	if x.r.ContentLength > limit {
 		return nil, x.tooLarge(limit)
 	}

@@ -20,7 +20,7 @@ const preflightAge = "600"
 const maxAskedHeaders = 100
 
 // exposeHeaders are the headers of answers that a web page may read.
-const exposeHeaders = "X-Request-Id, OpenAI-Processing-Ms, Retry-After, X-Should-Retry, " +
+const exposeHeaders = "X-Request-Id, OpenAI-Processing-Ms, Retry-After, X-Should-Retry, Idempotent-Replayed, " +
 	"X-RateLimit-Limit-Requests, X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, " +
 	"X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Tokens, X-RateLimit-Reset-Tokens, " +
 	"X-AgentFM-Peer, X-AgentFM-Agent, X-AgentFM-Task, X-AgentFM-Attempts, X-AgentFM-Tier, X-AgentFM-Queue-Ms"

@@ -251,6 +251,7 @@ func (x *exchange) logProblem(p *problem) {
 
 // gone notes that the client went away.
 func (x *exchange) gone(err error) {
+	x.work.left = true
 	if c := x.log().Check(zapcore.DebugLevel, "client went away"); c != nil {
 		c.Write(zap.Error(err))
 	}

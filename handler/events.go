@@ -4,6 +4,7 @@ package handler
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +78,7 @@ func (x *exchange) nextText(all context.Context, s *mesh.Subscription) (string, 
 		ev, err := s.Next(ctx)
 		switch {
 		case err == nil && x.identity.MayUse(ev.Peer, ev.Agent, ev.Model):
-			return eventText(ev)
+			return x.eventText(ev)
 		case err == nil: // none of its business
 		case errors.Is(err, context.DeadlineExceeded) && all.Err() == nil:
 			return ":heartbeat\n\n", nil
@@ -89,15 +90,25 @@ func (x *exchange) nextText(all context.Context, s *mesh.Subscription) (string, 
 
 // eventText returns an event as it is sent. The data is one line: JSON escapes
 // what would end it.
-func eventText(ev mesh.Event) (string, error) {
+func (x *exchange) eventText(ev mesh.Event) (string, error) {
 	var data any
-	if ev.Name == mesh.WorkerOnline {
+	switch ev.Name {
+	case mesh.WorkerOnline:
 		data = struct {
 			Peer    string  `json:"peer_id"`
 			Agent   string  `json:"agent_name"`
 			Honesty float64 `json:"honesty_score"`
-		}{ev.Peer, ev.Agent, 0}
-	} else {
+		}{ev.Peer, ev.Agent, x.h.ledger.Standing(ev.Peer).Score}
+	case mesh.EntryAppended:
+		id, err := decodePeer(ev.Peer)
+		if err != nil {
+			return "", err
+		}
+		data = struct {
+			Subject string `json:"subject_peer_id"`
+			Kind    string `json:"kind"`
+		}{hex.EncodeToString([]byte(id)), ev.Kind}
+	default:
 		data = struct {
 			Peer string `json:"peer_id"`
 		}{ev.Peer}

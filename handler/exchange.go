@@ -45,6 +45,7 @@ type exchange struct {
 
 	status int         // of the answer, once it begins
 	seen   observation // for the metrics
+	work   keyedWork   // where the request has an Idempotency-Key
 
 	writeLimit time.Duration // of each write
 	limited    time.Time     // when the deadline for writing was set; zero when there is none

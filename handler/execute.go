@@ -7,7 +7,9 @@ import (
 	"net/http"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
 
+	ledgerwire "github.com/Agent-FM/caddy-agentfm/ledger/wire"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/openai"
@@ -65,21 +67,20 @@ func decodePeer(s string) (peer.ID, error) {
 	return peer.Decode(s)
 }
 
-// checkFeedback refuses feedback: there is no ledger that could keep it, and to
-// lose it in silence would be worse. A rating of 0 without a text is none.
+// checkFeedback refuses feedback that is none.
 func (r executeRequest) checkFeedback() error {
-	rating := 0.0
-	if r.FeedbackRating != nil {
-		rating = *r.FeedbackRating
-	}
-	if rating < -1 || rating > 1 {
+	if r.FeedbackRating != nil && !(*r.FeedbackRating >= -1 && *r.FeedbackRating <= 1) {
 		return badRequest("feedback_rating", "feedback_rating: want a number between -1 and 1")
 	}
-	if r.Feedback == "" && rating == 0 {
-		return nil
+	if len(r.Feedback) > ledgerwire.MaxComment {
+		return badRequest("feedback", "feedback has more than %d bytes", ledgerwire.MaxComment)
 	}
-	return &problem{status: http.StatusServiceUnavailable, code: "ledger_unavailable",
-		message: "this gateway keeps no ledger; send the request without feedback and feedback_rating"}
+	return nil
+}
+
+// hasFeedback reports whether there is any. A rating of 0 without a text is none.
+func (r executeRequest) hasFeedback() bool {
+	return r.Feedback != "" || r.FeedbackRating != nil && *r.FeedbackRating != 0
 }
 
 // execute serves POST /api/execute.
@@ -90,6 +91,14 @@ func (x *exchange) execute() error {
 	}
 	req, err := decodeExecute(body)
 	if err != nil {
+		return err
+	}
+	if req.hasFeedback() {
+		if _, err := x.ledger(); err != nil { // to lose it in silence would be worse
+			return err
+		}
+	}
+	if err := x.trusted(req.WorkerID); err != nil {
 		return err
 	}
 	task, err := x.dispatch(x.r.Context(), mesh.Call{
@@ -103,12 +112,30 @@ func (x *exchange) execute() error {
 	}
 	defer task.Close()
 	x.served(task.Served())
-	return x.streamOutput(task)
+	return x.streamOutput(task, func() error { return x.feedback(req) })
+}
+
+// trusted refuses a worker that is online and gets no tasks.
+func (x *exchange) trusted(worker string) error {
+	standing := x.h.ledger.Standing(worker)
+	if standing.Refused == "" {
+		return nil
+	}
+	l, err := x.takeLease()
+	if err != nil {
+		return err
+	}
+	for _, w := range x.workersFor(l.Workers(false)) {
+		if w.PeerID == worker {
+			return &problem{status: http.StatusForbidden, code: "dispatch_refused", message: "dispatch refused: " + standing.Refused}
+		}
+	}
+	return nil // who is not there is not found
 }
 
 // streamOutput answers with the agent's output as it comes, and a line after it
-// that says how it ended.
-func (x *exchange) streamOutput(task run) error {
+// that says how it ended. done is called when it ended well.
+func (x *exchange) streamOutput(task run, done func() error) error {
 	buf := make([]byte, mesh.ReadSize)
 	n, err := task.Read(buf)
 	if n == 0 && err != nil && err != io.EOF {
@@ -129,6 +156,11 @@ func (x *exchange) streamOutput(task run) error {
 			break
 		}
 		n, err = task.Read(buf)
+	}
+	if err == io.EOF {
+		if err := done(); err != nil { // the output is the client's all the same
+			x.log().Warn("feedback was not added to the ledger", zap.Error(err))
+		}
 	}
 	if err := x.endOutput(out, last, task, err); err != nil {
 		x.gone(err)

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/handler/auth"
+	"github.com/Agent-FM/caddy-agentfm/ledger"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/router"
 	"github.com/Agent-FM/caddy-agentfm/tasks"
@@ -168,7 +169,8 @@ type Handler struct {
 
 	gateway   gateway
 	tasks     *tasks.Part
-	site      string // stands for the settings with which tasks are run
+	ledger    *ledger.Part // nil for none
+	site      string       // stands for the settings with which tasks are run
 	policy    router.Selector
 	keys      *auth.Checker // nil where no keys are set
 	origins   map[string]bool
@@ -208,6 +210,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if h.tasks, err = useTasks(app, ctx.Logger()); err != nil {
+		return err
+	}
+	if h.ledger, err = useLedger(app, ctx.Logger()); err != nil {
 		return err
 	}
 	if h.PolicyRaw != nil {

@@ -5,6 +5,7 @@ package handler
 import (
 	"strings"
 
+	"github.com/Agent-FM/caddy-agentfm/ledger"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/router"
@@ -18,7 +19,7 @@ func (x *exchange) models() error {
 	}
 	list := openai.ModelList{Object: openai.ObjectList, Data: []openai.Model{}}
 	for _, w := range x.workersFor(l.Workers(false)) {
-		list.Data = append(list.Data, newModel(w))
+		list.Data = append(list.Data, newModel(w, x.h.ledger.Standing(w.PeerID)))
 	}
 	return x.answerJSON(list)
 }
@@ -35,7 +36,7 @@ func (x *exchange) model() error {
 	if len(found) == 0 {
 		return modelNotFound(x.param)
 	}
-	m := newModel(found[0])
+	m := newModel(found[0], x.h.ledger.Standing(found[0].PeerID))
 	if asked := strings.TrimSpace(x.param); asked != m.ID {
 		m.ID, m.PeerID = asked, m.ID
 	}
@@ -43,7 +44,7 @@ func (x *exchange) model() error {
 }
 
 // newModel returns the entry of a worker.
-func newModel(w mesh.WorkerInfo) openai.Model {
+func newModel(w mesh.WorkerInfo, s ledger.Standing) openai.Model {
 	return openai.Model{
 		ID: w.PeerID, Object: openai.ObjectModel, Created: w.FirstSeen.Unix(), OwnedBy: w.Author,
 		Description: w.Description,
@@ -51,7 +52,9 @@ func newModel(w mesh.WorkerInfo) openai.Model {
 		CurrentTasks: w.CurrentTasks, MaxTasks: w.MaxTasks,
 		CPUPercent: w.CPUPercent, RAMFreeGB: w.RAMFreeGB,
 		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,
+		Preparing: w.Preparing, Percent: w.PreparingPercent,
 		ImageRef: w.ImageRef, ImageDigest: w.ImageDigest, Capability: w.Capability,
-		Dispatchable: true, Online: w.Online, LastSeen: timeText(w.LastSeen),
+		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused,
+		Online: w.Online, LastSeen: timeText(w.LastSeen),
 	}
 }

@@ -131,6 +131,9 @@ func (p *passage) run(call mesh.Call) error {
 	if resp == nil {
 		return errors.New("the mesh answered a request with a task")
 	}
+	if resp.Status == http.StatusTooManyRequests {
+		p.x.work.ran.Store(false) // the server has begun nothing
+	}
 	if err := refusedWorker(resp.Status); err != nil {
 		return err
 	}

@@ -12,32 +12,33 @@ import (
 type route struct {
 	get, post, del func(*exchange) error
 	open           bool // needs no key
+	work           bool // post starts work; see [exchange.once]
 }
 
 // exact holds the routes of one path each.
 var exact = map[string]route{
 	"/health":              {get: (*exchange).health, open: true},
 	"/api/workers":         {get: (*exchange).workers},
-	"/api/execute":         {post: (*exchange).execute},
-	"/api/execute/async":   {post: (*exchange).submit},
+	"/api/execute":         {post: (*exchange).execute, work: true},
+	submitPath:             {post: (*exchange).submit, work: true},
 	"/api/tasks":           {get: (*exchange).listTasks},
 	"/api/relay/test":      {post: (*exchange).testRelay},
 	"/v1/about":            {get: (*exchange).about},
 	"/v1/events":           {get: (*exchange).events},
 	"/v1/models":           {get: (*exchange).models},
-	"/v1/chat/completions": {post: (*exchange).chat},
-	"/v1/completions":      {post: (*exchange).completions},
-	"/v1/responses":        {post: (*exchange).responses},
+	"/v1/chat/completions": {post: (*exchange).chat, work: true},
+	"/v1/completions":      {post: (*exchange).completions, work: true},
+	"/v1/responses":        {post: (*exchange).responses, work: true},
 
-	"/v1/embeddings":           {post: (*exchange).modelRoute},
-	"/v1/audio/speech":         {post: (*exchange).modelRoute},
-	"/v1/audio/transcriptions": {post: (*exchange).modelRoute},
-	"/v1/audio/translations":   {post: (*exchange).modelRoute},
-	"/v1/images/generations":   {post: (*exchange).modelRoute},
-	"/v1/images/edits":         {post: (*exchange).modelRoute},
-	"/v1/images/variations":    {post: (*exchange).modelRoute},
-	"/v1/moderations":          {post: (*exchange).modelRoute},
-	"/v1/rerank":               {post: (*exchange).modelRoute},
+	"/v1/embeddings":           {post: (*exchange).modelRoute, work: true},
+	"/v1/audio/speech":         {post: (*exchange).modelRoute, work: true},
+	"/v1/audio/transcriptions": {post: (*exchange).modelRoute, work: true},
+	"/v1/audio/translations":   {post: (*exchange).modelRoute, work: true},
+	"/v1/images/generations":   {post: (*exchange).modelRoute, work: true},
+	"/v1/images/edits":         {post: (*exchange).modelRoute, work: true},
+	"/v1/images/variations":    {post: (*exchange).modelRoute, work: true},
+	"/v1/moderations":          {post: (*exchange).modelRoute, work: true},
+	"/v1/rerank":               {post: (*exchange).modelRoute, work: true},
 }
 
 // find returns the route of a path, and the parameter in it.
@@ -47,6 +48,10 @@ func find(p string) (rt route, param string, ok bool) {
 	}
 	if id, ok := strings.CutPrefix(p, "/v1/models/"); ok && id != "" {
 		return route{get: (*exchange).model}, id, true
+	}
+	if rest, ok := strings.CutPrefix(p, "/v1/peers/"); ok {
+		rt, ok := findPeers(rest)
+		return rt, rest, ok
 	}
 	if rest, ok := strings.CutPrefix(p, "/v1/responses/"); ok {
 		id, what, below := strings.Cut(rest, "/")
@@ -118,6 +123,8 @@ func (x *exchange) serve() error {
 	switch {
 	case preflight:
 		return x.preflight(rt)
+	case rt.work && x.r.Method == http.MethodPost:
+		return x.once(rt.post)
 	case rt.post != nil && x.r.Method == http.MethodPost:
 		return rt.post(x)
 	case rt.get != nil && (x.r.Method == http.MethodGet || x.r.Method == http.MethodHead):

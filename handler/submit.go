@@ -60,6 +60,9 @@ func decodeSubmit(body []byte) (submitRequest, error) {
 // maxModel bounds the name of a model that is kept with a task, in bytes.
 const maxModel = 256
 
+// submitPath is where tasks are submitted.
+const submitPath = "/api/execute/async"
+
 // submit serves POST /api/execute/async: the task is on disk when the client hears of it.
 func (x *exchange) submit() error {
 	body, err := x.body()
@@ -70,25 +73,33 @@ func (x *exchange) submit() error {
 	if err != nil {
 		return err
 	}
+	if err := x.trusted(req.WorkerID); err != nil {
+		return err
+	}
 	target, err := x.taskTarget(req)
 	if err != nil {
 		return err
 	}
-	r, err := x.h.tasks.Submit(x.r.Context(), tasks.Submission{
+	r, err := x.submitOnce(tasks.Submission{
 		Owner: x.identity.ID, Site: x.h.site, Target: target, Prompt: req.Prompt, WebhookURL: req.WebhookURL, Base: x.base(),
 	})
 	if err != nil {
 		return taskStoreProblem(err)
 	}
+	return x.accepted(r.ID)
+}
+
+// accepted tells the client that its task was accepted.
+func (x *exchange) accepted(id string) error {
 	answer, err := encode(struct {
 		TaskID  string      `json:"task_id"`
 		Status  tasks.State `json:"status"`
 		Message string      `json:"message"`
-	}{r.ID, r.State, "the task is queued; GET /api/tasks/" + r.ID + " tells how it goes"})
+	}{id, tasks.Queued, "the task is queued; GET /api/tasks/" + id + " tells how it goes"})
 	if err != nil {
 		return err
 	}
-	x.w.Header().Set("Location", "/api/tasks/"+r.ID)
+	x.w.Header().Set("Location", "/api/tasks/"+id)
 	x.answer(http.StatusAccepted, answer)
 	return nil
 }

@@ -45,6 +45,7 @@ func (x *exchange) dispatch(ctx context.Context, call mesh.Call, param string) (
 	call.Timeout = time.Duration(x.h.TaskTimeout)
 	call.Queue = mesh.Queue{Wait: time.Duration(x.h.queue.Wait), Size: x.h.queue.Size, Client: x.client()}
 	t, err := l.Dispatch(ctx, call)
+	x.ran(err)
 	if err != nil {
 		return nil, x.taskProblem(err, call, param)
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/Agent-FM/caddy-agentfm/ledger"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
 
@@ -61,6 +62,8 @@ type workerEntry struct {
 	GPUUsedGB     float64 `json:"gpu_used_gb"`
 	GPUTotalGB    float64 `json:"gpu_total_gb"`
 	GPUPercent    float64 `json:"gpu_usage_pct"`
+	Preparing     string  `json:"preparing,omitzero"`
+	Percent       float64 `json:"preparing_pct,omitzero"`
 	ImageRef      string  `json:"agent_image_ref,omitzero"`
 	ImageDigest   string  `json:"agent_image_digest,omitzero"`
 	Capability    string  `json:"agent_capability,omitzero"`
@@ -93,23 +96,24 @@ func (x *exchange) workers() error {
 			list.Offline++
 		}
 		if w.Online || includeOffline {
-			list.Agents = append(list.Agents, newWorkerEntry(w))
+			list.Agents = append(list.Agents, newWorkerEntry(w, x.h.ledger.Standing(w.PeerID)))
 		}
 	}
 	return x.answerJSON(list)
 }
 
-// newWorkerEntry returns the entry of a worker. Every worker may be sent tasks:
-// without a ledger nothing speaks against it.
-func newWorkerEntry(w mesh.WorkerInfo) workerEntry {
+// newWorkerEntry returns the entry of a worker.
+func newWorkerEntry(w mesh.WorkerInfo, s ledger.Standing) workerEntry {
 	return workerEntry{
 		PeerID: w.PeerID, Author: w.Author, Name: w.AgentName, Status: w.Status,
 		Hardware: hardware(w), Description: w.Description,
 		CPUPercent: w.CPUPercent, RAMFreeGB: w.RAMFreeGB,
 		CurrentTasks: w.CurrentTasks, MaxTasks: w.MaxTasks,
 		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,
+		Preparing: w.Preparing, Percent: w.PreparingPercent,
 		ImageRef: w.ImageRef, ImageDigest: w.ImageDigest, Capability: w.Capability,
-		Dispatchable: true, Online: w.Online, LastSeen: timeText(w.LastSeen),
+		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused,
+		Online: w.Online, LastSeen: timeText(w.LastSeen),
 	}
 }
 

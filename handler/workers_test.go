@@ -19,6 +19,7 @@ func testWorkers() []mesh.WorkerInfo {
 	full.HasGPU, full.GPUUsedGB, full.GPUTotalGB, full.GPUPercent = true, 3.14159, 24, 13
 	full.ImageRef, full.ImageDigest, full.Capability = "hr:v1", "sha256:ab", "hr-questions"
 	full.Status = wire.StatusBusy
+	full.Preparing, full.PreparingPercent = "pulling image", 42
 	plain := worker(peerB, "Legal", "llama3.2")
 	plain.Description, plain.Author, plain.LastSeen = "", "", time.Time{}
 	off := worker("12D3off", "Old", "old")
@@ -31,7 +32,7 @@ func TestWorkers(t *testing.T) {
 	const full = `{"peer_id":"` + peerA + `","author":"ann","name":"HR Assistant","status":"BUSY",` +
 		`"hardware":"meta/llama-3 (GPU VRAM: 3.1/24.0 GB)","description":"d","cpu_usage_pct":12.5,"ram_free_gb":3.25,"current_tasks":1,"max_tasks":4,` +
 		`"has_gpu":true,"gpu_used_gb":3.14159,"gpu_total_gb":24,"gpu_usage_pct":13,` +
-		`"agent_image_ref":"hr:v1","agent_image_digest":"sha256:ab","agent_capability":"hr-questions",` +
+		`"preparing":"pulling image","preparing_pct":42,"agent_image_ref":"hr:v1","agent_image_digest":"sha256:ab","agent_capability":"hr-questions",` +
 		`"honesty_score":0,"is_equivocator":false,"dispatch_allowed":true,"online":true,"last_seen":"2023-11-14T22:15:00Z"}`
 	const plain = `{"peer_id":"` + peerB + `","author":"","name":"Legal","status":"AVAILABLE",` +
 		`"hardware":"llama3.2 (CPU: 8 Cores)","description":"","cpu_usage_pct":12.5,"ram_free_gb":3.25,"current_tasks":1,"max_tasks":4,` +
@@ -90,7 +91,7 @@ const (
 	modelTailA = `"agentfm_name":"HR Assistant","agentfm_engine":"meta/llama-3","agentfm_status":"BUSY",` +
 		`"agentfm_hardware":"meta/llama-3 (GPU VRAM: 3.1/24.0 GB)","agentfm_current_tasks":1,"agentfm_max_tasks":4,` +
 		`"agentfm_cpu_usage_pct":12.5,"agentfm_ram_free_gb":3.25,"agentfm_has_gpu":true,"agentfm_gpu_used_gb":3.14159,` +
-		`"agentfm_gpu_total_gb":24,"agentfm_gpu_usage_pct":13,"agentfm_image_ref":"hr:v1","agentfm_image_digest":"sha256:ab",` +
+		`"agentfm_gpu_total_gb":24,"agentfm_gpu_usage_pct":13,"agentfm_preparing":"pulling image","agentfm_preparing_pct":42,"agentfm_image_ref":"hr:v1","agentfm_image_digest":"sha256:ab",` +
 		`"agentfm_capability":"hr-questions","agentfm_honesty_score":0,"agentfm_is_equivocator":false,` +
 		`"agentfm_dispatch_allowed":true,"agentfm_online":true,"agentfm_last_seen":"2023-11-14T22:15:00Z"}`
 	modelTailB = `"agentfm_name":"Legal","agentfm_engine":"llama3.2","agentfm_status":"AVAILABLE",` +

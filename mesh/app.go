@@ -32,12 +32,13 @@ func init() {
 // as the HTTP handler `agentfm`; a process that has only agents runs only their
 // hosts. The node outlives configurations: a reload drops no request and no
 // connection. Its identity, addresses, swarm key and discovery cannot change in
-// a reload, which is then refused; they need a restart, as does the store of
-// tasks. Bootstrap nodes and the folder for artifacts can.
+// a reload, which is then refused; they need a restart, as do the stores of tasks
+// and of the ledger. Bootstrap nodes and the folder for artifacts can.
 //
 // The app emits the events `agentfm.worker_online` and `agentfm.worker_offline`
 // when a worker comes or goes, with the data `peer_id`, `agent_name` and `model`.
-// The last two are what a stranger says of itself.
+// The last two are what a stranger says of itself. It emits `agentfm.entry_appended`,
+// with a `kind` beside these, when the ledger gets an entry that speaks of a peer.
 //
 // The node's identity is an Ed25519 key that is kept in Caddy's storage, apart
 // for each instance of Caddy. Back it up: a peer id is a reputation.
@@ -53,16 +54,21 @@ type App struct {
 	// Tasks says how tasks are kept that clients submit without waiting for the answer.
 	Tasks *Tasks `json:"tasks,omitempty"`
 
-	settings  Settings
-	artifacts string
-	tasks     Tasks
-	services  map[string]Service
-	used      bool // something needs the node; set while provisioning
-	held      bool // this configuration has a reference to give back
-	node      atomic.Pointer[node]
-	storage   certmagic.Storage
-	ctx       caddy.Context
-	logger    *zap.Logger
+	// Reputation says how the ledger is kept of what this gateway and others say of
+	// workers.
+	Reputation *Reputation `json:"reputation,omitempty"`
+
+	settings   Settings
+	artifacts  string
+	tasks      Tasks
+	reputation ReputationSettings
+	services   map[string]Service
+	used       bool // something needs the node; set while provisioning
+	held       bool // this configuration has a reference to give back
+	node       atomic.Pointer[node]
+	storage    certmagic.Storage
+	ctx        caddy.Context
+	logger     *zap.Logger
 
 	caddyEvents *caddyevents.App
 }
@@ -90,6 +96,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	if a.tasks, err = a.Tasks.resolve(); err != nil {
 		return fmt.Errorf("tasks: %w", err)
+	}
+	if a.reputation, err = a.Reputation.resolve(); err != nil {
+		return fmt.Errorf("reputation: %w", err)
 	}
 	if err := metrics.Register(ctx.GetMetricsRegistry()); err != nil {
 		return err

@@ -33,12 +33,19 @@ import (
 //			webhook_secret <secret> [<old secret>]
 //			in_flight      <n>
 //		}
+//		reputation off | {
+//			store     <dir>
+//			floor     <score>
+//			seeds     <file>
+//			fail_open
+//		}
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return option.Set{
-		"mesh":      option.Func(a.unmarshalMesh),
-		"artifacts": option.String(&a.Artifacts),
-		"tasks":     option.Func(a.unmarshalTasks),
+		"mesh":       option.Func(a.unmarshalMesh),
+		"artifacts":  option.String(&a.Artifacts),
+		"tasks":      option.Func(a.unmarshalTasks),
+		"reputation": option.Func(a.unmarshalReputation),
 	}.Unmarshal(d)
 }
 

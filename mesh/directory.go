@@ -38,7 +38,8 @@ type directory struct {
 
 	mu      sync.RWMutex
 	workers map[string]*WorkerInfo
-	up      int // workers that are online
+	up      int                    // workers that are online
+	barred  func(peer string) bool // true for those that get no tasks; nil for none
 }
 
 func newDirectory(log func() *zap.Logger) *directory {
@@ -83,6 +84,9 @@ func (d *directory) serves(w *WorkerInfo) {
 		w.Online = true
 		d.log().Info("worker is online", zap.String("peer", w.PeerID), zap.String("agent", w.AgentName), zap.String("model", w.Model))
 		d.changed(w, WorkerOnline, 1)
+	}
+	if d.barred != nil && d.barred(w.PeerID) {
+		return
 	}
 	d.router.Update(router.Worker{
 		Peer: w.PeerID, Agent: w.AgentName, Model: w.Model, Models: w.Models, Routes: w.Routes,

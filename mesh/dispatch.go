@@ -158,7 +158,7 @@ func (d *dispatch) try(ctx context.Context) (*Run, error) {
 		if err == nil {
 			return r, nil
 		}
-		if failure == nil || mayHaveRun(err) || !mayHaveRun(failure) {
+		if failure == nil || MayHaveRun(err) || !MayHaveRun(failure) {
 			failure = &AttemptError{Served: d.served(slot), Err: err}
 		}
 		failure.Served.Attempts = d.attempts
@@ -172,9 +172,9 @@ func (d *dispatch) try(ctx context.Context) (*Run, error) {
 	}
 }
 
-// mayHaveRun reports whether an attempt that failed may have had an agent do
+// MayHaveRun reports whether an attempt that failed may have had an agent do
 // something. Of several failures, that one says whether the client should ask again.
-func mayHaveRun(err error) bool {
+func MayHaveRun(err error) bool {
 	return !errors.Is(err, wire.ErrCapacity) && !errors.Is(err, wire.ErrRefused) && !errors.Is(err, ErrUnreachable) &&
 		!errors.Is(err, ErrUnavailable)
 }

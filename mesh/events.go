@@ -18,6 +18,8 @@ const (
 	WorkerOnline = "worker_online"
 	// WorkerOffline says that a worker fell silent, or its connection ended.
 	WorkerOffline = "worker_offline"
+	// EntryAppended says that an entry of the reputation ledger speaks of a peer.
+	EntryAppended = "entry_appended"
 )
 
 // Limits of the events.
@@ -49,10 +51,13 @@ var (
 type Event struct {
 	// ID names the event, and tells its place among those of this process.
 	ID string
-	// Name says what happened: [WorkerOnline] or [WorkerOffline].
+	// Name says what happened: [WorkerOnline], [WorkerOffline] or [EntryAppended].
 	Name string
-	// Peer, Agent and Model are those of the worker.
+	// Peer, Agent and Model are those of the worker. Of a peer that is not known as one
+	// there is no agent and no model.
 	Peer, Agent, Model string
+	// Kind is that of an entry.
+	Kind string
 }
 
 // Events keeps the latest events and gives them to any number of subscribers.

@@ -45,9 +45,11 @@ func (a *App) stopping() {
 
 // emit tells Caddy's subscribers of an event. It returns when they have handled it.
 func (a *App) emit(ev Event) {
-	a.caddyEvents.Emit(a.ctx, "agentfm."+ev.Name, map[string]any{
-		"peer_id": ev.Peer, "agent_name": ev.Agent, "model": ev.Model,
-	})
+	data := map[string]any{"peer_id": ev.Peer, "agent_name": ev.Agent, "model": ev.Model}
+	if ev.Name == EntryAppended {
+		data["kind"] = ev.Kind
+	}
+	a.caddyEvents.Emit(a.ctx, "agentfm."+ev.Name, data)
 }
 
 // emitEvents gives the node's events to Caddy, each with the configuration that

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -51,6 +52,12 @@ type node struct {
 	emitting sync.Once
 	emitted  chan struct{} // closed when no more are emitted
 
+	pubsub    *pubsub.PubSub
+	attaching sync.Mutex
+	attached  map[string]Attachment
+	judge     atomic.Pointer[func(worker string, well bool)]
+
+	ctx     context.Context // ends when the node closes
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 }
@@ -76,7 +83,7 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 		cancel()
 		return nil, err
 	}
-	n := &node{settings: s, host: h, tasks: newTaskTable(), streams: newStreamPool(h), responses: newResponses(), emit: make(chan struct{}), emitted: make(chan struct{}), cancel: cancel}
+	n := &node{settings: s, host: h, tasks: newTaskTable(), streams: newStreamPool(h), responses: newResponses(), emit: make(chan struct{}), emitted: make(chan struct{}), ctx: ctx, cancel: cancel}
 	n.Lifetime = lifetime.New[*App](n.shut)
 	n.directory = newDirectory(n.log)
 	n.profiles = newProfiles(ctx, n.streams, n.directory.tookProfile)
@@ -100,6 +107,7 @@ func (n *node) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("starting pubsub: %w", err)
 	}
+	n.pubsub = ps
 	wait, err := subscribe(ctx, ps, n.directory)
 	if err != nil {
 		return fmt.Errorf("subscribing to telemetry: %w", err)
@@ -123,6 +131,7 @@ func (n *node) start(ctx context.Context) error {
 // shut closes the node. It runs once, through the node's Lifetime.
 func (n *node) shut() {
 	n.cancel()
+	n.detach()
 	_ = n.host.Close()
 	n.running.Wait()
 	n.streams.close()

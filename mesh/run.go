@@ -213,6 +213,7 @@ func (r *Run) hangUp(o router.Outcome) {
 	}
 	r.release(nil)
 	r.slot.Release(o)
+	r.node.judged(r.served.Peer, o)
 	metrics.InFlight(-1)
 }
 

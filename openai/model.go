@@ -34,6 +34,8 @@ type Model struct {
 	GPUUsedGB     float64  `json:"agentfm_gpu_used_gb"`
 	GPUTotalGB    float64  `json:"agentfm_gpu_total_gb"`
 	GPUPercent    float64  `json:"agentfm_gpu_usage_pct"`
+	Preparing     string   `json:"agentfm_preparing,omitzero"`
+	Percent       float64  `json:"agentfm_preparing_pct,omitzero"`
 	ImageRef      string   `json:"agentfm_image_ref,omitzero"`
 	ImageDigest   string   `json:"agentfm_image_digest,omitzero"`
 	Capability    string   `json:"agentfm_capability,omitzero"`

@@ -159,7 +159,7 @@ func (s *store) connect(c *Cluster, log *zap.Logger) error {
 
 // How a call to a cluster is tried again.
 const (
-	tryTimeout = 2 * time.Second
+	tryTimeout = 3 * time.Second
 	tryPause   = 100 * time.Millisecond
 )
 

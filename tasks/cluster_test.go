@@ -266,7 +266,7 @@ func TestClusterLater(t *testing.T) {
 // accepted.
 func TestClusterMend(t *testing.T) {
 	n := startServer(t)
-	s, err := openStore(place{cluster: n.cluster()}, zap.NewNop())
+	s, err := openStore(t.Context(), place{cluster: n.cluster()}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +306,7 @@ func TestClusterSettings(t *testing.T) {
 	wrong := startServer(t).cluster()
 	wrong.Token = "hush"
 	wrong.URLs = append(wrong.URLs, "nats://bob:hush@127.0.0.1:1")
-	_, err := openStore(place{cluster: wrong}, zap.NewNop())
+	_, err := openStore(t.Context(), place{cluster: wrong}, zap.NewNop())
 	if err == nil || strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "bob") {
 		t.Errorf("got %v", err)
 	}

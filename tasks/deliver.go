@@ -59,10 +59,10 @@ func (s *session) due(msg jetstream.Msg, key string) (*Record, time.Duration) {
 	defer cancel()
 	r, _, err := s.store.get(ctx, key)
 	switch {
-	case errors.Is(err, ErrNotFound), err == nil && (r.Webhook == nil || r.Webhook.State != WebhookPending):
+	case errors.Is(err, ErrNotFound) && s.gone(msg), err == nil && (r.Webhook == nil || r.Webhook.State != WebhookPending):
 		_ = s.acknowledge(msg)
 		return nil, 0
-	case err != nil:
+	case err != nil, !r.State.Ended(): // see errBehind
 		return nil, 5 * time.Second
 	}
 	return r, r.Webhook.Next.Sub(s.limits.now())

@@ -76,8 +76,8 @@ func (s *session) handle(msg jetstream.Msg) {
 			s.log().Warn("another gateway has taken a task", zap.String("task", taskID(key)))
 			return
 		}
-		if err == nil || errors.Is(err, ErrEnded) || errors.Is(err, ErrNotFound) {
-			if err = s.settle(key); err == nil {
+		if err == nil || errors.Is(err, ErrEnded) || errors.Is(err, ErrNotFound) && s.gone(msg) {
+			if err = s.settle(key); err == nil || errors.Is(err, ErrNotFound) && s.gone(msg) {
 				err = s.acknowledge(msg)
 			}
 			if err == nil {
@@ -105,13 +105,23 @@ func (s *session) acknowledge(msg jetstream.Msg) error {
 		err = s.store.sync(meta.Stream, meta.Sequence.Stream)
 	}
 	if err == nil {
-		err = msg.DoubleAck(ctx)
+		_, err = patiently(ctx, s.store, func(ctx context.Context) (any, error) { return nil, msg.DoubleAck(ctx) })
 	}
-	if err != nil {
-		return s.store.failedTo(ctx, err)
+	if err != nil && !s.store.shared { // of others it is delivered again
+		err = s.store.failedTo(ctx, err)
 	}
-	return nil
+	return err
 }
+
+// gone reports whether the task of a message, which is not found, is kept no more. A server
+// of a cluster may deliver a message before the one that is asked for it knows of it.
+func (s *session) gone(msg jetstream.Msg) bool {
+	meta, err := msg.Metadata()
+	return err == nil && (!s.store.shared || time.Since(meta.Timestamp) > Keep)
+}
+
+// errBehind says that a server does not know yet what was acknowledged.
+var errBehind = errors.New("a server of the cluster is behind the others")
 
 // taskID returns the id of the task in a key.
 func taskID(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
@@ -166,10 +176,10 @@ func (s *session) settle(key string) error {
 	defer cancel()
 	r, _, err := s.store.get(ctx, key)
 	switch {
-	case errors.Is(err, ErrNotFound):
-		return nil
 	case err != nil:
 		return err
+	case !r.State.Ended():
+		return errBehind
 	}
 	if r.State == Completed && r.Files && r.RunID() != r.ID {
 		if runner := s.runner(r.Site); runner != nil {

@@ -183,7 +183,7 @@ func nameServer(t *testing.T, zone map[string][]string) *net.Resolver {
 			if err != nil {
 				return
 			}
-			if answer, err := answerName(buf[:n], zone, asked); err == nil {
+			if answer, err := answerOfName(buf[:n], zone, asked); err == nil {
 				_, _ = conn.WriteTo(answer, from)
 			}
 		}
@@ -195,8 +195,8 @@ func nameServer(t *testing.T, zone map[string][]string) *net.Resolver {
 	}}
 }
 
-// answerName answers a question.
-func answerName(question []byte, zone map[string][]string, asked map[string]int) ([]byte, error) {
+// answerOfName answers a question.
+func answerOfName(question []byte, zone map[string][]string, asked map[string]int) ([]byte, error) {
 	var m dnsmessage.Message
 	if err := m.Unpack(question); err != nil || len(m.Questions) != 1 {
 		return nil, errors.New("no question")

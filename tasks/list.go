@@ -67,27 +67,62 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 			return nil, false, fmt.Errorf("%w: listing the queue: %w", ErrStore, err)
 		}
 	}
-	w, err := s.records.Watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
+	newest, err := s.listRecords(ctx, owner, p)
 	if err != nil {
-		return nil, false, fmt.Errorf("%w: %w", ErrStore, err)
+		return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
+	}
+	if err := s.sync(recordName, newest); err != nil {
+		return nil, false, s.failedTo(ctx, err)
+	}
+	return p.records, p.more, nil
+}
+
+// listRecords adds the tasks of an owner to a page that have a record, and returns the
+// newest revision.
+func (s *store) listRecords(ctx context.Context, owner string, p *page) (newest uint64, err error) {
+	begun, err := s.lastMessage(ctx, recordName)
+	if err != nil {
+		return 0, err
+	}
+	w, err := s.watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
+	if err != nil {
+		return 0, err
 	}
 	defer w.Stop()
-	var newest uint64
 	for {
 		select {
 		case <-ctx.Done():
-			return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, context.Cause(ctx))
+			return 0, context.Cause(ctx)
 		case entry, ok := <-w.Updates():
-			if !ok || entry == nil { // all that there are
-				if err := s.sync(recordName, newest); err != nil {
-					return nil, false, s.failedTo(ctx, err)
-				}
-				return p.records, p.more, nil
+			if !ok || entry == nil { // all that there were
+				return s.listChanges(ctx, owner, p, begun)
 			}
-			newest = max(newest, entry.Revision())
 			if r, err := decode(entry.Value()); err == nil {
 				p.add(r)
 			}
+		}
+	}
+}
+
+// listChanges adds to a page what came after a revision. A watcher may not say of a record
+// that changes while it looks.
+func (s *store) listChanges(ctx context.Context, owner string, p *page, after uint64) (newest uint64, err error) {
+	stream, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, recordName) })
+	if err != nil {
+		return 0, err
+	}
+	subject := "$KV." + bucket + "." + ownerKey(owner) + ".*"
+	for newest = after; ; {
+		msg, err := s.next(ctx, stream, newest+1, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return newest, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		newest = msg.Sequence
+		if r, err := decode(msg.Data); err == nil {
+			p.add(r)
 		}
 	}
 }
@@ -108,7 +143,7 @@ func (s *store) listQueue(ctx context.Context, owner string, p *page) error {
 	for size := uint64(2 * p.Limit); end > 1 && !p.more; size *= 4 {
 		begin := end - min(size, end-1)
 		for at := begin; at < end; at++ {
-			msg, err := s.queue.GetMsg(ctx, at, jetstream.WithGetMsgSubject(subject))
+			msg, err := s.next(ctx, s.queue, at, subject)
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				break
 			}
@@ -149,7 +184,7 @@ func (s *store) positionOf(ctx context.Context, subject, id string, end uint64) 
 	low, high := uint64(1), end
 	for low < high {
 		middle := low + (high-low)/2
-		msg, err := s.queue.GetMsg(ctx, middle, jetstream.WithGetMsgSubject(subject))
+		msg, err := s.next(ctx, s.queue, middle, subject)
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound):
 			high = middle

@@ -199,7 +199,7 @@ func TestDeepQueue(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "store")
 	deepChild(t, dir, "empty")
-	s, err := openStore(place{dir: dir}, zap.NewNop())
+	s, err := openStore(t.Context(), place{dir: dir}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -94,18 +94,26 @@ func (w *outputWriter) copy(chunks <-chan []byte) error {
 			if !ok {
 				return w.flush()
 			}
-			if w.size+int64(len(w.buf)+len(b)) > w.limit {
-				return errTooMuch
-			}
-			if w.buf = append(w.buf, b...); len(w.buf) < chunkSize {
-				continue
+			if err := w.add(b); err != nil {
+				return err
 			}
 		case <-tick.C:
-		}
-		if err := w.flush(); err != nil {
-			return err
+			if err := w.flush(); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// add takes what comes, and writes when there is enough.
+func (w *outputWriter) add(b []byte) error {
+	if w.size+int64(len(w.buf)+len(b)) > w.limit {
+		return errTooMuch
+	}
+	if w.buf = append(w.buf, b...); len(w.buf) < chunkSize {
+		return nil
+	}
+	return w.flush()
 }
 
 // flush writes what is held.
@@ -142,6 +150,7 @@ func (s *store) forgetOutput(ctx context.Context, r *Record, lost int) {
 // Output is the output of a task as far as it has come.
 type Output struct {
 	store   *store
+	stream  jetstream.Stream // that it is in
 	subject string
 	ctx     context.Context
 	next    uint64
@@ -152,7 +161,7 @@ type Output struct {
 // openOutput returns a task's output. The error is [ErrExpired] when there was some, and
 // it is gone.
 func (s *store) openOutput(ctx context.Context, r *Record) (*Output, error) {
-	o := &Output{store: s, ctx: ctx, subject: r.outputOf(), next: 1}
+	o := &Output{store: s, stream: s.output, ctx: ctx, subject: r.outputOf(), next: 1}
 	if r.State.Ended() && r.Bytes == 0 {
 		return o, nil
 	}
@@ -180,9 +189,7 @@ func (o *Output) Next() ([]byte, error) {
 
 // chunk reads the next piece.
 func (o *Output) chunk() ([]byte, error) {
-	msg, err := patiently(o.ctx, o.store, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
-		return o.store.output.GetMsg(ctx, o.next, jetstream.WithGetMsgSubject(o.subject))
-	})
+	msg, err := o.store.next(o.ctx, o.stream, o.next, o.subject)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, io.EOF

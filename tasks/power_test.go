@@ -87,7 +87,7 @@ func TestPowerCut(t *testing.T) {
 // checkStore looks for what was lost.
 func checkStore(t *testing.T, dir string, cut int, accepted map[string]bool, ends map[string]State) {
 	t.Helper()
-	s, err := openStore(place{dir: dir}, zap.NewNop())
+	s, err := openStore(t.Context(), place{dir: dir}, zap.NewNop())
 	if err != nil {
 		t.Fatalf("after cut %d: %v", cut, err)
 	}

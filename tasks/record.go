@@ -170,6 +170,9 @@ func ValidID(id string) bool { return mintedID.MatchString(id) }
 // [Record.RunID]. What has it belongs to their owners.
 func Reserved(id string) bool { return runID.MatchString(id) }
 
+// NewID returns an id for a task of an owner.
+func NewID(owner string) string { return newID(time.Now(), laneOf(owner, Target{})) }
+
 // newID returns a fresh id: "task_", the time in milliseconds and a random number, whose
 // last digit is that of a lane. Later ids are greater.
 func newID(now time.Time, lane byte) string {

@@ -220,6 +220,21 @@ func decodeHeader(h nats.Header) (*Record, error) {
 	return decode(b)
 }
 
+// syncQueued returns when a task that is in the queue is there on disk.
+func (s *store) syncQueued(ctx context.Context, key string) error {
+	msg, err := s.queued(ctx, key)
+	switch {
+	case errors.Is(err, ErrNotFound): // it has a record by now
+		return nil
+	case err != nil:
+		return err
+	}
+	if err := s.sync(queueName, msg.Sequence); err != nil {
+		return s.failedTo(ctx, err)
+	}
+	return nil
+}
+
 // dequeue takes a task that has ended out of the queue.
 func (s *store) dequeue(ctx context.Context, key string) {
 	msg, err := s.queued(ctx, key)
@@ -256,6 +271,32 @@ func (s *store) waiting(ctx context.Context, queue jetstream.Stream, subject str
 func (s *store) last(ctx context.Context, stream jetstream.Stream, subject string) (*jetstream.RawStreamMsg, error) {
 	return patiently(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 		return stream.GetLastMsgForSubject(ctx, subject)
+	})
+}
+
+// next returns the first message of a subject from a number on.
+func (s *store) next(ctx context.Context, stream jetstream.Stream, from uint64, subject string) (*jetstream.RawStreamMsg, error) {
+	return patiently(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+		return stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(subject))
+	})
+}
+
+// watch begins to look at records and their changes, until ctx ends. It does not wait for
+// a server that is going.
+func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	limit := callTimeout
+	if s.shared {
+		limit = tryTimeout
+	}
+	return patiently(ctx, s, func(context.Context) (jetstream.KeyWatcher, error) {
+		ctx, cancel := context.WithCancel(ctx) // the end of what the library is given would end the watch
+		late := time.AfterFunc(limit, cancel)
+		w, err := s.records.Watch(ctx, keys, opts...)
+		if !late.Stop() && err == nil {
+			_ = w.Stop()
+			err = context.DeadlineExceeded
+		}
+		return w, err
 	})
 }
 

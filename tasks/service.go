@@ -4,6 +4,7 @@ package tasks
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"reflect"
 	"sync"
@@ -28,6 +29,8 @@ const serviceKey = "tasks"
 // another follows when the store fails.
 type service struct {
 	*lifetime.Lifetime[*Part]
+	id      string // of the process, as keys name it
+	flights flights
 	place   place
 	current atomic.Pointer[session] // nil while the store cannot be used
 	trouble atomic.Pointer[error]   // why it cannot
@@ -75,22 +78,42 @@ var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOu
 // openService opens the store of a place and begins to work. A cluster that is not there
 // is looked for from now on.
 func openService(at place, log *zap.Logger, l limits) (*service, error) {
-	s := &service{place: at, limits: l}
+	s := &service{place: at, id: rand.Text(), limits: l}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
+	if at.cluster != nil {
+		s.look(log)
+		return s, nil
+	}
 	first, err := s.open(log)
-	if err != nil && at.cluster == nil {
+	if err != nil {
 		s.Close()
 		return nil, err
 	}
-	s.running.Go(func() { s.supervise(first) })
-	if err != nil {
-		s.trouble.Store(&err)
-		log.Error("the task store cannot be opened yet", zap.Error(err))
-		return s, nil
-	}
 	s.current.Store(first)
+	s.running.Go(func() { s.supervise(first) })
 	return s, nil
+}
+
+// lookWait is how long the start of a gateway waits for its cluster.
+const lookWait = 5 * time.Second
+
+// look begins to look for the cluster. A gateway has more to do than tasks, and it can be
+// told by its health when these can be taken.
+func (s *service) look(log *zap.Logger) {
+	ctx, done := context.WithTimeout(s.ctx, lookWait)
+	s.running.Go(func() {
+		first, err := s.open(log)
+		if err != nil {
+			s.trouble.Store(&err)
+			log.Error("the task store cannot be opened yet", zap.Error(err))
+		} else {
+			s.current.Store(first)
+		}
+		done()
+		s.supervise(first)
+	})
+	<-ctx.Done()
 }
 
 // shut closes the store. Tasks that run are stopped; they are taken up when it is opened

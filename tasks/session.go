@@ -53,7 +53,7 @@ type claim struct {
 
 // open opens the store and begins to work.
 func (s *service) open(log *zap.Logger) (*session, error) {
-	store, err := openStore(s.place, log)
+	store, err := openStore(s.ctx, s.place, log)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (s *session) start() error {
 	}
 	s.running.Go(s.holdLeases)
 	if s.store.shared {
-		return s.share(ctx)
+		return s.share()
 	}
 	s.running.Go(func() { s.sweep(last) })
 	return nil
@@ -135,14 +135,16 @@ func (s *session) sweep(last uint64) {
 
 // eachRecord calls look with each record that there is.
 func (s *session) eachRecord(look func(*Record, uint64)) error {
-	w, err := s.store.records.WatchAll(s.ctx, jetstream.IgnoreDeletes())
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	w, err := s.store.watch(ctx, ">", jetstream.IgnoreDeletes())
 	if err != nil {
 		return err
 	}
 	defer w.Stop()
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-ctx.Done():
 			return nil
 		case entry, ok := <-w.Updates():
 			if !ok || entry == nil {

@@ -15,14 +15,14 @@ import (
 const (
 	pulsePause = 5 * time.Second
 	sweepPause = 10 * time.Minute
+	// firstSweep is how long after the first look the second follows: longer than it takes
+	// to accept a task.
+	firstSweep = 30 * time.Second
 )
 
 // share begins what a store takes that other gateways use, too.
-func (s *session) share(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	changes, err := s.store.records.WatchAll(s.ctx, jetstream.UpdatesOnly())
+func (s *session) share() error {
+	changes, err := s.store.watch(s.ctx, ">", jetstream.UpdatesOnly())
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (s *session) pulse() {
 // into the queue: a record is left over when nothing has become of it between two looks.
 func (s *session) sweepShared() {
 	before := make(map[string]uint64) // revisions of the records of tasks without an end
-	for s.ctx.Err() == nil {
+	for wait := min(firstSweep, s.limits.sweep); s.ctx.Err() == nil; wait = s.limits.sweep {
 		now := make(map[string]uint64)
 		err := s.eachRecord(func(r *Record, revision uint64) {
 			if r.State.Ended() {
@@ -98,6 +98,6 @@ func (s *session) sweepShared() {
 			s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
 		}
 		before = now
-		pause(s.ctx, s.limits.sweep)
+		pause(s.ctx, wait)
 	}
 }

@@ -63,6 +63,8 @@ type store struct {
 	queue    jetstream.Stream
 	webhooks jetstream.Stream
 	output   jetstream.Stream
+	keys     jetstream.Stream
+	answers  jetstream.Stream
 
 	tails map[string]*tail // of the streams, by their names; none of a cluster's
 
@@ -84,7 +86,7 @@ const (
 )
 
 // openStore opens the store of a place, or makes one.
-func openStore(at place, log *zap.Logger) (_ *store, err error) {
+func openStore(ctx context.Context, at place, log *zap.Logger) (_ *store, err error) {
 	s := &store{failed: make(chan struct{}), replicas: 1}
 	defer func() {
 		if err != nil {
@@ -100,7 +102,7 @@ func openStore(at place, log *zap.Logger) (_ *store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the task store in %s: %w", at, err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startWait)
+	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
 	if err = s.layOut(ctx); err == nil && ownSync && at.cluster == nil {
 		err = s.followTails(ctx, at.dir)
@@ -114,7 +116,7 @@ func openStore(at place, log *zap.Logger) (_ *store, err error) {
 // followTails syncs all that there is, and from then on what is written.
 func (s *store) followTails(ctx context.Context, dir string) error {
 	s.tails = make(map[string]*tail)
-	for _, name := range []string{recordName, queueName, hookName, outputName} {
+	for _, name := range []string{recordName, queueName, hookName, outputName, keyName, answerName} {
 		last, err := s.lastMessage(ctx, name)
 		if err != nil {
 			return err
@@ -170,7 +172,7 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 		MaxPayload: maxPayload,
 
 		JetStreamMaxMemory: 16 << 20, // nothing is kept in memory alone
-		JetStreamMaxStore:  recordBytes + queueBytes + webhookBytes + outputBytes,
+		JetStreamMaxStore:  recordBytes + queueBytes + webhookBytes + outputBytes + keyBytes + answerBytes,
 	})
 	if err != nil {
 		return err
@@ -218,7 +220,10 @@ func (s *store) layOut(ctx context.Context) error {
 		Name: outputName, Subjects: []string{outputSubject + ">"},
 		MaxBytes: outputBytes, MaxAge: Keep + QueueLimit, Discard: jetstream.DiscardOld, Compression: jetstream.S2Compression,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return s.layOutKeys(ctx)
 }
 
 // errNoReplicas is how JetStream says that there is no cluster for replicas.
@@ -231,7 +236,7 @@ func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream
 	if !s.shared { // nothing is sent twice: a start need not read what came of late
 		c.Duplicates = 100 * time.Millisecond
 	}
-	return s.js.CreateOrUpdateStream(ctx, c)
+	return patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.CreateOrUpdateStream(ctx, c) })
 }
 
 // layOutRecords makes the bucket of the records.
@@ -250,7 +255,7 @@ func (s *store) bucket(ctx context.Context, name string, c jetstream.StreamConfi
 	if _, err := s.stream(ctx, c); err != nil {
 		return nil, err
 	}
-	return s.js.KeyValue(ctx, name)
+	return patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValue, error) { return s.js.KeyValue(ctx, name) })
 }
 
 // workQueue makes a queue whose messages are there until they are acknowledged. It has
@@ -271,9 +276,11 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects 
 			return nil, err
 		}
 	}
-	c, err := q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: name, FilterSubject: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1,
-		MaxAckPending: limit, HeadersOnly: true,
+	c, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Consumer, error) {
+		return q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+			Durable: name, FilterSubject: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1,
+			MaxAckPending: limit, HeadersOnly: true,
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -286,14 +293,17 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects 
 // probe returns an error when the store cannot be written.
 func (s *store) probe(ctx context.Context) error {
 	const subject = outputSubject + "probe"
-	ack, err := s.js.Publish(ctx, subject, make([]byte, chunkSize))
+	message, err := s.publish(ctx, &nats.Msg{Subject: subject, Data: make([]byte, chunkSize)})
+	if err == nil {
+		err = s.sync(outputName, message)
+	}
 	if err != nil {
 		return err
 	}
-	if err := s.sync(outputName, ack.Sequence); err != nil {
-		return err
-	}
-	return s.output.Purge(ctx, jetstream.WithPurgeSubject(subject))
+	_, err = patiently(ctx, s, func(ctx context.Context) (any, error) {
+		return nil, s.output.Purge(ctx, jetstream.WithPurgeSubject(subject))
+	})
+	return err
 }
 
 // failedTo makes an [ErrStore] of the error of a write, and notes that the store has

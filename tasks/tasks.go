@@ -6,6 +6,7 @@
 package tasks
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -175,6 +176,8 @@ func (p *Part) Ready() error {
 
 // Submission is a task to be accepted.
 type Submission struct {
+	// ID is one of [NewID]; empty for a new one.
+	ID          string
 	Owner, Site string
 	Target      Target
 	Prompt      string
@@ -194,7 +197,7 @@ func (p *Part) Submit(ctx context.Context, sub Submission) (*Record, error) {
 	defer release()
 	now := time.Now().UTC()
 	r := &Record{
-		ID: newID(now, laneOf(sub.Owner, sub.Target)), Owner: sub.Owner, Site: sub.Site, Target: sub.Target, PromptSize: len(sub.Prompt),
+		ID: cmp.Or(sub.ID, newID(now, laneOf(sub.Owner, sub.Target))), Owner: sub.Owner, Site: sub.Site, Target: sub.Target, PromptSize: len(sub.Prompt),
 		State: Queued, Created: now,
 	}
 	if sub.WebhookURL != "" {

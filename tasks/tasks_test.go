@@ -380,7 +380,7 @@ func TestSecondStore(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir, &fakeRunner{run: says("", nil)}, Options{})
 	begun := time.Now()
-	_, err := openStore(place{dir: dir}, zap.NewNop())
+	_, err := openStore(t.Context(), place{dir: dir}, zap.NewNop())
 	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), dir) || time.Since(begun) > 2*time.Second {
 		t.Errorf("after %s: %v", time.Since(begun), err)
 	}
@@ -390,7 +390,7 @@ func TestSecondStore(t *testing.T) {
 // its place in the queue, and an end without its webhook.
 func TestMend(t *testing.T) {
 	dir := t.TempDir()
-	s, err := openStore(place{dir: dir}, zap.NewNop())
+	s, err := openStore(t.Context(), place{dir: dir}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -413,7 +413,7 @@ func TestMend(t *testing.T) {
 
 // TestOneEnd wants a task to have one end, whoever is first.
 func TestOneEnd(t *testing.T) {
-	s, err := openStore(place{dir: t.TempDir()}, zap.NewNop())
+	s, err := openStore(t.Context(), place{dir: t.TempDir()}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,7 @@ type generation struct {
 	image  atomic.Pointer[Image]
 	ready  atomic.Bool                // image is set, and the runtime can run tasks
 	failed atomic.Pointer[wire.Cause] // why it is not ready, where the runtime says
+	doing  atomic.Pointer[progress]   // in Prepare; nil for nothing that takes long
 	// lastOffer is what the back-end served last, where there is one.
 	lastOffer atomic.Pointer[offered]
 
@@ -46,6 +47,12 @@ type generation struct {
 	// life ends when no tasks come to this one any more.
 	life   context.Context
 	retire context.CancelFunc
+}
+
+// progress is what a runtime does before it is ready, and how far it is.
+type progress struct {
+	what    string
+	percent float64
 }
 
 // start opens or joins the agent and makes the runtime ready in the background.
@@ -93,7 +100,8 @@ func (g *generation) prepare(ctx context.Context, a *agent) {
 		default:
 		}
 	}
-	agent := Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, TasksDir: a.tasksDir, Changed: a.touch, Again: again, Context: g.life, Go: a.services.Go}
+	agent := Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, TasksDir: a.tasksDir, Changed: a.touch, Again: again, Context: g.life, Go: a.services.Go,
+		Progress: func(what string, percent float64) { g.doing.Store(&progress{what, percent}) }}
 	for g.prepareOnce(ctx, a, agent) {
 		select {
 		case <-ctx.Done():
@@ -108,6 +116,7 @@ func (g *generation) prepareOnce(ctx context.Context, a *agent, agent Agent) boo
 	for wait := time.Second; ; wait = min(2*wait, prepareBackoff) {
 		began := time.Now()
 		image, err := g.runtime.Prepare(ctx, agent)
+		g.doing.Store(nil)
 		if ctx.Err() != nil {
 			return false
 		}

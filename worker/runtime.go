@@ -117,6 +117,9 @@ type Agent struct {
 	Changed func()
 	// Again has Prepare called again, because what it made is gone. It does not block.
 	Again func()
+	// Progress is to be told what takes long in Prepare, such as "pulling image", and how
+	// far it is, in percent. It does not block.
+	Progress func(what string, percent float64)
 	// Context ends when the runtime gets no more tasks and requests: another one
 	// has taken over, or the agent goes away. Those that it has may go on.
 	Context context.Context

@@ -313,6 +313,29 @@ func TestPreparedAgain(t *testing.T) {
 	<-prepared
 }
 
+// TestPreparing wants the telemetry and the profile to say what takes so long, and nothing
+// of it afterwards.
+func TestPreparing(t *testing.T) {
+	told := make(chan struct{})
+	a := start(t, behaviour{agent: func(a Agent) { a.Progress("pulling image", 42) }, prepare: func(ctx context.Context) error {
+		select {
+		case <-told:
+			return errors.New("in vain")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}}, nil)
+	await.Until(t, "the agent says how far it is", func() bool {
+		p, ok := a.profile(t.Context())
+		return ok && p.Preparing == "pulling image" && p.PreparingPercent == 42 && p.Status == wire.StatusBusy
+	})
+	close(told)
+	await.Until(t, "it is over", func() bool {
+		now, _ := a.current(t.Context())
+		return now.Preparing == "" && now.PreparingPercent == 0
+	})
+}
+
 // TestNotReadyTellsWhy wants an agent without an image to say so, as machines read it.
 func TestNotReadyTellsWhy(t *testing.T) {
 	a := start(t, behaviour{prepare: func(context.Context) error {

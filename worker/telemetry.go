@@ -124,6 +124,9 @@ func (g *generation) telemetry(peerID string, l load, running int, busy bool) wi
 	if busy {
 		t.Status = wire.StatusBusy
 	}
+	if p := g.doing.Load(); p != nil {
+		t.Preparing, t.PreparingPercent = p.what, p.percent
+	}
 	if image := g.image.Load(); image != nil {
 		t.ImageRef, t.ImageDigest = image.Ref, image.Digest
 	}

@@ -65,7 +65,7 @@ func (t Trial) Run(ctx caddy.Context) (Outcome, error) {
 	defer retire()
 	_, err = g.runtime.Prepare(ctx, Agent{
 		Key: t.Key, PeerID: "test-" + rand.Text(), Model: g.config.Model, TasksDir: dir,
-		Changed: func() {}, Again: func() {}, Context: life, Go: beside.Go,
+		Changed: func() {}, Again: func() {}, Progress: func(string, float64) {}, Context: life, Go: beside.Go,
 	})
 	if err != nil {
 		return Outcome{}, fmt.Errorf("agent %s is not ready: %w", t.Key, err)

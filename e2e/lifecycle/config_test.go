@@ -18,6 +18,8 @@ import (
 type config struct {
 	name    string   // of the configuration, which its site answers with at /name
 	listen  string   // addresses of the gateway's node
+	peers   []string // nodes that it keeps connections to
+	files   string   // the folder for artifacts; default: its own
 	mesh    string   // more lines for the mesh block
 	app     string   // more lines for agentfm
 	env     []string // more of an environment, for a process
@@ -76,8 +78,15 @@ func (c config) caddyfile(t *testing.T, p place, admin string) string {
 		if listen == "" {
 			listen = "/ip4/127.0.0.1/tcp/0"
 		}
-		fmt.Fprintf(&b, "\tagentfm {\n\t\tmesh {\n\t\t\tlisten %s\n\t\t\tbootstrap off\n\t\t\tdiscovery off\n\t\t\t%s\n\t\t}\n\t\tartifacts %s\n\t\t%s\n\t}\n",
-			listen, c.mesh, filepath.Join(p.dir, "artifacts"), c.app)
+		bootstrap, files := "off", filepath.Join(p.dir, "artifacts")
+		if len(c.peers) > 0 {
+			bootstrap = strings.Join(c.peers, " ")
+		}
+		if c.files != "" {
+			files = c.files
+		}
+		fmt.Fprintf(&b, "\tagentfm {\n\t\tmesh {\n\t\t\tlisten %s\n\t\t\tbootstrap %s\n\t\t\tdiscovery off\n\t\t\t%s\n\t\t}\n\t\tartifacts %s\n\t\t%s\n\t}\n",
+			listen, bootstrap, c.mesh, files, c.app)
 		fmt.Fprintf(&b, "\tagentfm_worker {\n\t\t%s\n", c.worker)
 		for _, a := range c.agents {
 			b.WriteString(a.block(t))

@@ -54,8 +54,10 @@ func run(m *testing.M) int {
 	caddy.ConfigAutosavePath = filepath.Join(caddy.AppConfigDir(), "autosave.json")
 
 	code := m.Run()
-	if binaryDir != "" {
-		os.RemoveAll(binaryDir)
+	for _, dir := range []string{binaryDir, natsDir} {
+		if dir != "" {
+			os.RemoveAll(dir)
+		}
 	}
 	if err := caddy.Stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "stopping Caddy:", err)

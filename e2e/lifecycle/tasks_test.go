@@ -28,15 +28,21 @@ func kills(t *testing.T) int {
 	return 10
 }
 
-// A gateway that is killed loses no task that it has accepted, and tells of each end.
-func TestKillTasks(t *testing.T) {
+// counted is an agent whose answers can be counted.
+func counted(t *testing.T) agent {
+	t.Helper()
 	script, err := filepath.Abs("testdata/counted.sh")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return agent{key: "counted", runtime: "process {\n\t\t\t\tcommand sh " + script + "\n\t\t\t}"}
+}
+
+// A gateway that is killed loses no task that it has accepted, and tells of each end.
+func TestKillTasks(t *testing.T) {
 	c := config{
 		name: "run", app: "tasks {\n\t\t\tin_flight 64\n\t\t}", env: []string{"AGENTFM_WEBHOOK_ALLOW_PRIVATE=1"},
-		agents: []agent{{key: "counted", runtime: "process {\n\t\t\t\tcommand sh " + script + "\n\t\t\t}"}},
+		agents: []agent{counted(t)},
 	}
 	at, a := newPlace(t), newAccountant(t)
 	p := start(t, at, c)

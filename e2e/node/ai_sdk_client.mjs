@@ -4,6 +4,7 @@
 
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
+import { basename } from "node:path";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { APICallError, generateText, jsonSchema, Output, streamText, tool } from "ai";
 import { apiKey, baseURL, collect, ended, fails, lab, name, own, pair, runs, say, seconds, serve, started, stateFile, words, workers } from "./lab.mjs";
@@ -181,6 +182,15 @@ async function big_line() {
 	assert.ok(text === "x".repeat(200 << 10) && reason === "stop", `${text.length} ${reason}`);
 }
 
+async function keyed() { // it takes no notice of X-Should-Retry
+	const [prompt, file] = lab("keyed", "fail");
+	const again = { model: provider(own), maxRetries: 2, headers: { "Idempotency-Key": basename(file) } };
+	await fails(() => whole_(prompt, again));
+	const [, error] = await streamed(prompt, { ...again, headers: { "Idempotency-Key": `${basename(file)}-2` } });
+	assert.ok(error);
+	assert.equal(runs(file).length, 2);
+}
+
 async function hang_up() {
 	for (const [command, ask] of [["stay", whole_], ["stay", streamed], ["drip", streamed]]) {
 		const [prompt, file] = lab("hang_up", command);
@@ -199,5 +209,5 @@ async function reload() {
 
 await serve(
 	whole, stream, usage, completions, while_it_runs, stop, max_tokens, parts, roles, fields, errors, logins, no_access,
-	silence, dies, killed, failover, moved, big_line, hang_up, reload,
+	silence, dies, killed, failover, moved, big_line, keyed, hang_up, reload,
 );

@@ -4,6 +4,7 @@
 
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
+import { basename } from "node:path";
 import OpenAI from "openai";
 import { apiKey, baseURL, collect, ended, fails, lab, name, own, pair, runs, say, seconds, serve, started, stateFile, words, workers } from "./lab.mjs";
 
@@ -322,6 +323,45 @@ async function no_second_run() {
 	}
 }
 
+/** unsteady is a fetch that loses the first answer or, of an error, what it says against another try. */
+function unsteady() {
+	const answers = [];
+	const lossy = async (...args) => {
+		const response = await fetch(...args);
+		answers.push(response);
+		if (answers.length > 1) return response;
+		const body = await response.arrayBuffer();
+		if (response.ok) throw new TypeError("the answer is lost");
+		const headers = new Headers(response.headers);
+		headers.delete("x-should-retry");
+		return new Response(body, { status: response.status, headers });
+	};
+	return { answers, fetch: lossy };
+}
+
+async function keyed() {
+	for (const stream of [false, true]) {
+		for (const command of ["say", "fail"]) {
+			const [prompt, file] = lab("keyed", command, words);
+			const network = unsteady();
+			const ask = () =>
+				new OpenAI({ ...options, fetch: network.fetch }).chat.completions.create(
+					{ model: own, messages: say(prompt), stream },
+					{ headers: { "Idempotency-Key": basename(file) } },
+				);
+			if (command === "fail") {
+				await refused(OpenAI.InternalServerError, 502, "worker_stream_failed", ask);
+			} else {
+				const answer = await ask();
+				assert.equal(stream ? (await textOf(answer))[0] : answer.choices[0].message.content, words);
+			}
+			assert.equal(network.answers[1].headers.get("idempotent-replayed"), "true");
+			assert.equal(network.answers.length, 2);
+			assert.equal(runs(file).length, 1);
+		}
+	}
+}
+
 async function hang_up() {
 	for (const stream of [false, true]) { // before the first byte
 		const [prompt, file] = lab("hang_up", "stay");
@@ -343,6 +383,6 @@ async function reload() {
 
 await serve(
 	models, whole, stream, usage, completions, while_it_runs, choices, stop, max_tokens, parts, roles, fields, errors,
-	logins, no_access, silence, dies, killed, failover, moved, big_line, no_second_run, hang_up, reload,
+	logins, no_access, silence, dies, killed, failover, moved, big_line, no_second_run, keyed, hang_up, reload,
 	responses, responses_die,
 );

@@ -3,6 +3,7 @@
 
 import asyncio
 
+import httpx2
 import openai
 
 from lab import CLIENT, KEY, OWN, PAIR, SILENCE, STATE, URL, WORDS, lab, raises, running, runs, say, serve, until
@@ -348,6 +349,45 @@ def no_second_run():
         assert len(runs(file)) == 1, runs(file)
 
 
+class Unsteady(httpx2.HTTPTransport):
+    """Loses the first answer or, of an error, what it says against another try."""
+
+    answers = 0
+
+    def handle_request(self, request):
+        response = super().handle_request(request)
+        self.answers += 1
+        if self.answers == 1 and response.status_code == 200:
+            response.read()
+            raise httpx2.ReadError("the answer is lost", request=request)
+        if self.answers == 1:
+            del response.headers["x-should-retry"]
+        return response
+
+
+def keyed():
+    for streamed in False, True:
+        for command in "say", "fail":
+            prompt, file = lab("keyed", command, WORDS)
+            network = Unsteady()
+            with openai.OpenAI(**OPTIONS, http_client=openai.DefaultHttpxClient(transport=network)) as eager:
+
+                def ask():
+                    answer = eager.chat.completions.with_raw_response.create(
+                        model=OWN, messages=say(prompt), stream=streamed, extra_headers={"Idempotency-Key": file.name}
+                    )
+                    return answer.headers, text_of(answer.parse()) if streamed else answer.parse().choices[0].message.content
+
+                if command == "say":
+                    headers, text = ask()
+                    assert text == WORDS, text
+                else:
+                    headers = raises(openai.InternalServerError, ask, status_code=502).response.headers
+                    assert headers["x-should-retry"] == "false", headers
+            assert headers["idempotent-replayed"] == "true", headers
+            assert network.answers == 2 and len(runs(file)) == 1, (network.answers, runs(file))
+
+
 def hang_up():
     async def cancel(command, **options):
         """Cancels a request when the agent runs."""
@@ -380,6 +420,6 @@ def reload():
 
 serve(
     models, whole, stream, usage, completions, while_it_runs, choices, stop, max_tokens, parts, roles, fields, errors,
-    logins, no_access, silence, dies, killed, failover, moved, big_line, no_second_run, hang_up, reload,
+    logins, no_access, silence, dies, killed, failover, moved, big_line, no_second_run, keyed, hang_up, reload,
     responses, responses_die,
 )  # fmt: skip

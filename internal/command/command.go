@@ -37,7 +37,7 @@ answers.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand())
+			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand(), wayCommand())
 		},
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -41,7 +42,7 @@ func tasksLogsCommand() *cobra.Command {
 			if follow, _ := cmd.Flags().GetBool("follow"); follow {
 				return l.follow(ctx)
 			}
-			return l.print(ctx, "")
+			return l.print(ctx, nil)
 		}),
 	})
 	cmd.Flags().BoolP("follow", "f", false, "Wait for more until the task ends; fails when the task does")
@@ -54,17 +55,25 @@ type logs struct {
 	path       string
 	out, notes io.Writer
 
-	printed  int64 // of the output of this attempt, in bytes
-	attempts int
+	printed int64  // of the output of this run, in bytes
+	run     string // of the task
 }
 
+// headerRun names in an answer the run of which the output is.
+const headerRun = "X-AgentFM-Task-Run"
+
 // print prints the output as one answer has it.
-func (l *logs) print(ctx context.Context, query string) error {
-	resp, err := l.client.do(ctx, http.MethodGet, l.path+"/output"+query)
+func (l *logs) print(ctx context.Context, query url.Values) error {
+	resp, err := l.client.do(ctx, http.MethodGet, l.path+"/output?"+query.Encode())
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
+	if l.run = resp.Header.Get(headerRun); l.run == "" { // it does not follow, and begins anew
+		if _, err := io.CopyN(io.Discard, resp.Body, l.printed); err != nil {
+			return fmt.Errorf("reading the output: %w", err)
+		}
+	}
 	n, err := io.Copy(l.out, resp.Body)
 	l.printed += n
 	if err != nil {
@@ -86,7 +95,7 @@ func (l *logs) follow(ctx context.Context) error {
 		_, err := l.client.ask(ctx, http.MethodGet, l.path, &t)
 		if err == nil {
 			before := l.printed
-			if err = l.more(ctx, t); err == nil && t.ended() {
+			if err = l.more(ctx); err == nil && t.ended() {
 				return t.failure()
 			}
 			if l.printed > before {
@@ -118,17 +127,16 @@ func (l *logs) follow(ctx context.Context) error {
 
 // more prints what the output has beyond what was printed. An agent that is run again
 // begins anew.
-func (l *logs) more(ctx context.Context, t task) error {
-	if t.Attempts != l.attempts {
-		if l.printed > 0 {
-			fmt.Fprintln(l.notes, "\nthe connection to the worker was lost, and the task runs again from its beginning")
-		}
-		l.attempts, l.printed = t.Attempts, 0
+func (l *logs) more(ctx context.Context) error {
+	query := url.Values{"follow": {"true"}}
+	if l.printed > 0 {
+		query.Set("offset", strconv.FormatInt(l.printed, 10))
+		query.Set("run", l.run)
 	}
-	err := l.print(ctx, "?follow=true&offset="+strconv.FormatInt(l.printed, 10))
-	if answer := (*gatewayError)(nil); errors.As(err, &answer) && l.printed > 0 &&
-		(answer.status == http.StatusRequestedRangeNotSatisfiable || answer.status == http.StatusGone) {
-		return nil // it has begun anew meanwhile, or there is no more
+	err := l.print(ctx, query)
+	if answer := (*gatewayError)(nil); errors.As(err, &answer) && answer.code == "output_restarted" {
+		l.printed = 0
+		_, err = fmt.Fprintln(l.notes, "\nthe connection to the worker was lost, and the task runs again: its output from the beginning")
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -121,11 +122,12 @@ func TestTaskLogs(t *testing.T) {
 	step := 0
 	// Each step is what the gateway answers about the task, and then about its output.
 	steps := []struct{ task, want, output string }{
-		{`"status":"running","attempts":1`, "0", "one\n"},
-		{`"status":"running","attempts":1`, "4", "!"},
-		{`"status":"running","attempts":1`, "4", "t\x1b["},
-		{`"status":"running","attempts":2`, "0", "once"},
-		{`"status":"completed","attempts":2`, "4", " more"},
+		{`"status":"running"`, "follow=true", "one\n"},
+		{`"status":"running"`, "follow=true&offset=4&run=1", "!502 worker_unreachable"},
+		{`"status":"running"`, "follow=true&offset=4&run=1", "t\x1b["},
+		{`"status":"running"`, "follow=true&offset=7&run=1", "!409 output_restarted"},
+		{`"status":"running"`, "follow=true", "once"},
+		{`"status":"completed"`, "follow=true&offset=4&run=1", " more"},
 	}
 	useGateway(t, func(w http.ResponseWriter, r *http.Request) {
 		s := steps[step]
@@ -134,13 +136,16 @@ func TestTaskLogs(t *testing.T) {
 			return
 		}
 		step++
-		if r.FormValue("follow") != "true" || r.FormValue("offset") != s.want {
+		if r.URL.RawQuery != s.want {
 			t.Errorf("step %d: got %s, want %s", step, r.URL.RawQuery, s.want)
 		}
-		if s.output == "!" {
-			w.WriteHeader(http.StatusBadGateway)
+		if text, ok := strings.CutPrefix(s.output, "!"); ok {
+			status, code, _ := strings.Cut(text, " ")
+			n, _ := strconv.Atoi(status)
+			problem(w, n, code)
 			return
 		}
+		w.Header().Set(headerRun, "1")
 		_, _ = io.WriteString(w, s.output)
 	})
 	got, notes, err := run("tasks", "logs", "-f", taskID)
@@ -178,7 +183,10 @@ func TestTaskArtifacts(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, body)
 	})
-	fetch := func(args ...string) error { _, _, err := run(append([]string{"tasks", "artifacts", taskID}, args...)...); return err }
+	fetch := func(args ...string) error {
+		_, _, err := run(append([]string{"tasks", "artifacts", taskID}, args...)...)
+		return err
+	}
 	if out, _, err := run("tasks", "artifacts", taskID); out != taskID+".zip\n" || err != nil {
 		t.Errorf("got %q, %v", out, err)
 	}

@@ -206,6 +206,17 @@ func PositiveFloat(v *float64) Option {
 	})
 }
 
+// Score reads a number between -1 and 1 into v.
+func Score(v **float64) Option {
+	return parsed(v, "a number between -1 and 1", func(s string) (*float64, error) {
+		x, err := strconv.ParseFloat(s, 64)
+		if err == nil && !(x >= -1 && x <= 1) {
+			err = strconv.ErrRange
+		}
+		return &x, err
+	})
+}
+
 // Percent reads a percentage into v, or "off" as -1.
 func Percent(v *float64) Option {
 	return parsed(v, "a percentage or off", func(s string) (float64, error) {

@@ -61,7 +61,6 @@ func (t *tx) insert(e *wire.Entry, author int64, size uint64) (root wire.Hash, e
 	if err := t.count(e, author, subject, 1); err != nil {
 		return root, err
 	}
-	t.stored = append(t.stored, e)
 	if cid == nil {
 		return root, nil
 	}

@@ -46,15 +46,16 @@ type Store struct {
 	self peer.ID
 	me   int64 // row of self
 	lock *flock.Flock
-	db   *sql.DB // writes; one connection
+	db   *sql.DB // of the writer, which has the one connection
+	conn *sql.Conn
 	ro   *sql.DB
 	now  func() time.Time
 
-	mu       sync.Mutex // of the writer
-	head     *wire.Head // of the own log; nil while it is empty
-	behind   uint64     // the size that this node has published, where the store has less
-	forked   bool
-	accepted func(*wire.Entry) // hears of each entry that was stored
+	mu     sync.Mutex // of the writer
+	head   *wire.Head // of the own log; nil while it is empty
+	behind uint64     // the size that this node has published, where the store has less
+	forked bool
+	stmts  map[string]*sql.Stmt // of the writer
 }
 
 // schema makes the tables. A peer is named by its row, and the place of an entry in its
@@ -87,6 +88,8 @@ CREATE TABLE IF NOT EXISTS equivocator (peer BLOB PRIMARY KEY, evidence BLOB NOT
 CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (peer BLOB PRIMARY KEY, row INTEGER NOT NULL, hash BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outcome (
+	peer BLOB PRIMARY KEY, good REAL NOT NULL, bad REAL NOT NULL, recent_good REAL NOT NULL, recent_bad REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS number (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO number VALUES ('orphans', 0) ON CONFLICT DO NOTHING;
 CREATE TRIGGER IF NOT EXISTS orphan_more AFTER INSERT ON orphan BEGIN UPDATE number SET value = value + 1 WHERE name = 'orphans'; END;
@@ -117,7 +120,7 @@ func Open(dir string, key crypto.PrivKey) (*Store, error) {
 	if !held {
 		return nil, fmt.Errorf("the ledger in %s is in use by another process; two would each continue the log of this node", dir)
 	}
-	s := &Store{key: key, self: self, lock: lock, now: time.Now}
+	s := &Store{key: key, self: self, lock: lock, now: time.Now, stmts: make(map[string]*sql.Stmt)}
 	if err := s.open(filepath.Join(dir, "ledger.db")); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the ledger in %s: %w", dir, err), s.Close())
 	}
@@ -127,21 +130,27 @@ func Open(dir string, key crypto.PrivKey) (*Store, error) {
 // open opens the database and checks it.
 func (s *Store) open(file string) error {
 	var err error
+	if err := private(file); err != nil {
+		return err
+	}
 	if s.db, err = database(file, "synchronous(FULL)", 1); err != nil {
 		return err
 	}
+	if s.conn, err = s.db.Conn(context.Background()); err != nil {
+		return err
+	}
 	var ok string
-	if err := s.db.QueryRow("PRAGMA quick_check(1)").Scan(&ok); err != nil || ok != "ok" {
+	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA quick_check(1)").Scan(&ok); err != nil || ok != "ok" {
 		return fmt.Errorf("%w: %s %w", ErrDamaged, ok, err)
 	}
 	var have int
-	if err := s.db.QueryRow("PRAGMA user_version").Scan(&have); err != nil {
+	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA user_version").Scan(&have); err != nil {
 		return err
 	}
 	if have > version {
 		return fmt.Errorf("it is of version %d, and this program knows %d", have, version)
 	}
-	if _, err := s.db.Exec(schema + fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
+	if _, err := s.conn.ExecContext(context.Background(), schema+fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
 		return err
 	}
 	if s.ro, err = database(file, "query_only(1)", readers); err != nil {
@@ -155,9 +164,18 @@ func (s *Store) open(file string) error {
 	})
 }
 
+// private makes a file that nobody else can read.
+func private(file string) error {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 // database opens a pool of connections to a file.
 func database(file, pragma string, conns int) (*sql.DB, error) {
-	q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", pragma, "cache_size(-16384)", "journal_size_limit(67108864)"}, "_txlock": {"immediate"}}
+	q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", pragma, "cache_size(-16384)", "journal_size_limit(67108864)"}}
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?"+q.Encode())
 	if err != nil {
 		return nil, err
@@ -170,6 +188,12 @@ func database(file, pragma string, conns int) (*sql.DB, error) {
 // Close closes the store. It may be called on one that was not opened whole.
 func (s *Store) Close() error {
 	var errs []error
+	for _, st := range s.stmts {
+		errs = append(errs, st.Close())
+	}
+	if s.conn != nil {
+		errs = append(errs, s.conn.Close())
+	}
 	for _, db := range []*sql.DB{s.ro, s.db} {
 		if db != nil {
 			errs = append(errs, db.Close())
@@ -181,20 +205,8 @@ func (s *Store) Close() error {
 // Self returns the peer id of this node.
 func (s *Store) Self() peer.ID { return s.self }
 
-// OnEntry sets who hears of each entry that was stored, after it was. It must not call the
-// store.
-func (s *Store) OnEntry(f func(*wire.Entry)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.accepted = f
-}
-
-// tx is a transaction of the writer.
-type tx struct {
-	*sql.Tx
-	s      *Store
-	stored []*wire.Entry
-}
+// tx is a transaction of the writer, on its connection.
+type tx struct{ s *Store }
 
 // write runs do in a transaction, which is on disk when write returns nil. Who asked may
 // be gone by then: half of the work is not undone for that.
@@ -204,27 +216,63 @@ func (s *Store) write(ctx context.Context, do func(*tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	raw, err := s.db.BeginTx(context.WithoutCancel(ctx), nil)
-	if err != nil {
+	t := &tx{s}
+	if _, err := t.Exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
-	t := &tx{Tx: raw, s: s}
-	defer func() { _ = raw.Rollback() }() // nothing after a commit
+	done := false
 	head, behind, forked := s.head, s.behind, s.forked
-	err = do(t)
-	if err == nil {
-		err = raw.Commit()
-	}
-	if err != nil {
-		s.head, s.behind, s.forked = head, behind, forked
+	defer func() {
+		if !done { // also when do panics
+			_, _ = t.Exec("ROLLBACK")
+			s.head, s.behind, s.forked = head, behind, forked
+		}
+	}()
+	if err := do(t); err != nil {
 		return err
 	}
-	if s.accepted != nil {
-		for _, e := range t.stored {
-			s.accepted(e)
-		}
+	_, err := t.Exec("COMMIT")
+	done = err == nil
+	return err
+}
+
+// stmt returns a statement, which is prepared once: to parse it takes longer than to run it.
+func (t *tx) stmt(q string) (*sql.Stmt, error) {
+	if st, ok := t.s.stmts[q]; ok {
+		return st, nil
 	}
-	return nil
+	st, err := t.s.conn.PrepareContext(context.Background(), q)
+	if err == nil {
+		t.s.stmts[q] = st
+	}
+	return st, err
+}
+
+// Exec is like that of sql.Conn.
+func (t *tx) Exec(q string, args ...any) (sql.Result, error) {
+	st, err := t.stmt(q)
+	if err != nil {
+		return nil, err
+	}
+	return st.Exec(args...)
+}
+
+// Query is like that of sql.Conn.
+func (t *tx) Query(q string, args ...any) (*sql.Rows, error) {
+	st, err := t.stmt(q)
+	if err != nil {
+		return nil, err
+	}
+	return st.Query(args...)
+}
+
+// QueryRow is like that of sql.Conn.
+func (t *tx) QueryRow(q string, args ...any) *sql.Row {
+	st, err := t.stmt(q)
+	if err != nil { // the row has the error
+		return t.s.conn.QueryRowContext(context.Background(), q, args...)
+	}
+	return st.QueryRow(args...)
 }
 
 // peer returns the row of a peer, which is made when there is none.

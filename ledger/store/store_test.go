@@ -271,7 +271,7 @@ func TestOrphansAreBounded(t *testing.T) {
 func TestQuota(t *testing.T) {
 	s, a, subject := newStore(t), newAuthor(t), newAuthor(t).id
 	s.accept(t, Stored, nil, a.rate(t, subject, 1))
-	if _, err := s.db.Exec("UPDATE peer SET stored = ? WHERE bytes = ?", authorBytes, []byte(a.id)); err != nil {
+	if _, err := s.conn.ExecContext(ctx, "UPDATE peer SET stored = ? WHERE bytes = ?", authorBytes, []byte(a.id)); err != nil {
 		t.Fatal(err)
 	}
 	last := a.prev

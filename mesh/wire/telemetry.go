@@ -65,6 +65,10 @@ type Telemetry struct {
 	// ProfileTag is another one when the worker's [Profile] has changed in what
 	// telemetry does not say. It is ours, and empty when there is nothing of that.
 	ProfileTag string `json:"profile,omitempty"`
+	// Preparing says what a worker does before it can take tasks, such as "pulling image",
+	// and PreparingPercent how far that is. They are ours, and empty when it is ready.
+	Preparing        string  `json:"preparing,omitempty"`
+	PreparingPercent float64 `json:"preparing_pct,omitempty"`
 }
 
 // ParseTelemetry reads one telemetry object and checks its size, types and
@@ -108,6 +112,7 @@ func (t Telemetry) Validate() error {
 		{"current_tasks", float64(t.CurrentTasks), 0, maxTasks},
 		{"max_tasks", float64(t.MaxTasks), 1, maxTasks},
 		{"max_prompt_bytes", float64(t.MaxPrompt), 0, MaxTaskFrame},
+		{"preparing_pct", t.PreparingPercent, 0, 100},
 		{"mesh_protocol", float64(t.Protocol), 0, maxProtocol},
 	} {
 		if f.v < f.min || f.v > f.max {
@@ -130,6 +135,7 @@ func (t Telemetry) Validate() error {
 		{"agent_image_ref", t.ImageRef, 2 * maxNameText},
 		{"agent_desc", t.Description, maxDescriptionText},
 		{"profile", t.ProfileTag, maxNameText},
+		{"preparing", t.Preparing, maxNameText},
 	} {
 		if utf8.RuneCountInString(f.v) > f.max {
 			return fmt.Errorf("%s is over %d characters", f.name, f.max)

@@ -11,6 +11,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,7 +27,7 @@ const ignoreFile = ".dockerignore"
 
 // build builds the image from its folder and returns its id, which is empty
 // where the engine does not tell it.
-func (r *Runtime) build(ctx context.Context, e engine, ref string) (string, error) {
+func (r *Runtime) build(ctx context.Context, e engine, ref string, to teller) (string, error) {
 	root, err := os.OpenRoot(r.Build)
 	if err != nil {
 		return "", err
@@ -49,7 +51,8 @@ func (r *Runtime) build(ctx context.Context, e engine, ref string) (string, erro
 		_ = sink.CloseWithError(err)
 		packed <- err
 	}()
-	id, err := r.sendBuild(ctx, e, source, build.ImageBuildOptions{
+	to.tell("building image", 0)
+	id, err := r.sendBuild(ctx, e, to, source, build.ImageBuildOptions{
 		Tags:        []string{ref},
 		Platform:    r.Platform,
 		Dockerfile:  dockerfile,
@@ -68,7 +71,9 @@ func (r *Runtime) build(ctx context.Context, e engine, ref string) (string, erro
 }
 
 // sendBuild has the engine build from a tar stream, and logs what it says.
-func (r *Runtime) sendBuild(ctx context.Context, e engine, source io.Reader, options build.ImageBuildOptions) (string, error) {
+func (r *Runtime) sendBuild(ctx context.Context, e engine, to teller, source io.Reader, options build.ImageBuildOptions) (string, error) {
+	ctx, said, cancel := listened(ctx, buildSilence)
+	defer cancel(nil)
 	answer, err := e.ImageBuild(ctx, source, options)
 	if err != nil {
 		return "", err
@@ -85,9 +90,14 @@ func (r *Runtime) sendBuild(ctx context.Context, e engine, source io.Reader, opt
 				ID string `json:"ID"`
 			} `json:"aux"`
 		}
-		if err := dec.Decode(&message); errors.Is(err, io.EOF) {
+		err := dec.Decode(&message)
+		said()
+		switch {
+		case errors.Is(err, io.EOF):
 			return id, nil
-		} else if err != nil {
+		case ctx.Err() != nil:
+			return "", context.Cause(ctx)
+		case err != nil:
 			return "", fmt.Errorf("reading the engine's answer: %w", err)
 		}
 		if message.ErrorDetail != nil {
@@ -98,8 +108,25 @@ func (r *Runtime) sendBuild(ctx context.Context, e engine, source io.Reader, opt
 		}
 		if line := strings.TrimSpace(message.Stream); line != "" {
 			r.logger.Debug("building image", zap.String("step", line))
+			if percent, ok := stepOf(line); ok {
+				to.tell("building image", percent)
+			}
 		}
 	}
+}
+
+// buildStep is how an engine says at which step of a build it is.
+var buildStep = regexp.MustCompile(`^(?:Step|STEP) (\d{1,6})/(\d{1,6})\b`)
+
+// stepOf returns how many percent of the steps are done before that of a line.
+func stepOf(line string) (float64, bool) {
+	m := buildStep.FindStringSubmatch(line)
+	if m == nil {
+		return 0, false
+	}
+	step, _ := strconv.ParseInt(m[1], 10, 64)
+	steps, _ := strconv.ParseInt(m[2], 10, 64)
+	return share(step-1, steps), true
 }
 
 // findDockerfile returns the name of the file that a folder is built with.

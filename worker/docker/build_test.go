@@ -18,6 +18,21 @@ import (
 	"testing"
 )
 
+func TestStepOf(t *testing.T) {
+	for line, want := range map[string]float64{
+		"Step 1/4 : FROM scratch": 0, "Step 3/4 : RUN x": 50, "STEP 4/4: COMMIT a": 75, "Step 9/4 : x": 100, "Step 1/0 : x": 0,
+		"a Step 1/4": -1, "Step 1/4x": -1, "Step 1234567/2 : x": -1, "": -1,
+	} {
+		got, ok := stepOf(line)
+		if !ok {
+			got = -1
+		}
+		if got != want {
+			t.Errorf("%q: %v, want %v", line, got, want)
+		}
+	}
+}
+
 // pack returns the tar stream of a folder as name → what it is.
 func pack(t *testing.T, dir string) map[string]string {
 	t.Helper()

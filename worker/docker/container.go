@@ -17,11 +17,12 @@ import (
 
 // Labels of our containers. They tell whose a container is after a crash.
 const (
-	labelAgent = "agentfm.agent" // peer id
-	labelTask  = "agentfm.task"  // task id
-	labelServe = "agentfm.serve" // in place of a task id, for one that serves
-	labelWarm  = "agentfm.warm"  // the same, for one that was started before its task
-	labelKey   = "agentfm.key"   // name of the agent in the configuration
+	labelAgent   = "agentfm.agent"   // peer id
+	labelTask    = "agentfm.task"    // task id
+	labelServe   = "agentfm.serve"   // in place of a task id, for one that serves
+	labelWarm    = "agentfm.warm"    // the same, for one that was started before its task
+	labelSidecar = "agentfm.sidecar" // the same, for one of ours beside another
+	labelKey     = "agentfm.key"     // name of the agent in the configuration
 )
 
 // outputDir is where an agent leaves its files.
@@ -67,6 +68,7 @@ type spec struct {
 	secrets      []secret
 	env          []string
 	network      *outlet // what its containers can reach
+	program      string  // for a container beside each of them; empty for none
 	warm         bool    // containers may be started before their tasks
 }
 

@@ -63,7 +63,8 @@ func init() {
 // set for it. A name on the list leads to addresses of the public internet alone, and by
 // `CONNECT` goes TLS to that name alone; an address on the list may be any, and anything
 // goes there. Both modes leave the container no other way out. They need Linux, and Caddy
-// as root beside the engine. `bridge` and `host` are what they are in Docker, and no
+// beside the engine, as root or linked statically: where it is not root, it runs its own
+// program in another container, which gives the agent's its network. `bridge` and `host` are what they are in Docker, and no
 // isolation; the log warns of them.
 //
 // While the engine does not answer, the agent is busy; what it has begun goes on, or ends
@@ -75,7 +76,7 @@ func init() {
 // its image says, listens on 127.0.0.1 or on all addresses, and goes on from request
 // to request; they are passed on to it as the runtime `openai` does. It has no network
 // all the same, or that of `network`: requests come to it through its own network
-// namespace, which needs Linux, and Caddy as root beside the engine. So its models are
+// namespace, which needs the same as `network`. So its models are
 // in the image, it writes to `/tmp` and to the image's volumes, and it needs more than
 // the default of `memory`, `cpus` and perhaps `tmpfs`, which is the size of `/dev/shm`
 // too. The agent
@@ -298,8 +299,9 @@ type Runtime struct {
 	platform *ocispec.Platform
 	devices  []container.DeviceRequest
 	secrets  []secret
-	outlet   *outlet  // of Network
-	environ  []string // NAME=value, from EnvFile and Env: secrets
+	outlet   *outlet                // of Network
+	environ  []string               // NAME=value, from EnvFile and Env: secrets
+	beside   func() (string, error) // programOf, also where the worker may enter containers; for tests
 	ready    atomic.Pointer[prepared]
 	away     atomic.Pointer[wire.Cause] // why no task can begin; nil when one can
 	watched  sync.Once

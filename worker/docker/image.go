@@ -32,9 +32,31 @@ const (
 const (
 	// pullProgress is how often the log tells how far a pull is.
 	pullProgress = 10 * time.Second
-	// pullSilence is how long an engine that pulls may say nothing.
-	pullSilence = 5 * time.Minute
+	// pullSilence and buildSilence are how long an engine that pulls or builds may say
+	// nothing; a step of a build may have nothing to say for long.
+	pullSilence  = 5 * time.Minute
+	buildSilence = 30 * time.Minute
 )
+
+// teller is told what is done to an image, and how far that is, in percent; see
+// [worker.Agent].
+type teller func(what string, percent float64)
+
+// tell tells a teller, where there is one.
+func (t teller) tell(what string, percent float64) {
+	if t != nil {
+		t(what, percent)
+	}
+}
+
+// listened returns a context that ends when an engine has said nothing for that long, and
+// what to call when it has said something.
+func listened(ctx context.Context, limit time.Duration) (context.Context, func(), context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	silence := time.AfterFunc(limit, func() { cancel(fmt.Errorf("the engine has said nothing for %v", limit)) })
+	context.AfterFunc(ctx, func() { silence.Stop() })
+	return ctx, func() { silence.Reset(limit) }, cancel
+}
 
 // unavailable and mismatch say why an agent has no image.
 func unavailable(err error) error {
@@ -43,10 +65,10 @@ func unavailable(err error) error {
 func mismatch(err error) error { return &worker.Failure{Cause: wire.CauseDigestMismatch, Err: err} }
 
 // findImage builds or pulls the image if that is to be, and returns it.
-func (r *Runtime) findImage(ctx context.Context, e engine, ref string) (image.InspectResponse, error) {
+func (r *Runtime) findImage(ctx context.Context, e engine, ref string, to teller) (image.InspectResponse, error) {
 	wanted := ref
 	if r.Build != "" {
-		id, err := r.build(ctx, e, ref)
+		id, err := r.build(ctx, e, ref, to)
 		if err != nil {
 			return image.InspectResponse{}, unavailable(fmt.Errorf("building image %q from %s: %w", ref, r.Build, err))
 		}
@@ -56,7 +78,7 @@ func (r *Runtime) findImage(ctx context.Context, e engine, ref string) (image.In
 	}
 	img, err := r.inspect(ctx, e, wanted)
 	if r.Pull == pullAlways || r.Pull == pullMissing && cerrdefs.IsNotFound(err) {
-		if err := r.pull(ctx, e, ref); err != nil {
+		if err := r.pull(ctx, e, ref, to); err != nil {
 			return img, unavailable(fmt.Errorf("pulling image %q: %w", ref, err))
 		}
 		img, err = r.inspect(ctx, e, wanted)
@@ -139,13 +161,12 @@ func fits(got, want ocispec.Platform) bool {
 }
 
 // pull has the engine pull an image, and logs how far it is.
-func (r *Runtime) pull(ctx context.Context, e engine, ref string) error {
+func (r *Runtime) pull(ctx context.Context, e engine, ref string, to teller) error {
 	start := time.Now()
 	r.logger.Info("pulling image", zap.String("image", ref))
-	ctx, cancel := context.WithCancelCause(ctx)
+	to.tell("pulling image", 0)
+	ctx, said, cancel := listened(ctx, pullSilence)
 	defer cancel(nil)
-	silence := time.AfterFunc(pullSilence, func() { cancel(fmt.Errorf("the engine has said nothing for %v", pullSilence)) })
-	defer silence.Stop()
 	auth, err := registryAuth(ref)
 	if err != nil {
 		return fmt.Errorf("looking for credentials: %w", err)
@@ -160,13 +181,14 @@ func (r *Runtime) pull(ctx context.Context, e engine, ref string) error {
 	for dec := json.NewDecoder(answer); ; {
 		var m struct {
 			ID          string `json:"id"`
+			Status      string `json:"status"`
 			Progress    layer  `json:"progressDetail"`
 			ErrorDetail *struct {
 				Message string `json:"message"`
 			} `json:"errorDetail"`
 		}
 		err := dec.Decode(&m)
-		silence.Reset(pullSilence)
+		said()
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -178,8 +200,9 @@ func (r *Runtime) pull(ctx context.Context, e engine, ref string) error {
 		case m.ErrorDetail != nil:
 			return errors.New(m.ErrorDetail.Message)
 		}
-		if m.Progress.Total > 0 {
-			layers[m.ID] = m.Progress
+		if l, ok := layers[m.ID].next(m.Status, m.Progress); ok {
+			layers[m.ID] = l
+			to.tell("pulling image", pulled(layers))
 		}
 		if time.Since(told) >= pullProgress {
 			told = time.Now()
@@ -193,6 +216,43 @@ func (r *Runtime) pull(ctx context.Context, e engine, ref string) error {
 type layer struct {
 	Current int64 `json:"current"`
 	Total   int64 `json:"total"`
+	unpacks bool  // it is there, and Current is how much of it is unpacked
+}
+
+// next takes in what an engine says of a layer, and reports whether that is news.
+func (l layer) next(status string, now layer) (layer, bool) {
+	switch {
+	case status == "Download complete":
+		l.Current, l.unpacks = 0, true
+	case status == "Pull complete":
+		l.Current, l.unpacks = l.Total, true
+	case now.Total > 0:
+		now.unpacks = status == "Extracting"
+		l = now
+	default:
+		return l, false
+	}
+	return l, l.Total > 0
+}
+
+// pulled returns how many percent of the layers are loaded and unpacked, each of which is
+// half of it.
+func pulled(layers map[string]layer) float64 {
+	var done, total int64
+	for _, l := range layers {
+		if done, total = done+l.Current, total+2*l.Total; l.unpacks {
+			done += l.Total
+		}
+	}
+	return share(done, total)
+}
+
+// share returns how many percent are done.
+func share(done, total int64) float64 {
+	if total <= 0 {
+		return 0
+	}
+	return float64(min(max(done, 0), total) * 100 / total)
 }
 
 func sum(layers map[string]layer) (done, total int64) {

@@ -155,13 +155,44 @@ func TestPullLogs(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.logger = zap.New(core)
-	if _, err := r.Prepare(t.Context(), testAgent(t)); err != nil {
+	agent, told := testAgent(t), []string(nil)
+	agent.Progress = func(what string, percent float64) { told = append(told, fmt.Sprint(what, " ", percent)) }
+	if _, err := r.Prepare(t.Context(), agent); err != nil {
 		t.Fatal(err)
 	}
 	removeLater(reg.name + ":v1")
+	if len(told) == 0 || told[0] != "pulling image 0" {
+		t.Errorf("told of %v", told)
+	}
 	for _, want := range []string{"pulling image", "image is pulled"} {
 		if logs.FilterMessage(want).Len() != 1 {
 			t.Errorf("%d entries %q, want 1", logs.FilterMessage(want).Len(), want)
+		}
+	}
+}
+
+// How far a pull is: each layer is loaded, and then unpacked.
+func TestPulled(t *testing.T) {
+	layers := make(map[string]layer)
+	for i, step := range []struct {
+		id, status     string
+		current, total int64
+		want           float64
+	}{
+		{"a", "Pulling fs layer", 0, 0, 0},
+		{"a", "Downloading", 50, 100, 25},
+		{"b", "Downloading", 0, 100, 12},
+		{"a", "Download complete", 0, 0, 25},
+		{"a", "Extracting", 50, 100, 37},
+		{"a", "Pull complete", 0, 0, 50},
+		{"b", "Pull complete", 0, 0, 100},
+		{"c", "Already exists", 0, 0, 100},
+	} {
+		if l, ok := layers[step.id].next(step.status, layer{Current: step.current, Total: step.total}); ok {
+			layers[step.id] = l
+		}
+		if got := pulled(layers); got != step.want {
+			t.Errorf("step %d: %v %%, want %v", i, got, step.want)
 		}
 	}
 }

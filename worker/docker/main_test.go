@@ -37,13 +37,18 @@ const patience = 30 * time.Second
 // probeImage is the image of the probe, built by the first test that needs it.
 const probeImage = "agentfm-test/probe:latest"
 
+var probeProgram string // the probe itself
+
+// testDir is for files that more than one test uses.
+var testDir string
+
 var buildProbe = sync.OnceValue(func() error {
-	dir, err := os.MkdirTemp("", "agentfm-probe-")
+	dir, err := os.MkdirTemp(testDir, "probe-") // removed with that
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	compile := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "probe"), "./internal/probe")
+	probeProgram = filepath.Join(dir, "probe")
+	compile := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", probeProgram, "./internal/probe")
 	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := compile.CombinedOutput(); err != nil {
 		return fmt.Errorf("compiling probe: %w\n%s", err, out)
@@ -100,6 +105,7 @@ func (c cleaner) Run() int {
 	}
 	defer os.RemoveAll(dir)
 	_ = os.Setenv("XDG_RUNTIME_DIR", dir)
+	testDir = dir
 	code := c.m.Run()
 	for _, ref := range built.refs {
 		e, err := newEngine(os.Getenv(envHost))

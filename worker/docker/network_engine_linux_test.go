@@ -211,8 +211,9 @@ func TestNetworkIsThereLater(t *testing.T) {
 }
 
 // A model server on this machine's loopback, and nothing beside it.
-func TestNetworkModel(t *testing.T) {
-	t.Parallel()
+func TestNetworkModel(t *testing.T) { eachWay(t, testNetworkModel) }
+
+func testNetworkModel(t *testing.T, way func(*Runtime)) {
 	c := newTrap(t)
 	model := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprintf(w, "%s %s", r.URL.Path, r.Header.Get("Authorization"))
@@ -220,6 +221,7 @@ func TestNetworkModel(t *testing.T) {
 	defer model.Close()
 	f := startProbe(t, "reach", func(r *Runtime) {
 		r.Network = &Network{Mode: networkModel, URL: model.URL, APIKey: "s3cret"}
+		way(r)
 	})
 	const inside = "http://127.0.0.1:11434"
 	f.reach(append(c.attempts(t),
@@ -235,6 +237,7 @@ func TestNetworkModel(t *testing.T) {
 	f = startProbe(t, "inspect", func(r *Runtime) {
 		r.Tmpfs = "8MiB"
 		r.Network = &Network{Mode: networkModel, URL: model.URL, APIKey: "s3cret"}
+		way(r)
 	})
 	_, out := f.answer("")
 	var got report
@@ -250,11 +253,15 @@ func TestNetworkModel(t *testing.T) {
 }
 
 // A container that is started ahead reaches its model server, too.
-func TestNetworkWarm(t *testing.T) {
-	t.Parallel()
+func TestNetworkWarm(t *testing.T) { eachWay(t, testNetworkWarm) }
+
+func testNetworkWarm(t *testing.T, way func(*Runtime)) {
 	model := httptest.NewServer(http.NotFoundHandler())
 	defer model.Close()
-	f := startWarm(t, fmt.Sprintf("first %d", modelPort), 1, func(r *Runtime) { r.Network = &Network{Mode: networkModel, URL: model.URL} })
+	f := startWarm(t, fmt.Sprintf("first %d", modelPort), 1, func(r *Runtime) {
+		r.Network = &Network{Mode: networkModel, URL: model.URL}
+		way(r)
+	})
 	f.waiting(1)
 	task, out := f.task("x")
 	if exit, err := f.Run(t.Context(), task); err != nil || exit != (worker.Exit{}) || !strings.HasPrefix(out.String(), "0 ") {
@@ -263,12 +270,16 @@ func TestNetworkWarm(t *testing.T) {
 }
 
 // The servers of a list, by the names that they have on it, and nothing beside them.
-func TestNetworkEgress(t *testing.T) {
-	t.Parallel()
+func TestNetworkEgress(t *testing.T) { eachWay(t, testNetworkEgress) }
+
+func testNetworkEgress(t *testing.T, way func(*Runtime)) {
 	c := newTrap(t)
 	n := newInternet(t, testZone(), "good.test:TLS", "good.test:WEB", "*.wild.test:TLS", "rebind.test:TLS", "loopback.test:WEB", "private.test:WEB",
 		"meta.test:80", "meta6.test:80", "mapped.test:WEB")
-	f := startProbe(t, "reach", func(r *Runtime) { r.Network = &Network{Mode: networkEgress, Allow: []string{"a:1"}} })
+	f := startProbe(t, "reach", func(r *Runtime) {
+		r.Network = &Network{Mode: networkEgress, Allow: []string{"a:1"}}
+		way(r)
+	})
 	f.outlet.egress = *n.egress
 	attempts := append(c.attempts(t), []attempt{
 		{Do: "get", To: "http://good.test:WEB/a", want: "200 GET /a for good.test:WEB"},
@@ -342,10 +353,14 @@ func TestInternalNetworkIsNoIsolation(t *testing.T) {
 }
 
 // A model server has a network by the same rules.
-func TestServeEgress(t *testing.T) {
-	t.Parallel()
+func TestServeEgress(t *testing.T) { eachWay(t, testServeEgress) }
+
+func testServeEgress(t *testing.T, way func(*Runtime)) {
 	n := newInternet(t, testZone(), "good.test:TLS")
-	c := configure(t, testAgent(t), func(r *Runtime) { r.Network = &Network{Mode: networkEgress, Allow: []string{"a:1"}} })
+	c := configure(t, testAgent(t), func(r *Runtime) {
+		r.Network = &Network{Mode: networkEgress, Allow: []string{"a:1"}}
+		way(r)
+	})
 	c.outlet.egress = *n.egress
 	if _, err := c.Prepare(t.Context(), c.agent); err != nil {
 		t.Fatal(err)

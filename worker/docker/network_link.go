@@ -35,10 +35,13 @@ func (e exitedError) Error() string { return e.String() }
 // start starts a container, and serves it what it may reach. What listens for it is
 // there before its program begins, if the engine takes a moment between the making of
 // the container's network and that; else it is there when start returns.
-func (p *prepared) start(ctx context.Context, id string) (*link, error) {
+func (p *prepared) start(ctx context.Context, id string, a *sidecar) (*link, error) {
 	o := p.spec.network
 	if !o.served() {
 		return nil, p.startContainer(ctx, id)
+	}
+	if a != nil {
+		return p.startBeside(ctx, id, a)
 	}
 	opened := o.early(ctx, id, o.port)
 	err := p.startContainer(ctx, id)
@@ -53,7 +56,27 @@ func (p *prepared) start(ctx context.Context, id string) (*link, error) {
 		}
 		return nil, err
 	}
-	return newLink(d, o.handler(p.logger.With(zap.String("container", id)))), nil
+	return p.newLink(d, id), nil
+}
+
+// startBeside does so where the container has the network of another one. What listens
+// is there first, in any case.
+func (p *prepared) startBeside(ctx context.Context, id string, a *sidecar) (*link, error) {
+	l, err := a.Listen(p.spec.network.port)
+	if err != nil {
+		return nil, fmt.Errorf("listening in the container: %w", err)
+	}
+	d := &door{Listener: l}
+	if err := p.startContainer(ctx, id); err != nil {
+		d.close()
+		return nil, err
+	}
+	return p.newLink(d, id), nil
+}
+
+// newLink begins to serve a container.
+func (p *prepared) newLink(d *door, id string) *link {
+	return newLink(d, p.spec.network.handler(p.logger.With(zap.String("container", id))))
 }
 
 func (p *prepared) startContainer(ctx context.Context, id string) error {
@@ -66,7 +89,7 @@ func (p *prepared) startContainer(ctx context.Context, id string) error {
 // door is a listener within a container. A nil door is none.
 type door struct {
 	net.Listener
-	ns *netns
+	ns *netns // nil where another container has opened it
 }
 
 // openEarly looks for a container that is being started, and opens a door in it. The
@@ -102,7 +125,9 @@ func (n *netns) open(port int) (*door, error) {
 func (d *door) close() {
 	if d != nil {
 		_ = d.Close()
-		d.ns.close()
+		if d.ns != nil {
+			d.ns.close()
+		}
 	}
 }
 

@@ -180,7 +180,7 @@ func TestNetworkElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := r.Prepare(t.Context(), testAgent(t))
-	for _, part := range []string{"network egress: a way into a container", "as root beside the Docker engine", "tcp://192.0.2.1:2375"} {
+	for _, part := range []string{"network egress: a way into a container", "Caddy beside the Docker engine", "tcp://192.0.2.1:2375"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("error is %v, want %q in it", err, part)
 		}

@@ -78,25 +78,14 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	if task != nil && (s.prompt == promptInFile || s.warm || task.Request != "") {
 		folders = append(folders, folder{inputName, inputDir, func(dir string) error { return s.placeInput(dir, task) }})
 	}
-	seccomp := s.podman && s.seccomp != ""
-	if len(folders) == 0 && !seccomp {
+	if len(folders) == 0 && !s.seccompAsFile() {
 		return nil
 	}
-	placing.Lock()
-	err := os.MkdirAll(dir, 0o700)
-	placing.Unlock()
-	if err != nil {
-		return fmt.Errorf("making a folder for the container's files: %w", err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil { // the container's user has to get in; others do not get as far as here
+	if err := makeFilesDir(dir); err != nil {
 		return err
 	}
-	if seccomp {
-		profile := filepath.Join(dir, seccompFile)
-		if err := os.WriteFile(profile, []byte(s.seccomp), 0o600); err != nil {
-			return fmt.Errorf("writing the seccomp profile: %w", err)
-		}
-		host.SecurityOpt = append(host.SecurityOpt, "seccomp="+profile)
+	if err := s.placeSeccomp(host, dir); err != nil {
+		return err
 	}
 	for _, f := range folders {
 		source := filepath.Join(dir, f.name)
@@ -109,6 +98,33 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 		delete(host.Tmpfs, f.target) // a volume of the image: the engine takes one of them
 		host.Mounts = append(host.Mounts, bind(source, f.target))
 	}
+	return nil
+}
+
+// makeFilesDir makes the folder for the files of a container.
+func makeFilesDir(dir string) error {
+	placing.Lock()
+	err := os.MkdirAll(dir, 0o700)
+	placing.Unlock()
+	if err != nil {
+		return fmt.Errorf("making a folder for the container's files: %w", err)
+	}
+	return os.Chmod(dir, 0o755) // the container's user has to get in; others do not get as far as here
+}
+
+// seccompAsFile reports whether the engine wants the seccomp profile as a file.
+func (s *spec) seccompAsFile() bool { return s.podman && s.seccomp != "" }
+
+// placeSeccomp gives a container its seccomp profile where that has to be a file.
+func (s *spec) placeSeccomp(host *container.HostConfig, dir string) error {
+	if !s.seccompAsFile() {
+		return nil
+	}
+	profile := filepath.Join(dir, seccompFile)
+	if err := os.WriteFile(profile, []byte(s.seccomp), 0o600); err != nil {
+		return fmt.Errorf("writing the seccomp profile: %w", err)
+	}
+	host.SecurityOpt = append(host.SecurityOpt, "seccomp="+profile)
 	return nil
 }
 

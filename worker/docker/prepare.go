@@ -39,10 +39,9 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
-	if option := r.enters(); option != "" {
-		if err := mayEnterContainers(e, option); err != nil {
-			return worker.Image{}, err
-		}
+	program, err := r.wayIn(e)
+	if err != nil {
+		return worker.Image{}, err
 	}
 	info, version, err := r.connect(ctx, e)
 	if err != nil {
@@ -63,12 +62,12 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if ref == "" {
 		ref = "agentfm/" + strings.ToLower(agent.Key) + ":latest"
 	}
-	img, err := r.findImage(ctx, e, ref)
+	img, err := r.findImage(ctx, e, ref, agent.Progress)
 	if err != nil {
 		return worker.Image{}, err
 	}
 	s := r.specOf(agent, img, info, version)
-	s.seccomp, s.mounts = seccomp, mounts
+	s.seccomp, s.mounts, s.program = seccomp, mounts, program
 	if s.prompt, err = r.promptOf(img.Config.Labels); err != nil {
 		return worker.Image{}, err
 	}

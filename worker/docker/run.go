@@ -79,20 +79,20 @@ func (p *prepared) runFresh(ctx context.Context, task worker.Task) (worker.Exit,
 		return worker.Exit{}, err
 	}
 	defer drop()
-	id, err := p.create(ctx, p.spec.config(task), host)
+	id, a, err := p.make(ctx, task.ID, p.spec.config(task), host)
 	if ctx.Err() != nil && err != nil {
 		return worker.Exit{}, context.Cause(ctx)
 	}
 	if err != nil {
-		err = fmt.Errorf("creating container: %w", err)
 		if cerrdefs.IsNotFound(err) {
 			err = unavailable(err) // somebody has removed it
 			p.imageGone.Store(true)
 		}
 		return worker.Exit{}, err
 	}
+	defer a.close()
 	defer p.end(ctx, id)
-	return p.attend(ctx, id, task, &streams)
+	return p.attend(ctx, id, a, task, &streams)
 }
 
 // create creates a container. The end of ctx does not interrupt it: a container
@@ -176,7 +176,7 @@ func (p *prepared) remove(id string) {
 // attend starts a container and stays with it to its end. Whatever goes wrong
 // on the way ends ctx, with what went wrong as its cause. The goroutines in
 // streams end when the container does.
-func (p *prepared) attend(ctx context.Context, id string, task worker.Task, streams *sync.WaitGroup) (worker.Exit, error) {
+func (p *prepared) attend(ctx context.Context, id string, a *sidecar, task worker.Task, streams *sync.WaitGroup) (worker.Exit, error) {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 
@@ -189,10 +189,11 @@ func (p *prepared) attend(ctx context.Context, id string, task worker.Task, stre
 	defer conn.Close()
 	output, delivered := pump(ctx, fail, conn.Reader, task.Output, p.stderr(task.ID), p.spec.limits.output, streams)
 	exited, lost := p.engine.ContainerWait(ctx, id, container.WaitConditionNextExit)
-	link, err := p.start(ctx, id)
+	link, err := p.start(ctx, id, a)
 	if err != nil {
 		fail(err)
 	}
+	a.release()
 	defer link.close()
 	if p.spec.prompt == promptStdin {
 		streams.Go(func() { feed(conn, task.Prompt) })

@@ -70,16 +70,27 @@ func (r *Runtime) provisionServer() {
 	})
 }
 
-// mayEnterContainers checks what must be for a way into a container of the engine,
-// which an option is for.
-func mayEnterContainers(e engine, option string) error {
+// wayIn finds a way into the containers of the engine, if an option wants one. It is the
+// worker's own where it may enter them, or else a program for a container beside each.
+func (r *Runtime) wayIn(e engine) (program string, err error) {
+	option, enter, find := r.enters(), mayEnter, programOf
+	if r.beside != nil {
+		enter, find = func() error { return errNotBeside }, r.beside
+	}
+	if option == "" {
+		return "", nil
+	}
 	if host := e.DaemonHost(); !strings.HasPrefix(host, "unix://") {
-		return fmt.Errorf("%s: %w; and the engine is at %s", option, errNotBeside, host)
+		return "", fmt.Errorf("%s: %w; and the engine is at %s", option, errNotBeside, host)
 	}
-	if err := mayEnter(); err != nil {
-		return fmt.Errorf("%s: %w", option, err)
+	no := enter()
+	if no == nil {
+		return "", nil
 	}
-	return nil
+	if program, err = find(); err != nil {
+		return "", fmt.Errorf("%s: %w; nor can Caddy's program run in a container beside it: %w", option, no, err)
+	}
+	return program, nil
 }
 
 // prepareServer has a container serve, and asks the server what it has.
@@ -97,6 +108,7 @@ func (r *Runtime) prepareServer(ctx context.Context, agent worker.Agent, p *prep
 			r.retire()
 		})
 	}
+	teller(agent.Progress).tell("starting model server", 0)
 	s, failures := r.use(p)
 	if s == nil {
 		return errRetired

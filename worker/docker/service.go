@@ -27,7 +27,7 @@ const (
 )
 
 // errNotBeside says that a container cannot be reached.
-var errNotBeside = errors.New("a way into a container that has no network needs Linux, and Caddy as root beside the Docker engine")
+var errNotBeside = errors.New("a way into a container that has no network needs Linux, and Caddy beside the Docker engine")
 
 // errDown says that a server cannot be reached now.
 var errDown = errors.New("the container does not run")
@@ -62,7 +62,7 @@ type service struct {
 	logger *zap.Logger // of the newest user, also when it has left
 
 	mu       sync.Mutex
-	net      *netns // of the container that runs, or nil
+	net      dialer // into the container that runs, or nil
 	up       bool   // it answers
 	failures int    // how often a container has exited
 	failure  error  // of the last time
@@ -173,7 +173,7 @@ func (s *service) turn(change func()) {
 
 // set says where the server is, and whether it answers, and tells the users. A
 // container that has ended does not begin to answer.
-func (s *service) set(n *netns, up bool) {
+func (s *service) set(n dialer, up bool) {
 	changed := false
 	s.turn(func() {
 		if up && s.net != n {

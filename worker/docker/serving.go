@@ -49,30 +49,41 @@ func (s *service) serve(ctx context.Context, output *tail) (served time.Duration
 		return 0, err
 	}
 	defer drop()
-	c, err := p.create(ctx, p.spec.serveConfig(id), host)
+	c, a, err := p.make(ctx, id, p.spec.serveConfig(id), host)
 	if err != nil {
-		return 0, fmt.Errorf("creating container: %w", err)
+		return 0, err
 	}
+	defer a.close()
 	defer s.remove(ctx, c)
 
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	followed, err := s.follow(ctx, c, output)
 	if err != nil {
 		return 0, err
 	}
-	link, err := p.start(ctx, c)
+	link, err := p.start(ctx, c, a)
 	if err != nil {
 		return 0, err
 	}
 	defer link.close()
 	p.logger.Info("starting the model server", zap.String("container", c))
-	n, err := p.enter(ctx, c)
-	if err != nil {
-		awaitOutput(followed)
-		return 0, err
+	n := dialer(a)
+	if a == nil {
+		ns, err := p.enter(ctx, c)
+		if err != nil {
+			awaitOutput(followed)
+			return 0, err
+		}
+		defer ns.close()
+		n = ns
+	} else {
+		watching := p.watchSidecar(ctx, a, stop)
+		defer func() {
+			stop(nil)
+			<-watching
+		}()
 	}
-	defer n.close()
 	s.set(n, false)
 	defer s.set(nil, false)
 
@@ -85,7 +96,7 @@ func (s *service) serve(ctx context.Context, output *tail) (served time.Duration
 		}
 	})
 	err = s.end(ctx, c, followed, output)
-	stop()
+	stop(nil)
 	asking.Wait()
 	select {
 	case began := <-answered:

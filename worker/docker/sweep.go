@@ -86,7 +86,7 @@ func sweep(ctx context.Context, e engine, peerID string, logger *zap.Logger) err
 // has the labels of its image, too, which may come from `docker commit` of another.
 func idsOf(labels map[string]string) []string {
 	var ids []string
-	for _, label := range []string{labelTask, labelServe, labelWarm} {
+	for _, label := range []string{labelTask, labelServe, labelWarm, labelSidecar} {
 		if id := labels[label]; id != "" {
 			ids = append(ids, id)
 		}

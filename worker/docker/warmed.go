@@ -25,15 +25,16 @@ var errNotWarm = errors.New("the container that was started ahead cannot be used
 
 // warmed is a container that runs, and waits for its prompt.
 type warmed struct {
-	key    liveKey
-	id     string
-	input  string // the folder of the host that is its inputDir
-	output string // the same of outputDir, until a task has it
-	drop   func() // of its files
-	conn   *types.HijackedResponse
-	link   *link           // to what it may reach
-	ctx    context.Context // while we wait for its exit
-	cancel context.CancelFunc
+	key     liveKey
+	id      string
+	input   string // the folder of the host that is its inputDir
+	output  string // the same of outputDir, until a task has it
+	drop    func() // of its files
+	conn    *types.HijackedResponse
+	link    *link           // to what it may reach
+	sidecar *sidecar        // the container that its network comes from
+	ctx     context.Context // while we wait for its exit
+	cancel  context.CancelFunc
 
 	over   chan struct{} // closed when it has exited, or nobody knows
 	exited chan container.WaitResponse
@@ -80,8 +81,8 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 			return err
 		}
 	}
-	if c.id, err = p.create(ctx, config, host); err != nil {
-		return fmt.Errorf("creating container: %w", err)
+	if c.id, c.sidecar, err = p.make(ctx, c.key.id, config, host); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, createLimit)
 	defer cancel()
@@ -101,7 +102,8 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 			c.lost <- err
 		}
 	}()
-	c.link, err = p.start(ctx, c.id)
+	c.link, err = p.start(ctx, c.id, c.sidecar)
+	c.sidecar.release()
 	return err
 }
 
@@ -109,6 +111,7 @@ func (p *prepared) warmUp(ctx context.Context, c *warmed) error {
 // is passed over. It may end by itself first where ctx, that of its task, has ended.
 func (c *warmed) discard(ctx context.Context, p *prepared) {
 	defer live.remove(c.key)
+	defer c.sidecar.close()
 	defer c.link.close()
 	if c.id != "" {
 		p.end(ctx, c.id)

@@ -15,6 +15,7 @@ if [ -n "$STUBBORN" ]; then # has a child, and both take no hint
 	sleep 300 &
 	echo $! >"$fifo.child"
 fi
+[ -n "$FILES" ] && echo "by $$" >"$AGENTFM_OUTPUT/said"
 echo $$ >"$fifo.pid"
 echo "$LABEL"
 while read -r line <&3; do

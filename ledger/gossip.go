@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	pubsub "github.com/libp2p/go-libp2p-pubsub"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/store"
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// Limits on what gossip brings. What is above is not lost: it comes when peers are asked
+// for what they have.
+const (
+	authorRate  = 5.0 // entries a second
+	authorBurst = 100.0
+	maxAuthors  = 16384
+	newcomers   = 50.0 // authors a second that were not heard of lately
+	// gossipBuffer is how many messages may wait, gossipBatch how many are stored at once.
+	gossipBuffer = 1024
+	gossipBatch  = 64
+)
+
+// gossip is the part of the ledger in the two topics.
+type gossip struct {
+	ps            *pubsub.PubSub
+	feedback      *pubsub.Topic
+	equivocation  *pubsub.Topic
+	subscriptions []*pubsub.Subscription
+	out           chan *wire.Entry
+	authors       authors
+}
+
+// join joins the topics.
+func (g *gossip) join(l *Ledger) error {
+	g.ps, g.out = l.node.PubSub, make(chan *wire.Entry, gossipBuffer)
+	g.authors.buckets = make(map[peer.ID]*bucket)
+	g.authors.fresh = bucket{tokens: maxAuthors / 16}
+	for _, t := range []struct {
+		name     string
+		topic    **pubsub.Topic
+		validate pubsub.ValidatorEx
+		run      func(*pubsub.Subscription)
+	}{
+		{wire.FeedbackTopic, &g.feedback, l.validateEntry, l.takeEntries},
+		{wire.EquivocationTopic, &g.equivocation, l.validateAlert, l.takeAlerts},
+	} {
+		if err := g.ps.RegisterTopicValidator(t.name, t.validate); err != nil {
+			return err
+		}
+		topic, err := g.ps.Join(t.name)
+		if err != nil {
+			return err
+		}
+		*t.topic = topic
+		sub, err := topic.Subscribe(pubsub.WithBufferSize(gossipBuffer))
+		if err != nil {
+			return err
+		}
+		g.subscriptions = append(g.subscriptions, sub)
+		l.running.Go(func() { t.run(sub) })
+	}
+	l.running.Go(func() { g.send(l) })
+	return nil
+}
+
+// leave leaves the topics. The node's context has ended, or the ledger was not opened whole.
+func (g *gossip) leave() {
+	for _, s := range g.subscriptions {
+		s.Cancel()
+	}
+	for _, t := range []*pubsub.Topic{g.feedback, g.equivocation} {
+		if t != nil {
+			_ = g.ps.UnregisterTopicValidator(t.String())
+			_ = t.Close()
+		}
+	}
+}
+
+// publish sends an entry of this node. It does not wait: what does not go out comes to
+// peers when they ask.
+func (g *gossip) publish(e *wire.Entry) {
+	select {
+	case g.out <- e:
+	default:
+	}
+}
+
+func (g *gossip) send(l *Ledger) {
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case e := <-g.out:
+			if err := g.feedback.Publish(l.ctx, e.Marshal()); err != nil && l.ctx.Err() == nil {
+				l.node.Log().Debug("publishing an entry", zap.Error(err))
+			}
+		}
+	}
+}
+
+// judge is the end of a validator. A peer is penalised only for messages of its own: AgentFM
+// 1.3 nodes relay everything.
+func judge(err error, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
+	switch {
+	case err == nil:
+		return pubsub.ValidationAccept
+	case errors.Is(err, errLater) || from != m.GetFrom():
+		return pubsub.ValidationIgnore
+	}
+	return pubsub.ValidationReject
+}
+
+// errLater says that a message is not relayed now.
+var errLater = errors.New("too many entries")
+
+// validateEntry is the validator of entries. What it does not accept is not relayed.
+func (l *Ledger) validateEntry(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
+	e, err := wire.ParseEntry(m.GetData())
+	if err == nil && from != l.store.Self() && !l.gossip.authors.admit(e.Rater) {
+		err = errLater
+	}
+	if err == nil {
+		err = e.Verify()
+	}
+	m.ValidatorData = e
+	return judge(err, from, m)
+}
+
+// validateAlert is the validator of alerts.
+func (l *Ledger) validateAlert(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
+	a, err := wire.ParseAlert(m.GetData())
+	if err == nil && from != l.store.Self() && !l.gossip.authors.admit(a.Peer) {
+		err = errLater
+	}
+	if err == nil {
+		err = a.Verify()
+	}
+	m.ValidatorData = a
+	return judge(err, from, m)
+}
+
+// takeEntries stores the entries that gossip brings, as many at once as have come.
+func (l *Ledger) takeEntries(sub *pubsub.Subscription) {
+	next := make(chan *wire.Entry, gossipBuffer)
+	l.running.Go(func() {
+		defer close(next)
+		for {
+			m, err := sub.Next(l.ctx)
+			if err != nil {
+				return
+			}
+			e, ok := m.ValidatorData.(*wire.Entry)
+			if !ok || m.GetFrom() == l.store.Self() && e.Rater == l.store.Self() {
+				continue
+			}
+			select {
+			case next <- e:
+			case <-l.ctx.Done():
+				return
+			}
+		}
+	})
+	for e := range next {
+		batch := []*wire.Entry{e}
+		for more := true; more && len(batch) < gossipBatch; {
+			select {
+			case e, ok := <-next:
+				if more = ok; ok {
+					batch = append(batch, e)
+				}
+			default:
+				more = false
+			}
+		}
+		if err := l.take(batch, true); err != nil {
+			l.alarm(err)
+		}
+	}
+}
+
+// take stores entries; with news, subscribers of events are told.
+func (l *Ledger) take(batch []*wire.Entry, news bool) error {
+	outcomes, reasons, err := l.store.Accept(l.ctx, batch)
+	if err != nil {
+		return err
+	}
+	l.news()
+	for i, e := range batch {
+		switch {
+		case outcomes[i] == store.Stored && news:
+			l.node.Entry(e.Subject, e.Kind.String())
+		case reasons[i] != nil:
+			l.node.Log().Debug("an entry was refused", zap.Stringer("author", e.Rater), zap.Error(reasons[i]))
+		}
+	}
+	return nil
+}
+
+// takeAlerts stores who has equivocated.
+func (l *Ledger) takeAlerts(sub *pubsub.Subscription) {
+	for {
+		m, err := sub.Next(l.ctx)
+		if err != nil {
+			return
+		}
+		if a, ok := m.ValidatorData.(*wire.Alert); ok {
+			l.accuse(a)
+		}
+	}
+}
+
+// accuse takes in an alert.
+func (l *Ledger) accuse(a *wire.Alert) {
+	news, err := l.store.Equivocation(l.ctx, a)
+	if err != nil {
+		l.alarm(err)
+	}
+	if news {
+		l.news()
+		l.node.Log().Warn("a peer has signed two logs", zap.Stringer("peer", a.Peer), zap.Uint64("size", a.A.Size), zap.Stringer("witness", a.Witness))
+	}
+}
+
+// equivocated tells the mesh of two heads of one peer that contradict each other.
+func (l *Ledger) equivocated(a, b *wire.Head) {
+	alert := &wire.Alert{Peer: a.Peer, A: a, B: b, Witness: l.store.Self(), Time: time.Now().UnixNano()}
+	if err := alert.Sign(l.node.Key); err != nil {
+		l.alarm(err)
+		return
+	}
+	l.accuse(alert)
+	if err := l.gossip.equivocation.Publish(l.ctx, alert.Marshal()); err != nil {
+		l.node.Log().Debug("publishing an alert", zap.Error(err))
+	}
+}
+
+// authors remembers how many more entries of whom are welcome.
+type authors struct {
+	mu      sync.Mutex
+	buckets map[peer.ID]*bucket
+	fresh   bucket // for those who are not in the table
+}
+
+// bucket is a token bucket.
+type bucket struct {
+	tokens float64
+	last   time.Time
+}
+
+// take takes a token, of which there is a new one rate times a second, up to burst.
+func (b *bucket) take(now time.Time, rate, burst float64) bool {
+	b.tokens = min(burst, b.tokens+now.Sub(b.last).Seconds()*rate)
+	b.last = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// admit reports whether an entry of an author is within its rate. Identities are free: the
+// table is bounded, and so is how fast newcomers come.
+func (a *authors) admit(id peer.ID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	b, ok := a.buckets[id]
+	if !ok {
+		if !a.fresh.take(now, newcomers, maxAuthors/16) {
+			return false
+		}
+		if len(a.buckets) >= maxAuthors {
+			for old, b := range a.buckets {
+				if now.Sub(b.last).Seconds()*authorRate > authorBurst {
+					delete(a.buckets, old)
+				}
+			}
+			if len(a.buckets) >= maxAuthors {
+				return false
+			}
+		}
+		b = &bucket{tokens: authorBurst, last: now}
+		a.buckets[id] = b
+	}
+	return b.take(now, authorRate, authorBurst)
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ledger is the reputation ledger of a gateway: what it and others say of the
+// workers of a mesh, signed and in order, and what follows from that. It spreads entries
+// by gossip, and repairs with its peers what gossip has lost.
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/lifetime"
+	"github.com/Agent-FM/caddy-agentfm/ledger/store"
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+)
+
+// Ledger is the ledger of the process. It lives with the node.
+type Ledger struct {
+	node    mesh.Node
+	store   *store.Store
+	dir     string
+	first   Settings // of the configuration that opened it
+	parts   *lifetime.Lifetime[*Part]
+	gate    gate
+	clients clients
+
+	gossip    gossip
+	serving   chan struct{} // holds a place for each request that is being answered
+	confirmed atomic.Bool   // peers were asked for what they have of the own log
+	kicks     chan peer.ID  // peers that came
+	opened    time.Time
+
+	running sync.WaitGroup
+	cancel  context.CancelFunc
+	ctx     context.Context
+}
+
+// confirmWait is how long a node with bootstrap nodes that it cannot reach waits for them,
+// before it believes other peers that it has published nothing else.
+const confirmWait = 15 * time.Second
+
+// Open opens the ledger in a folder, and takes part in the mesh's by the node. The settings
+// are those until a [Part] has others.
+func Open(node mesh.Node, dir string, first Settings) (*Ledger, error) {
+	s, err := store.Open(dir, node.Key)
+	if err != nil {
+		return nil, err
+	}
+	l := &Ledger{node: node, store: s, dir: dir, serving: make(chan struct{}, maxServing), kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts()}
+	l.gate.dirty, l.gate.fresh = make(chan struct{}, 1), make(map[string]store.Tally)
+	l.ctx, l.cancel = context.WithCancel(node.Context)
+	if err := l.start(); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("starting the ledger: %w", err)
+	}
+	return l, nil
+}
+
+// start begins the ledger's work on the mesh.
+func (l *Ledger) start() error {
+	if err := l.score(); err != nil {
+		return err
+	}
+	if err := l.gossip.join(l); err != nil {
+		return err
+	}
+	l.serve()
+	l.node.Judge(l.judge)
+	l.running.Go(l.watch)
+	return l.keepInStep()
+}
+
+// Close ends the work and closes the store.
+func (l *Ledger) Close() {
+	l.cancel()
+	for _, p := range protocols {
+		l.node.Host.RemoveStreamHandler(p)
+	}
+	l.gossip.leave()
+	l.running.Wait()
+	for range maxServing { // wait for who is being answered
+		l.serving <- struct{}{}
+	}
+	if err := l.store.Close(); err != nil {
+		l.node.Log().Warn("closing the ledger", zap.Error(err))
+	}
+}
+
+// Append signs an entry as this node's and adds it to its log. The text is that of a
+// comment. What is appended before peers were asked is shown to them afterwards.
+func (l *Ledger) Append(ctx context.Context, e *wire.Entry, text []byte) error {
+	public := l.confirmed.Load()
+	if err := l.store.Append(ctx, e, text, public); err != nil {
+		return err
+	}
+	l.node.Entry(e.Subject, e.Kind.String())
+	l.news()
+	if public {
+		l.gossip.publish(e)
+	}
+	return nil
+}
+
+// confirm says that peers were asked: the own log may be shown. The bootstrap nodes, which
+// know the most, come first.
+func (l *Ledger) confirm() {
+	for _, b := range l.node.Bootstrap() {
+		if time.Since(l.opened) < confirmWait && l.node.Host.Network().Connectedness(b.ID) == network.NotConnected {
+			return
+		}
+	}
+	fresh, err := l.store.Publish(l.ctx)
+	if err != nil {
+		l.alarm(err)
+		return
+	}
+	l.confirmed.Store(true)
+	for _, e := range fresh {
+		l.gossip.publish(e)
+	}
+}
+
+// alarm logs what keeps this node from signing, or that the store fails.
+func (l *Ledger) alarm(err error) {
+	if err == nil || l.ctx.Err() != nil {
+		return
+	}
+	switch {
+	case errors.Is(err, store.ErrForked):
+		l.node.Log().Error("this node signs no more: its log was continued by another process with its key, or a store was restored that is older than what was published", zap.Error(err))
+	case errors.Is(err, store.ErrBehind):
+		l.node.Log().Warn("this node does not sign before a peer has given back what its store has lost", zap.Error(err))
+	default:
+		l.node.Log().Error("the ledger fails", zap.Error(err))
+	}
+}
+
+// Interface guard
+var _ mesh.Attachment = (*Ledger)(nil)

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/lifetime"
+	"github.com/Agent-FM/caddy-agentfm/ledger/store"
+	"github.com/Agent-FM/caddy-agentfm/mesh"
+)
+
+// ErrNotRunning says that there is no ledger, or not yet.
+var ErrNotRunning = errors.New("this gateway keeps no ledger")
+
+// Settings are those of the ledger that a reload can change.
+type Settings struct {
+	// Floor is the score below which a worker gets no tasks.
+	Floor float64
+	// Seeds are the peers whose word counts, and how far, to 1.
+	Seeds map[peer.ID]float64
+	// FailOpen says that workers get tasks also when the ledger cannot be read.
+	FailOpen bool
+}
+
+// Part is the use of the ledger by one configuration. The nil part has no ledger: everybody
+// may be sent tasks.
+type Part struct {
+	app    *mesh.App
+	dir    string // empty for the folder of the node
+	s      Settings
+	logger *zap.Logger
+	ledger atomic.Pointer[Ledger]
+}
+
+// New returns the use of the ledger in a folder; an empty one stands for the node's own in
+// Caddy's data folder. It opens nothing.
+func New(app *mesh.App, dir string, s Settings, logger *zap.Logger) *Part {
+	return &Part{app: app, dir: dir, s: s, logger: logger}
+}
+
+// Using returns the use of a ledger that is open.
+func Using(l *Ledger) *Part {
+	p := new(Part)
+	p.ledger.Store(l)
+	return p
+}
+
+// Start opens the ledger, or joins the one that is open. When it cannot be opened, the error
+// keeps the configuration from being used, unless it is to be done without.
+func (p *Part) Start() error {
+	at, err := p.app.Attach("ledger", func(n mesh.Node) (mesh.Attachment, error) {
+		return Open(n, p.folder(n.Host.ID()), p.s)
+	})
+	if err != nil && p.s.FailOpen {
+		p.logger.Error("this gateway has no ledger, and trusts everybody", zap.Error(err))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reputation: %w", err)
+	}
+	l := at.(*Ledger)
+	if want := p.folder(l.store.Self()); l.dir != want {
+		return fmt.Errorf("reputation: the ledger is open in %s; to move it to %s, restart", l.dir, want)
+	}
+	p.ledger.Store(l)
+	l.parts.Join(p)
+	l.news()
+	return nil
+}
+
+// folder returns where the ledger of a node is.
+func (p *Part) folder(id peer.ID) string {
+	if p.dir != "" {
+		return p.dir
+	}
+	return filepath.Join(caddy.AppDataDir(), "agentfm", "ledger", id.String())
+}
+
+// Cleanup ends the use. The ledger stays open as long as the node.
+func (p *Part) Cleanup() error {
+	if l := p.ledger.Load(); l != nil {
+		l.parts.Leave(p)
+		l.news()
+	}
+	return nil
+}
+
+// settings returns those of the newest configuration.
+func (l *Ledger) settings() Settings {
+	if p, ok := l.parts.Newest(); ok {
+		return p.s
+	}
+	return l.first
+}
+
+// Ledger returns the ledger. It is for who holds a lease of the node, or it may be closed.
+// The error is [ErrNotRunning] when there is none.
+func (p *Part) Ledger() (*Ledger, error) {
+	if p == nil {
+		return nil, ErrNotRunning
+	}
+	if l := p.ledger.Load(); l != nil {
+		return l, nil
+	}
+	return nil, ErrNotRunning
+}
+
+// Standing returns what this gateway thinks of a peer.
+func (p *Part) Standing(id string) Standing {
+	l, err := p.Ledger()
+	if err != nil {
+		return Standing{}
+	}
+	pid, err := peer.Decode(id)
+	if err != nil {
+		return Standing{}
+	}
+	return l.Standing(pid)
+}
+
+// Store returns what is kept, to read.
+func (l *Ledger) Store() *store.Store { return l.store }
+
+// Floor returns the score below which a worker gets no tasks.
+func (l *Ledger) Floor() float64 { return l.settings().Floor }
+
+// newParts returns what tells which configurations use the ledger.
+func newParts() *lifetime.Lifetime[*Part] { return lifetime.New[*Part](func() {}) }
+
+// Interface guard
+var _ mesh.Service = (*Part)(nil)

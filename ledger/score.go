@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"math"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/store"
+)
+
+// How scores are made. A score is a mean of what is known of a peer, in which nothing
+// counts as 0: with little evidence it stays near 0, and it goes back there as evidence
+// ages. What this gateway has seen itself counts most. Those who are named as seeds count
+// as they are trusted. A peer that was found honest has a small voice; all of these
+// together cannot have anybody refused. Of everybody else, whatever their number, all
+// together move a score by less than 0.05: identities are free.
+const (
+	neutral     = 4.0  // tasks' worth of not knowing
+	maxOwn      = 50.0 // tasks of our own that count
+	seedVoice   = 4.0  // tasks' worth of a seed's opinion, times its trust
+	honestVoice = 1.0  // of one peer that was found honest, times its score
+	honestAll   = 2.0  // of all of them
+	strangerAll = 0.2  // of all strangers
+	ownVotes    = 1.0  // of the ratings that clients had this gateway sign
+
+	// Verified is the score from which on a peer is found honest.
+	Verified = 0.1
+)
+
+// opinion is what some say of a peer: how much it weighs, and its sum.
+type opinion struct{ weight, sum float64 }
+
+// add adds a vote.
+func (o *opinion) add(weight, score float64) { o.weight, o.sum = o.weight+weight, o.sum+weight*score }
+
+// within is the opinion with at most that weight.
+func (o opinion) within(limit float64) opinion {
+	if o.weight <= limit {
+		return o
+	}
+	return opinion{limit, o.sum * limit / o.weight}
+}
+
+// evidence is what scores are made of.
+type evidence struct {
+	self    peer.ID
+	seeds   map[peer.ID]float64 // how far we trust whom, to 1
+	tallies map[peer.ID]store.Tally
+	votes   []store.Vote // weights are those of now
+	liars   map[peer.ID]bool
+}
+
+// scores returns the score of everybody of whom something is known. First everybody has
+// the score that our own experience and the seeds give, by which it is decided who has a
+// voice.
+func (e evidence) scores() map[peer.ID]float64 {
+	trusted := make(map[peer.ID]opinion)
+	for id, n := range e.tallies {
+		o := opinion{n.Good + n.Bad, n.Good - n.Bad}
+		trusted[id] = o.within(maxOwn)
+	}
+	others := make([]store.Vote, 0, len(e.votes))
+	for _, v := range e.votes {
+		trust := e.seeds[v.Rater]
+		voice := seedVoice * trust
+		switch {
+		case v.Rater == v.Subject || e.liars[v.Rater]:
+			continue
+		case v.Rater == e.self:
+			voice = ownVotes
+		case trust <= 0:
+			others = append(others, v)
+			continue
+		}
+		o := trusted[v.Subject]
+		o.add(min(voice, voice*v.Weight), v.Mean)
+		trusted[v.Subject] = o
+	}
+	base := func(id peer.ID) float64 { return trusted[id].sum / (neutral + trusted[id].weight) }
+
+	type voices struct{ honest, strangers opinion }
+	heard := make(map[peer.ID]voices)
+	for _, v := range others {
+		h := heard[v.Subject]
+		switch own := base(v.Rater); {
+		case own >= Verified:
+			h.honest.add(honestVoice*own*min(1, v.Weight), v.Mean)
+		case own >= 0: // who was found bad has no voice
+			h.strangers.add(strangerAll*min(1, v.Weight), v.Mean)
+		}
+		heard[v.Subject] = h
+	}
+	out := make(map[peer.ID]float64, len(trusted)+len(heard))
+	for id := range trusted {
+		out[id] = base(id)
+	}
+	for id, h := range heard {
+		o := trusted[id]
+		for _, more := range []opinion{h.honest.within(honestAll), h.strangers.within(strangerAll)} {
+			o.weight, o.sum = o.weight+more.weight, o.sum+more.sum
+		}
+		out[id] = o.sum / (neutral + o.weight)
+	}
+	for id, trust := range e.seeds {
+		out[id] = max(out[id], trust)
+	}
+	for id, s := range out {
+		if math.IsNaN(s) {
+			out[id] = 0
+		}
+	}
+	out[e.self] = 1
+	for id := range e.liars {
+		out[id] = -1
+	}
+	return out
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/store"
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// Limits on what is served.
+const (
+	maxServing  = 32 // requests at one time
+	serveWithin = 30 * time.Second
+)
+
+// protocols are those that the ledger serves.
+var protocols = []protocol.ID{wire.HeadProtocol, wire.LogProtocol, wire.InboxProtocol, wire.CommentProtocol}
+
+// serve registers the protocols.
+func (l *Ledger) serve() {
+	for i, answer := range []func(io.Reader, io.Writer) error{l.serveHead, l.serveLog, l.serveInbox, l.serveComment} {
+		l.node.Host.SetStreamHandler(protocols[i], func(s network.Stream) { l.answer(s, answer) })
+	}
+}
+
+// answer answers one request. When too many are being answered, the stream is reset.
+func (l *Ledger) answer(s network.Stream, answer func(io.Reader, io.Writer) error) {
+	select {
+	case l.serving <- struct{}{}:
+		defer func() { <-l.serving }()
+	default:
+		_ = s.Reset()
+		return
+	}
+	_ = s.SetDeadline(time.Now().Add(serveWithin))
+	if l.ctx.Err() != nil {
+		_ = s.Reset()
+		return
+	}
+	var out bytes.Buffer
+	err := answer(s, &out)
+	if err == nil {
+		_, err = s.Write(out.Bytes())
+	}
+	if err != nil {
+		_ = s.Reset()
+		if errors.Is(err, store.ErrDamaged) {
+			l.alarm(err)
+		}
+		l.node.Log().Debug("a request for the ledger was not answered", zap.Stringer("peer", s.Conn().RemotePeer()), zap.Error(err))
+		return
+	}
+	_ = s.Close()
+}
+
+// serveHead answers with the head of the own log, once peers were asked whether it is the
+// newest.
+func (l *Ledger) serveHead(_ io.Reader, w io.Writer) error {
+	h := l.store.Head()
+	if h == nil || !l.confirmed.Load() {
+		return wire.WriteBytes(w, nil)
+	}
+	return wire.WriteBytes(w, h.Marshal())
+}
+
+func (l *Ledger) serveLog(r io.Reader, w io.Writer) error {
+	asked, err := wire.ReadRange(r)
+	if err != nil {
+		return err
+	}
+	items, err := l.store.Log(l.ctx, asked)
+	if err != nil {
+		return err
+	}
+	return wire.WritePage(w, items)
+}
+
+func (l *Ledger) serveInbox(r io.Reader, w io.Writer) error {
+	asked, err := wire.ReadRange(r)
+	if err != nil {
+		return err
+	}
+	items, err := l.store.Inbox(l.ctx, asked)
+	if err != nil {
+		return err
+	}
+	return wire.WritePage(w, items)
+}
+
+func (l *Ledger) serveComment(r io.Reader, w io.Writer) error {
+	cid, err := wire.ReadCID(r)
+	if err != nil {
+		return err
+	}
+	text, err := l.store.Comment(l.ctx, cid)
+	if errors.Is(err, store.ErrNotFound) {
+		return wire.WriteNoComment(w, "not found")
+	}
+	if err != nil {
+		return err
+	}
+	return wire.WriteBytes(w, text)
+}

@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/event"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/store"
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// Limits on asking peers.
+const (
+	// askEvery is how often peers are asked for what they have, and at the same time.
+	askEvery  = time.Minute
+	askAgain  = 3 * time.Second // after it came
+	askPeers  = 16              // in one round
+	askAtOnce = 4
+	// askWithin bounds one request, roundWithin all that one peer is asked in a round.
+	askWithin   = 30 * time.Second
+	headWithin  = 15 * time.Second
+	roundWithin = 2 * time.Minute
+	// textsARound is how many texts of comments are asked for.
+	textsARound = 64
+)
+
+// inboxPage is how many entries of an inbox are asked for at once. A variable for tests.
+var inboxPage uint64 = wire.MaxPage
+
+// keepInStep asks peers for what they have: each when it comes, and some every minute.
+func (l *Ledger) keepInStep() error {
+	sub, err := l.node.Host.EventBus().Subscribe(new(event.EvtPeerIdentificationCompleted), eventbus.Name("ledger"), eventbus.BufSize(256))
+	if err != nil {
+		return err
+	}
+	l.running.Go(func() {
+		defer sub.Close()
+		for {
+			select {
+			case <-l.ctx.Done():
+				return
+			case ev := <-sub.Out():
+				id, ok := ev.(event.EvtPeerIdentificationCompleted)
+				if !ok || !slices.Contains(id.Protocols, wire.InboxProtocol) {
+					continue
+				}
+				l.kick(id.Peer)
+				// It may not show its log before it has asked us for that; and what is
+				// published before the topics have met is lost.
+				time.AfterFunc(askAgain, func() { l.kick(id.Peer) })
+			}
+		}
+	})
+	l.running.Go(l.rounds)
+	return nil
+}
+
+// kick has a peer asked now. When too many are, the next round asks it.
+func (l *Ledger) kick(id peer.ID) {
+	select {
+	case l.kicks <- id:
+	default:
+	}
+}
+
+// rounds asks peers until the ledger is closed.
+func (l *Ledger) rounds() {
+	l.round(l.peers())
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case id := <-l.kicks:
+			l.round([]peer.ID{id})
+		case <-tick.C:
+			l.round(l.peers())
+			l.alarm(l.store.Sweep(l.ctx))
+		}
+	}
+}
+
+// peers returns peers with a ledger: the bootstrap nodes first, then any.
+func (l *Ledger) peers() []peer.ID {
+	bootstrap := make(map[peer.ID]bool)
+	for _, b := range l.node.Bootstrap() {
+		bootstrap[b.ID] = true
+	}
+	var first, rest []peer.ID
+	for _, id := range l.node.Host.Network().Peers() { // in random order: of a map
+		if !l.speaks(id) {
+			continue
+		}
+		if bootstrap[id] {
+			first = append(first, id)
+		} else {
+			rest = append(rest, id)
+		}
+	}
+	all := append(first, rest...)
+	return all[:min(len(all), askPeers)]
+}
+
+// speaks reports whether a peer has a ledger, by what it has said of itself.
+func (l *Ledger) speaks(id peer.ID) bool {
+	has, err := l.node.Host.Peerstore().SupportsProtocols(id, wire.InboxProtocol)
+	return err == nil && len(has) > 0
+}
+
+// round asks some peers for all that they have. Once one has answered, the own log is
+// confirmed.
+func (l *Ledger) round(ids []peer.ID) {
+	var wait sync.WaitGroup
+	turns := make(chan struct{}, askAtOnce)
+	answered := make(chan struct{}, len(ids))
+	for _, id := range ids {
+		turns <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-turns }()
+			ctx, cancel := context.WithTimeout(l.ctx, roundWithin)
+			defer cancel()
+			if err := l.ask(ctx, id); err != nil {
+				l.node.Log().Debug("a peer was not asked for all of its ledger", zap.Stringer("peer", id), zap.Error(err))
+				return
+			}
+			answered <- struct{}{}
+		})
+	}
+	wait.Wait()
+	if len(answered) > 0 && !l.confirmed.Load() {
+		l.confirm()
+	}
+	l.texts(ids)
+}
+
+// ask asks one peer for its log and its inbox.
+func (l *Ledger) ask(ctx context.Context, id peer.ID) error {
+	if err := l.askLog(ctx, id); err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	if err := l.askInbox(ctx, id); err != nil {
+		return fmt.Errorf("inbox: %w", err)
+	}
+	return nil
+}
+
+// askLog fetches what is new in a peer's log, and holds it against the head that it signs.
+func (l *Ledger) askLog(ctx context.Context, id peer.ID) error {
+	var head *wire.Head
+	err := l.request(ctx, id, wire.HeadProtocol, headWithin, nil, func(r io.Reader) (err error) {
+		head, err = wire.ReadHead(r)
+		return err
+	})
+	if err != nil || head == nil {
+		return err
+	}
+	if head.Peer != id {
+		return fmt.Errorf("%w: the head is of %s", wire.ErrBad, head.Peer)
+	}
+	ahead, err := l.observe(head)
+	for err == nil && ahead {
+		var before, after uint64
+		if before, err = l.store.Size(ctx, id); err != nil {
+			return err
+		}
+		var items []wire.Item
+		if items, err = l.page(ctx, id, wire.LogProtocol, before+1, min(head.Size-before, wire.MaxPage)); err != nil {
+			return err
+		}
+		if err = l.takeItems(items, id); err != nil {
+			return err
+		}
+		if after, err = l.store.Size(ctx, id); err != nil {
+			return err
+		}
+		if after <= before {
+			return fmt.Errorf("%w: the peer does not show the entries of which it has signed %d", wire.ErrBad, head.Size)
+		}
+		ahead, err = l.observe(head)
+	}
+	return err
+}
+
+// observe takes in a head, and tells the mesh when it contradicts another.
+func (l *Ledger) observe(h *wire.Head) (ahead bool, err error) {
+	other, ahead, err := l.store.Observe(l.ctx, h)
+	if other != nil {
+		l.equivocated(other, h)
+	}
+	return ahead, err
+}
+
+// askInbox fetches what is new in a peer's inbox. The page begins with the last entry that
+// is known of it: when that is another, the inbox is a new one.
+func (l *Ledger) askInbox(ctx context.Context, id peer.ID) error {
+	c, err := l.store.Cursor(ctx, id)
+	if err != nil {
+		return err
+	}
+	for {
+		from := c.Row
+		if from > 0 {
+			from--
+		}
+		items, err := l.page(ctx, id, wire.InboxProtocol, from, inboxPage)
+		if err != nil {
+			return err
+		}
+		if c.Row > 0 {
+			if len(items) == 0 || items[0].Index != c.Row || hashOf(items[0]) != c.Hash {
+				c = store.Cursor{}
+				continue
+			}
+			items = items[1:]
+		}
+		if len(items) == 0 {
+			return nil
+		}
+		if err := l.takeItems(items, ""); err != nil {
+			return err
+		}
+		last := items[len(items)-1]
+		if last.Index <= c.Row {
+			return fmt.Errorf("%w: the rows do not grow", wire.ErrBad)
+		}
+		c = store.Cursor{Row: last.Index, Hash: hashOf(last)}
+		if err := l.store.SetCursor(ctx, id, c); err != nil {
+			return err
+		}
+		if uint64(len(items)) < inboxPage/2 {
+			return nil
+		}
+	}
+}
+
+// hashOf returns the hash of an item's entry; zero when it is none.
+func hashOf(i wire.Item) wire.Hash {
+	e, err := wire.ParseEntry(i.Entry)
+	if err != nil {
+		return wire.Hash{}
+	}
+	return e.Hash()
+}
+
+// takeItems stores what of a page are entries, or only those of one author.
+func (l *Ledger) takeItems(items []wire.Item, author peer.ID) error {
+	var entries []*wire.Entry
+	for _, i := range items {
+		if e, err := wire.ParseEntry(i.Entry); err == nil && (author == "" || e.Rater == author) {
+			entries = append(entries, e)
+		}
+	}
+	for chunk := range slices.Chunk(entries, 200) { // so that others can write in between
+		if err := l.take(chunk, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// page fetches a page of entries.
+func (l *Ledger) page(ctx context.Context, id peer.ID, p protocol.ID, from, count uint64) (items []wire.Item, err error) {
+	err = l.request(ctx, id, p, askWithin,
+		func(w io.Writer) error { return wire.WriteRange(w, wire.Range{From: from, Count: count}) },
+		func(r io.Reader) (err error) {
+			items, err = wire.ReadPage(r, count)
+			return err
+		})
+	return items, err
+}
+
+// request makes one request to a peer.
+func (l *Ledger) request(ctx context.Context, id peer.ID, p protocol.ID, within time.Duration, ask func(io.Writer) error, read func(io.Reader) error) error {
+	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(network.WithNoDial(ctx, "ledger"), "ledger"), within)
+	defer cancel()
+	s, err := l.node.Host.NewStream(ctx, id, p)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
+	defer stop()
+	deadline, _ := ctx.Deadline()
+	_ = s.SetDeadline(deadline)
+	if ask != nil {
+		err = ask(s)
+	}
+	if err == nil {
+		err = s.CloseWrite()
+	}
+	if err == nil {
+		err = read(s)
+	}
+	if err != nil {
+		_ = s.Reset()
+		return err
+	}
+	return s.Close()
+}
+
+// texts fetches the texts of comments that are missing: from their authors, or else from
+// the peers that were asked.
+func (l *Ledger) texts(ids []peer.ID) {
+	if len(ids) == 0 {
+		return
+	}
+	wanted, err := l.store.Wanted(l.ctx, textsARound)
+	if err != nil {
+		l.alarm(err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, roundWithin)
+	defer cancel()
+	for _, w := range wanted {
+		for _, id := range append([]peer.ID{w.Author}, ids[:min(len(ids), 4)]...) {
+			if id == l.store.Self() || l.node.Host.Network().Connectedness(id) == network.NotConnected {
+				continue
+			}
+			if l.text(ctx, id, w.CID) == nil {
+				break
+			}
+		}
+	}
+}
+
+// text fetches the text of a comment from a peer.
+func (l *Ledger) text(ctx context.Context, id peer.ID, cid []byte) error {
+	var text []byte
+	err := l.request(ctx, id, wire.CommentProtocol, askWithin,
+		func(w io.Writer) error { return wire.WriteBytes(w, cid) },
+		func(r io.Reader) (err error) {
+			text, err = wire.ReadComment(r, cid)
+			return err
+		})
+	if err != nil {
+		return err
+	}
+	if err := l.store.PutComment(ctx, cid, text); !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// ErrTooOften says that a client has had this node sign as much as it may for now.
+var ErrTooOften = errors.New("this client has rated too often")
+
+// Limits on what clients have this node sign: an hour's worth at once, and then one a minute.
+const (
+	clientRate  = 1.0 / 60
+	clientBurst = 60.0
+	maxClients  = 4096
+)
+
+// clients remembers how much more clients may have this node sign.
+type clients struct {
+	mu      sync.Mutex
+	buckets map[string]*bucket
+}
+
+// take counts something that a client has signed; false when it was too much.
+func (c *clients) take(client string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	b, ok := c.buckets[client]
+	if !ok {
+		if len(c.buckets) >= maxClients {
+			for old, b := range c.buckets {
+				if now.Sub(b.last).Seconds()*clientRate > clientBurst {
+					delete(c.buckets, old)
+				}
+			}
+		}
+		if len(c.buckets) >= maxClients {
+			return false
+		}
+		if c.buckets == nil {
+			c.buckets = make(map[string]*bucket)
+		}
+		b = &bucket{tokens: clientBurst, last: now}
+		c.buckets[client] = b
+	}
+	return b.take(now, clientRate, clientBurst)
+}
+
+// Opinion is what a client has this node say of a peer.
+type Opinion struct {
+	// Client is who; its quota counts.
+	Client string
+	// Subject is of whom.
+	Subject peer.ID
+	// Score is the rating; nil for none. Context is why.
+	Score   *float64
+	Context string
+	// Text is the comment, in a language; empty for none.
+	Text, Language string
+	// Attached is the hash of the rating that the comment belongs to, when Score is nil;
+	// may be empty.
+	Attached []byte
+}
+
+// Say signs what a client says of a peer, and adds it to the log: first the rating, then the
+// comment, which belongs to it. It returns the entry of the comment, or else that of the
+// rating. The error is [ErrTooOften], a [wire.ErrBad] or of the store.
+func (l *Ledger) Say(ctx context.Context, o Opinion) (*wire.Entry, error) {
+	var said *wire.Entry
+	if o.Text != "" {
+		cid := wire.CID([]byte(o.Text))
+		if err := wire.CheckComment([]byte(o.Text), cid); err != nil {
+			return nil, err
+		}
+	}
+	if !l.clients.take(o.Client) {
+		return nil, ErrTooOften
+	}
+	if o.Score != nil {
+		said = &wire.Entry{Kind: wire.Rating, Subject: o.Subject, Dimension: wire.Honesty, Score: *o.Score, Context: o.Context}
+		if err := l.Append(ctx, said, nil); err != nil {
+			return nil, err
+		}
+		h := said.Hash()
+		o.Attached = h[:]
+	}
+	if o.Text != "" {
+		said = &wire.Entry{Kind: wire.Comment, Subject: o.Subject, TextCID: wire.CID([]byte(o.Text)), Language: o.Language, AttachedRating: o.Attached}
+		if err := l.Append(ctx, said, []byte(o.Text)); err != nil {
+			return nil, err
+		}
+	}
+	return said, nil
+}
+
+// Self returns the peer id of this node.
+func (l *Ledger) Self() peer.ID { return l.store.Self() }
+
+// Size returns the number of entries of the own log.
+func (l *Ledger) Size() uint64 {
+	if h := l.store.Head(); h != nil {
+		return h.Size
+	}
+	return 0
+}

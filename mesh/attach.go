@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+
+	pubsub "github.com/libp2p/go-libp2p-pubsub"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/router"
+)
+
+// Node is the gateway's node as its attachments see it.
+type Node struct {
+	// Context ends when the node closes.
+	Context context.Context
+	// Host is the node's host, PubSub what it subscribes and publishes with.
+	Host   *Host
+	PubSub *pubsub.PubSub
+	// Key is the node's identity.
+	Key crypto.PrivKey
+	// Bootstrap returns the nodes to stay connected to, by the newest configuration.
+	Bootstrap func() []peer.AddrInfo
+	// Entry tells subscribers of events that an entry of the ledger speaks of a peer.
+	Entry func(subject peer.ID, kind string)
+	// Bar takes those workers out of the choice for whom it is true, from now on.
+	Bar func(func(worker string) bool)
+	// Judge sets who hears how a worker's task ended, well or by its own fault. It must
+	// not block.
+	Judge func(func(worker string, well bool))
+	// Log returns the logger of the newest configuration.
+	Log func() *zap.Logger
+}
+
+// Attachment is something that lives with the node, outlives configurations as it does,
+// and is closed before it.
+type Attachment interface{ Close() }
+
+// Attach returns the node's attachment of a name, which is opened when there is none yet.
+// A [Service] calls it when it is started.
+func (a *App) Attach(name string, open func(Node) (Attachment, error)) (Attachment, error) {
+	n := a.node.Load()
+	if n == nil {
+		return nil, ErrNotRunning
+	}
+	n.attaching.Lock()
+	defer n.attaching.Unlock()
+	if at, ok := n.attached[name]; ok {
+		return at, nil
+	}
+	id := n.host.ID()
+	at, err := open(Node{
+		Context: n.ctx, Host: n.host, PubSub: n.pubsub, Key: n.host.Peerstore().PrivKey(id),
+		Bootstrap: n.bootstrap, Entry: n.directory.entry, Bar: n.directory.bar,
+		Judge: func(judge func(string, bool)) { n.judge.Store(&judge) }, Log: n.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if n.attached == nil {
+		n.attached = make(map[string]Attachment)
+	}
+	n.attached[name] = at
+	return at, nil
+}
+
+// detach closes the attachments.
+func (n *node) detach() {
+	n.attaching.Lock()
+	defer n.attaching.Unlock()
+	for _, at := range n.attached {
+		at.Close()
+	}
+	n.attached = nil
+}
+
+// entry tells subscribers that an entry of the ledger speaks of a peer.
+func (d *directory) entry(subject peer.ID, kind string) {
+	ev := Event{Name: EntryAppended, Peer: subject.String(), Kind: kind}
+	d.mu.RLock()
+	if w := d.workers[ev.Peer]; w != nil {
+		ev.Agent, ev.Model = w.AgentName, w.Model
+	}
+	d.mu.RUnlock()
+	d.events.Publish(ev)
+}
+
+// bar takes workers out of the choice, and those back in that are barred no more, with
+// their next telemetry.
+func (d *directory) bar(barred func(string) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.barred = barred
+	for id, w := range d.workers {
+		if w.Online && barred(id) {
+			d.router.Remove(id)
+		}
+	}
+}
+
+// judged tells whoever wants to know how a worker's task ended. A client that went away
+// and a worker that was full say nothing of it.
+func (n *node) judged(worker string, o router.Outcome) {
+	if judge := n.judge.Load(); judge != nil && o != router.Unjudged && o != router.Refused {
+		(*judge)(worker, o == router.Succeeded)
+	}
+}
