@@ -67,7 +67,7 @@ func (s *session) handle(msg jetstream.Msg) {
 	}
 	defer s.unclaim(key)
 	for s.ctx.Err() == nil {
-		t := &job{session: s, key: key, claim: c}
+		t := &job{session: s, key: key, claim: c, turn: s.turns[strings.IndexByte(lanes, key[len(key)-1])]}
 		err := t.run(ctx)
 		if errors.Is(context.Cause(ctx), errCancelled) { // its end is stored
 			ctx, err = s.ctx, ErrEnded

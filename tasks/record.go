@@ -202,6 +202,16 @@ func laneOf(owner string, target Target) byte {
 	return sum[0] & 0x0f
 }
 
+// clone returns a copy, which can be changed.
+func (r *Record) clone() *Record {
+	c := *r
+	if r.Webhook != nil {
+		webhook := *r.Webhook
+		c.Webhook = &webhook
+	}
+	return &c
+}
+
 // encode returns the record as it is stored.
 func (r *Record) encode() ([]byte, error) {
 	b, err := json.Marshal(r)

@@ -16,9 +16,12 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
-// maxPending bounds how many tasks of a lane are out of the queue at one time, to run or to
-// wait for a worker: there is a goroutine for each.
-const maxPending = 640
+// Of the tasks of a lane, maxPending are out of the queue at one time, with a goroutine each,
+// and maxTurns look for a worker.
+const (
+	maxPending = 512
+	maxTurns   = 32
+)
 
 // maxLists bounds how many lists are made at one time: each looks at all tasks of an owner
 // that were begun.
@@ -37,6 +40,8 @@ type session struct {
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
 	queues  []jetstream.MessagesContext
+
+	turns [len(lanes)]chan struct{} // hold those of each lane who look for a worker
 
 	mu     sync.Mutex
 	claims map[string]*claim // tasks under way, by their keys
@@ -60,6 +65,9 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	store.wake = s.followers.wake
 	store.fault = s.limits.fault
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
+	for i := range next.turns {
+		next.turns[i] = make(chan struct{}, maxTurns)
+	}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
 		next.close()
@@ -143,7 +151,7 @@ func (s *session) mend(r *Record, revision uint64) {
 			return
 		}
 		_ = r.end(Failed, ReasonNotAccepted, "the gateway was stopped before the task was queued")
-		if err := s.store.put(ctx, r, revision); err != nil {
+		if _, err := s.store.put(ctx, r, revision); err != nil {
 			return
 		}
 		metrics.AsyncEnded(metrics.AsyncFailed)

@@ -257,6 +257,9 @@ const errNoReplicas jetstream.ErrorCode = 10074
 // that leads it: one that lags behind must not say that what was acknowledged is not there.
 func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream.Stream, error) {
 	c.Storage, c.Replicas, c.AllowDirect = jetstream.FileStorage, s.replicas, !s.shared
+	if !s.shared { // nothing is sent twice: a start need not read what came of late
+		c.Duplicates = 100 * time.Millisecond
+	}
 	return patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.CreateOrUpdateStream(ctx, c) })
 }
 
@@ -308,7 +311,7 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects 
 	}
 	// Under load, a pull can be lost between the client and the server (nats.go 1.52); the
 	// missing heartbeat tells, and another is made.
-	return c.Messages(jetstream.PullMaxMessages(16), jetstream.PullExpiry(5*time.Second), jetstream.PullHeartbeat(500*time.Millisecond))
+	return c.Messages(jetstream.PullMaxMessages(128), jetstream.PullExpiry(5*time.Second), jetstream.PullHeartbeat(500*time.Millisecond))
 }
 
 // probe returns an error when the store cannot be written.
