@@ -125,6 +125,9 @@ func (s *store) followTails(ctx context.Context, dir string) error {
 		}
 		s.tails[name] = &tail{dir: filepath.Join(dir, "jetstream", "$G", "streams", name, "msgs")}
 		s.tails[name].safe.Store(last)
+		if err := safeRename(s.tails[name].dir); err != nil {
+			return err
+		}
 	}
 	return syncTree(dir)
 }
