@@ -49,6 +49,8 @@ type gate struct {
 	now   atomic.Pointer[standings]
 	dirty chan struct{} // holds a token when there is news
 
+	failures atomic.Int32 // to make scores, one after another
+
 	mu    sync.Mutex
 	fresh map[string]store.Tally // outcomes that are not stored yet
 }
@@ -110,18 +112,17 @@ func (l *Ledger) watch() {
 	defer l.keepOutcomes(context.WithoutCancel(l.ctx))
 	tick := time.NewTicker(scoreEvery)
 	defer tick.Stop()
-	for failures := 0; ; {
+	for {
 		begun := time.Now()
 		l.keepOutcomes(l.ctx)
 		if err := l.score(); err != nil && l.ctx.Err() == nil {
-			failures++
 			l.alarm(err)
-			if failures == maxFailures && !l.settings().FailOpen {
+			if l.gate.failures.Add(1) == maxFailures && !l.settings().FailOpen {
 				l.node.Log().Error("no worker gets tasks: the ledger cannot be read, and fail_open is not set")
 				l.stand(&standings{broken: true})
 			}
 		} else {
-			failures = 0
+			l.gate.failures.Store(0)
 		}
 		l.rate()
 		pause := time.NewTimer(scoreSoonest + scorePause*time.Since(begun))

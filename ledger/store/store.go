@@ -187,6 +187,8 @@ func database(file, pragma string, conns int) (*sql.DB, error) {
 
 // Close closes the store. It may be called on one that was not opened whole.
 func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var errs []error
 	for _, st := range s.stmts {
 		errs = append(errs, st.Close())

@@ -282,6 +282,13 @@ func TestQuota(t *testing.T) {
 	a.prev = last
 	s.accept(t, Stored, nil, a.rate(t, subject, 1))
 	s.accept(t, Stored, nil, newAuthor(t).rate(t, subject, 1))
+
+	if _, err := s.conn.ExecContext(ctx, "UPDATE number SET value = ? WHERE name = 'stored'", int64(maxBytes)); err != nil {
+		t.Fatal(err)
+	}
+	s.accept(t, Refused, ErrQuota, newAuthor(t).rate(t, subject, 1))
+	now = now.Add(settledDays * 24 * time.Hour)
+	s.accept(t, Stored, nil, a.rate(t, subject, 1))
 }
 
 func TestEquivocator(t *testing.T) {
