@@ -25,9 +25,11 @@ func TestDockerEnds(t *testing.T) {
 		return fmt.Sprintf("docker {\n\t\t\t\thost %s\n\t\t\t\t%s\n\t\t\t}\n\t\t\ttimeout 5s", engine.host, settings)
 	}
 	dir := home(t)
-	p := start(t, dir, caddyfile(localMesh, withKey,
+	config := caddyfile(localMesh, withKey,
 		agent("ends", "Ends", "ends", docker("build "+image+"\n\t\t\t\tmemory 16MiB\n\t\t\t\toutput 64KiB\n\t\t\t\tgrace 1s")),
-		agent("gone", "Gone", "gone", docker("image agentfm-test/gone:v1"))))
+		agent("gone", "Gone", "gone", docker("image agentfm-test/gone:v1")))
+	// A worker whose every task fails would soon get no more of them.
+	p := start(t, dir, strings.Replace(config, "\tagentfm {\n", "\tagentfm {\n\t\treputation off\n", 1))
 	p.awaitWorkers(1)
 	worker := p.workerID("Ends")
 
