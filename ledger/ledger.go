@@ -37,7 +37,11 @@ type Ledger struct {
 	serving   chan struct{} // holds a place for each request that is being answered
 	confirmed atomic.Bool   // peers were asked for what they have of the own log
 	kicks     chan peer.ID  // peers that came
-	opened    time.Time
+	heads     struct {      // how far the heads of peers were read
+		sync.Mutex
+		seen map[peer.ID]uint64
+	}
+	opened time.Time
 
 	running sync.WaitGroup
 	cancel  context.CancelFunc

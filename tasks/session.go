@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
@@ -45,7 +46,9 @@ type session struct {
 type claim struct {
 	cancel context.CancelCauseFunc
 	msg    jetstream.Msg
-	lost   atomic.Int64 // as of the attempt; with more, another gateway has taken the task
+	taken  time.Time     // off the queue, once its record was read
+	age    time.Duration // since its submission, then
+	lost   atomic.Int64  // as of the attempt; with more, another gateway has taken the task
 }
 
 // open opens the store and begins to work.
@@ -54,6 +57,7 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	store.wake = s.followers.wake
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
@@ -86,7 +90,7 @@ func (s *session) start() error {
 	s.running.Go(s.holdLeases)
 	s.running.Go(s.watch)
 	if s.store.shared {
-		return s.share()
+		return s.share(ctx)
 	}
 	s.running.Go(func() { s.sweep(last) })
 	return nil

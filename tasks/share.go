@@ -21,7 +21,16 @@ const (
 )
 
 // share begins what a store takes that other gateways use, too.
-func (s *session) share() error {
+func (s *session) share(ctx context.Context) error {
+	output, err := s.store.watchOutput(ctx, s.followers.wake)
+	if err != nil {
+		return err
+	}
+	s.running.Go(func() {
+		<-s.ctx.Done()
+		output.Stop()
+		<-output.Closed()
+	})
 	changes, err := s.store.watch(s.ctx, ">", jetstream.UpdatesOnly())
 	if err != nil {
 		return err
@@ -49,6 +58,7 @@ func (s *session) follow(changes jetstream.KeyWatcher) {
 			if entry == nil || s.silent.Load() {
 				continue
 			}
+			s.followers.wake(entry.Key())
 			c := s.claimOf(entry.Key())
 			if c == nil {
 				continue

@@ -68,6 +68,8 @@ type store struct {
 
 	tails map[string]*tail // of the streams, by their names; none of a cluster's
 
+	wake func(key string) // those who follow a task; nil for nobody
+
 	failing sync.Once
 	failed  chan struct{} // closed when it cannot be written any more
 	failure error         // once failed is closed

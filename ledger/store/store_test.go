@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -450,4 +451,59 @@ func contents(s *Store, subject peer.ID) (string, error) {
 	about, err3 := s.About(ctx, subject, 500, 0)
 	bad, err4 := s.Equivocators(ctx)
 	return fmt.Sprint(s.Head(), len(about), own, in, bad), errors.Join(err1, err2, err3, err4)
+}
+
+// TestDamage flips bytes of the file wherever they are. The store must refuse to open, or to
+// answer, or answer as before; never otherwise, and never with another identity.
+func TestDamage(t *testing.T) {
+	dir, me, a := t.TempDir(), newAuthor(t), newAuthor(t)
+	subject := newAuthor(t).id
+	s := open(t, dir, me.key)
+	for range 3 {
+		s.mustAppend(t, subject, 0.5, true)
+		s.accept(t, Stored, nil, a.rate(t, subject, 1))
+	}
+	want, err := contents(s, subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	good, err := os.ReadFile(filepath.Join(dir, "ledger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flips := 60
+	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
+		flips = 1000
+	}
+	refused := 0
+	for i := range flips {
+		bad := slices.Clone(good)
+		at := i * len(bad) / flips
+		bad[at] ^= 1 << (i % 8)
+		broken := filepath.Join(t.TempDir(), "x")
+		if err := os.MkdirAll(broken, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(broken, "ledger.db"), bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(broken, me.key)
+		if err != nil {
+			refused++
+			continue
+		}
+		got, err := contents(s, subject)
+		if err != nil {
+			refused++
+		} else if got != want {
+			t.Errorf("byte %d: it answers otherwise:\n%s\nwant\n%s", at, got, want)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("%d of %d refused", refused, flips)
 }

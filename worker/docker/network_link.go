@@ -76,7 +76,7 @@ func (p *prepared) startBeside(ctx context.Context, id string, a *sidecar) (*lin
 
 // newLink begins to serve a container.
 func (p *prepared) newLink(d *door, id string) *link {
-	return newLink(d, p.spec.network.handler(p.logger.With(zap.String("container", id))))
+	return newLink(d, p.spec.network.handler(func() *zap.Logger { return p.log().With(zap.String("container", id)) }))
 }
 
 func (p *prepared) startContainer(ctx context.Context, id string) error {

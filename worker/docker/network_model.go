@@ -28,12 +28,12 @@ type modelHandler struct {
 	key       string
 	proxy     *httputil.ReverseProxy
 	transport *http.Transport
-	logger    *zap.Logger
+	log       func() *zap.Logger
 	lines     fewLines // in the log
 }
 
-func newModelHandler(base *url.URL, key string, logger *zap.Logger) *modelHandler {
-	h := &modelHandler{base: base, key: key, logger: logger}
+func newModelHandler(base *url.URL, key string, logger func() *zap.Logger) *modelHandler {
+	h := &modelHandler{base: base, key: key, log: logger}
 	h.transport = &http.Transport{
 		DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSHandshakeTimeout:    dialTimeout,
@@ -83,7 +83,7 @@ func (h *modelHandler) check(resp *http.Response) error {
 
 func (h *modelHandler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() == nil {
-		h.lines.write(h.logger, zap.WarnLevel, "the agent's model server does not answer", zap.String("url", h.base.Redacted()), zap.Error(err))
+		h.lines.write(h.log(), zap.WarnLevel, "the agent's model server does not answer", zap.String("url", h.base.Redacted()), zap.Error(err))
 	}
 	http.Error(w, "the model server does not answer", http.StatusBadGateway)
 }

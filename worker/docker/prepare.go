@@ -26,9 +26,18 @@ type prepared struct {
 	engine    engine
 	spec      spec
 	logger    *zap.Logger
+	newest    func() *zap.Logger // that of the newest configuration, where containers outlive theirs; nil where not
 	warm      *warmPool          // nil for none
 	leaveWarm context.CancelFunc // of that
 	imageGone atomic.Bool        // as a task has found out
+}
+
+// log returns the logger to use now.
+func (p *prepared) log() *zap.Logger {
+	if p.newest != nil {
+		return p.newest()
+	}
+	return p.logger
 }
 
 // Prepare connects to the engine, removes the containers that an earlier
