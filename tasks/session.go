@@ -58,6 +58,7 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 		return nil, err
 	}
 	store.wake = s.followers.wake
+	store.fault = s.limits.fault
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
