@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 // job is a task under way.
@@ -18,12 +20,14 @@ type job struct {
 	key    string
 	claim  *claim
 	record *Record   // as it was last written
+	count  State     // as which the metrics have it
 	away   time.Time // since when no worker is there; zero when one is
 	wait   time.Duration
 }
 
 // run sees the task to an end that is stored. The error is of the store, or of ctx.
 func (j *job) run(ctx context.Context) error {
+	defer j.counts("")
 	if err := j.recover(ctx); err != nil {
 		return err
 	}
@@ -215,7 +219,27 @@ func (j *job) change(ctx context.Context, change func(*Record)) error {
 	if r != nil && !errors.Is(err, errTaken) {
 		j.record = r
 	}
+	if err == nil {
+		j.counts(r.State)
+	}
 	return err
+}
+
+// counts has the metrics tell what becomes of the task; "" for leaving it.
+func (j *job) counts(s State) {
+	if s.Ended() {
+		metrics.AsyncEnded(metrics.AsyncStatus(s))
+	}
+	switch {
+	case s == Running && j.count != Running:
+		metrics.AsyncRunning(1)
+		if j.record.Attempts == 1 {
+			metrics.AsyncStarted(j.record.Started.Sub(j.record.Created))
+		}
+	case s != Running && j.count == Running:
+		metrics.AsyncRunning(-1)
+	}
+	j.count = s
 }
 
 // has reports whether nobody else has done anything with the task since this job did: who

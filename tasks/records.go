@@ -115,7 +115,9 @@ func (s *store) changed(key string) {
 // publish stores a message, and returns its number in the stream. A cluster may be given it
 // twice.
 func (s *store) publish(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) (uint64, error) {
-	ack, err := patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
+	ack, err := step(s, "write", msg.Subject, func() (*jetstream.PubAck, error) {
+		return patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
+	})
 	if err != nil {
 		return 0, err
 	}

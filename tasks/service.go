@@ -53,6 +53,8 @@ type limits struct {
 
 	now  func() time.Time // time.Now, for webhooks
 	rest time.Duration    // restLimit
+
+	fault func(when, verb, what string) error // see step
 	post time.Duration    // postTimeout
 }
 
