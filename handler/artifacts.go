@@ -59,20 +59,24 @@ func (x *exchange) artifacts() error {
 	return nil
 }
 
-// filesOf opens the files of a task, and says what is known of them. Those of a task that was
-// submitted are its owner's; what a client of POST /api/execute has is whose who knows the
-// id, and nothing is known of it.
+// filesOf opens the files of a task, and says what is known of them. They are its owner's.
+// Where nothing is kept of a task of POST /api/execute, they are whose who knows the id.
 func (x *exchange) filesOf(l lease) (*os.File, *tasks.Artifact, error) {
-	if !tasks.Reserved(x.param) {
+	var r *tasks.Record
+	var err error
+	if tasks.Reserved(x.param) {
+		r, err = x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
+	} else {
+		r, err = x.h.tasks.Left(x.r.Context(), x.identity.ID, x.param)
+	}
+	switch {
+	case err != nil:
+		return nil, nil, taskStoreProblem(err)
+	case r == nil, r.Sync && r.Result.Artifact == nil: // not kept, or not yet
 		f, err := l.OpenArtifact(x.param)
 		return f, nil, err
-	}
-	r, err := x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
-	if err == nil && r.Result.Artifact == nil {
-		err = tasks.ErrNotFound
-	}
-	if err != nil {
-		return nil, nil, taskStoreProblem(err)
+	case r.Result.Artifact == nil:
+		return nil, nil, taskStoreProblem(tasks.ErrNotFound)
 	}
 	f, err := l.OpenArtifact(r.RunID()) // until they have the task's own id
 	if errors.Is(err, fs.ErrNotExist) {

@@ -22,6 +22,7 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/router"
+	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
 
 // codeRateLimit is the code of requests that come too often. That of failed logins
@@ -128,6 +129,8 @@ func problemOf(err error) *problem {
 	switch {
 	case is(mesh.ErrNotRunning):
 		return &problem{status: http.StatusServiceUnavailable, code: "mesh_overloaded", retryAfter: 1, message: "the gateway is starting", cause: err}
+	case is(tasks.ErrCancelled):
+		return &problem{status: http.StatusConflict, code: "task_cancelled", final: true, message: "the task was cancelled", cause: err}
 	case is(mesh.ErrTaskID):
 		return &problem{status: http.StatusConflict, code: "task_id_in_use", param: "task_id", final: true,
 			message: "a task of this id runs, or has left files; choose another, or leave it out"}

@@ -3,6 +3,9 @@
 package handler
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"io"
 	"net/http"
 
@@ -108,18 +111,48 @@ func (x *exchange) execute() error {
 	if err := roomFor(l); err != nil {
 		return err
 	}
-	task, err := x.dispatch(x.r.Context(), mesh.Call{
+	ctx, cancel := context.WithCancelCause(x.r.Context())
+	defer cancel(nil)
+	call := x.h.tasks.NewCall(x.identity.ID, tasks.Target{Worker: req.WorkerID}, len(req.Prompt), cancel)
+	answer := &countedRun{end: errNoAnswer}
+	defer func() { call.End(context.Cause(ctx), answer.ended) }()
+	answer.run, err = x.dispatch(ctx, mesh.Call{
 		Target:       router.Request{Peer: req.WorkerID},
 		Prompt:       req.Prompt,
 		TaskID:       req.TaskID,
 		EagerNewline: true, // the newline before a marker is the client's to see
+		Begin: func(s mesh.Served) error {
+			call.Begin(s.TaskID, tasks.Worker{Peer: s.Peer, Agent: s.Agent, Model: s.Model})
+			return nil
+		},
 	}, "prompt")
 	if err != nil {
+		answer.end = err
 		return err
 	}
-	defer task.Close()
-	x.served(task.Served())
-	return x.streamOutput(task, func() error { return x.feedback(req) })
+	defer answer.Close()
+	x.served(answer.Served())
+	return x.streamOutput(answer, func() error { return x.feedback(req) })
+}
+
+// errNoAnswer stands for an end that has not come.
+var errNoAnswer = errors.New("the task has not ended")
+
+// ended notes how a task ended whose client waited for it. Where its end was not read, or is
+// that of the request, the client went away.
+func (c *countedRun) ended(r *tasks.Record) {
+	r.Bytes = c.size
+	switch {
+	case c.end == io.EOF:
+		r.State, r.Result = tasks.Completed, c.result()
+		r.Files = r.Result.Artifact != nil
+	case c.end == nil, errors.Is(c.end, errNoAnswer), errors.Is(c.end, context.Canceled):
+		r.State, r.Reason, r.Message = tasks.Cancelled, tasks.ReasonClientGone, "the client went away"
+	default:
+		f := taskRunner{}.Failure(c.end)
+		p := problemOf(c.end)
+		r.State, r.Reason, r.Message = tasks.Failed, cmp.Or(f.Reason, p.code), cmp.Or(f.Message, p.message)
+	}
 }
 
 // trusted refuses a worker that is online and gets no tasks.

@@ -142,24 +142,42 @@ func (t taskRunner) Keep(r *tasks.Record) error {
 
 // taskAttempt is a task that a worker runs.
 type taskAttempt struct {
-	run
+	countedRun
 	lease  lease
 	prompt string
 	once   sync.Once
+}
 
+// countedRun is a run whose output is counted.
+type countedRun struct {
+	run
 	begin []byte // of the output, whose tokens are counted
-	size  int    // of the output
+	size  int64  // of the output
+	end   error  // once it has come
 }
 
 // maxCounted is how much of an output has its tokens counted.
 const maxCounted = 8 << 10
 
-// Read implements tasks.Attempt.
-func (a *taskAttempt) Read(p []byte) (int, error) {
-	n, err := a.run.Read(p)
-	a.begin = append(a.begin, p[:min(n, maxCounted-len(a.begin))]...)
-	a.size += n
+// Read implements run.
+func (c *countedRun) Read(p []byte) (int, error) {
+	n, err := c.run.Read(p)
+	c.begin = append(c.begin, p[:min(n, maxCounted-len(c.begin))]...)
+	c.size += int64(n)
+	c.end = err
 	return n, err
+}
+
+// result says what the task has left, as far as its worker says.
+func (c *countedRun) result() tasks.Result {
+	var result tasks.Result
+	if files := c.Artifact(); files != nil {
+		result.Artifact = &tasks.Artifact{Bytes: files.Size, SHA256: strings.ToLower(files.SHA256), Files: files.Files}
+	}
+	if u := c.Usage(); u != nil {
+		result.Usage = &tasks.Usage{Prompt: u.Prompt, Completion: u.Completion}
+	}
+	return result
 }
 
 // Close implements tasks.Attempt.
@@ -168,23 +186,15 @@ func (a *taskAttempt) Close() error {
 	return a.run.Close()
 }
 
-// Result implements tasks.Attempt.
+// Result implements tasks.Attempt. What the agent's model has not counted is estimated.
 func (a *taskAttempt) Result() tasks.Result {
-	result := tasks.Result{Usage: a.usage()}
-	if files := a.Artifact(); files != nil {
-		result.Artifact = &tasks.Artifact{Bytes: files.Size, SHA256: strings.ToLower(files.SHA256), Files: files.Files}
+	result := a.result()
+	if result.Usage == nil {
+		u := &tasks.Usage{Prompt: openai.CountTokens(a.prompt), Completion: openai.CountTokens(string(a.begin)), Estimated: true}
+		if n := int64(len(a.begin)); a.size > n {
+			u.Completion = int(float64(u.Completion) / float64(n) * float64(a.size))
+		}
+		result.Usage = u
 	}
 	return result
-}
-
-// usage returns what the agent's model has counted, or else an estimate.
-func (a *taskAttempt) usage() *tasks.Usage {
-	if u := a.Usage(); u != nil {
-		return &tasks.Usage{Prompt: u.Prompt, Completion: u.Completion}
-	}
-	u := &tasks.Usage{Prompt: openai.CountTokens(a.prompt), Completion: openai.CountTokens(string(a.begin)), Estimated: true}
-	if n := len(a.begin); a.size > n {
-		u.Completion = int(float64(u.Completion) / float64(n) * float64(a.size))
-	}
-	return u
 }

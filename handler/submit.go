@@ -224,6 +224,8 @@ func taskStoreProblem(err error) error {
 	case is(tasks.ErrTooSoon):
 		return &problem{status: http.StatusTooManyRequests, code: "rate_limited", retryAfter: int(tasks.RedeliverAfter / time.Second),
 			message: "the webhook was sent a moment ago; it can be sent again " + tasks.RedeliverAfter.String() + " after the last attempt"}
+	case is(tasks.ErrNotKept):
+		return &problem{status: http.StatusNotFound, code: "output_not_kept", message: "the output went to the client that waited for it, and is not kept"}
 	case is(tasks.ErrExpired):
 		return &problem{status: http.StatusGone, code: "output_expired", message: "the output of this task is not kept any more"}
 	case is(tasks.ErrStore), is(tasks.ErrNotRunning):

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
@@ -21,6 +22,7 @@ const (
 // taskEntry is a task as clients see it.
 type taskEntry struct {
 	ID       string        `json:"task_id"`
+	Mode     string        `json:"mode"`
 	Status   tasks.State   `json:"status"`
 	Reason   string        `json:"reason,omitempty"`
 	Message  string        `json:"message,omitempty"`
@@ -59,10 +61,13 @@ type artifact struct {
 // newTaskEntry describes a task. Before it runs, the worker is who was asked for.
 func newTaskEntry(r *tasks.Record) taskEntry {
 	e := taskEntry{
-		ID: r.ID, Status: r.State, Reason: r.Reason, Message: r.Message,
+		ID: r.ID, Mode: "async", Status: r.State, Reason: r.Reason, Message: r.Message,
 		WorkerID: cmp.Or(r.Worker.Peer, r.Target.Worker), Agent: r.Worker.Agent, Model: cmp.Or(r.Worker.Model, r.Target.Model),
 		Attempts: r.Attempts, Created: r.Created, Started: r.Started, Ended: r.Ended,
 		Prompt: r.PromptSize, Output: r.Bytes, Files: r.Files,
+	}
+	if r.Sync {
+		e.Mode = "sync"
 	}
 	if a := r.Result.Artifact; a != nil {
 		e.Artifact = &artifact{a.Bytes, a.SHA256, a.Files}
@@ -115,7 +120,7 @@ func (x *exchange) taskQuery() (tasks.Query, error) {
 	if q.Webhook != "" && !q.Webhook.Valid() {
 		return q, badRequest("webhook", "webhook: want one of %q", tasks.WebhookStates)
 	}
-	if q.Before != "" && !tasks.ValidID(q.Before) {
+	if q.Before != "" && !wire.ValidTaskID(q.Before) {
 		return q, badRequest("before", "before: want the id of a task")
 	}
 	if s := values.Get("limit"); s != "" {

@@ -202,7 +202,7 @@ func TestAsync(t *testing.T) {
 	if a := g.do(t, "GET", "/api/tasks?status=failed", ""); a.body != `{"tasks":[],"has_more":false}` {
 		t.Errorf("got %d %s", a.status, a.body)
 	}
-	for _, query := range []string{"status=done", "limit=0", "limit=201", "limit=x", "before=x"} {
+	for _, query := range []string{"status=done", "limit=0", "limit=201", "limit=x", "before=.x"} {
 		g.do(t, "GET", "/api/tasks?"+query, "").failed(t, http.StatusBadRequest, "invalid_request_error")
 	}
 }

@@ -150,6 +150,9 @@ func (f *Follower) Events(ctx context.Context, after int) ([]Event, error) {
 // Seek goes to an offset of the output. The error is [ErrOffset] when it has not come so
 // far.
 func (f *Follower) Seek(ctx context.Context, offset int64) error {
+	if f.Record.Sync {
+		return ErrNotKept
+	}
 	return f.read(ctx, func(s *session) (err error) { f.out, err = s.store.outputAt(ctx, f.Record, offset); return })
 }
 

@@ -18,8 +18,9 @@ import (
 
 // Causes of the end of a context of a task.
 var (
-	errClosing   = errors.New("the task store closes")
-	errCancelled = errors.New("the task was cancelled")
+	errClosing = errors.New("the task store closes")
+	// ErrCancelled says that the owner of a task cancelled it.
+	ErrCancelled = errors.New("the task was cancelled")
 	// errTaken is for this attempt as [ErrEnded] is for the task.
 	errTaken = fmt.Errorf("%w here: another gateway has it", ErrEnded)
 )
@@ -69,7 +70,7 @@ func (s *session) handle(msg jetstream.Msg) {
 	for s.ctx.Err() == nil {
 		t := &job{session: s, key: key, claim: c, turn: s.turns[strings.IndexByte(lanes, key[len(key)-1])]}
 		err := t.run(ctx)
-		if errors.Is(context.Cause(ctx), errCancelled) { // its end is stored
+		if errors.Is(context.Cause(ctx), ErrCancelled) { // its end is stored
 			ctx, err = s.ctx, ErrEnded
 		}
 		if errors.Is(err, errTaken) {

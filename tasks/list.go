@@ -23,12 +23,14 @@ type Query struct {
 	Before string
 	// Limit is how many there may be.
 	Limit int
+
+	before string // the order of that task
 }
 
 // wants reports whether a task is one of those.
 func (q Query) wants(r *Record) bool {
 	switch {
-	case q.State != "" && r.State != q.State, q.Before != "" && r.ID >= q.Before:
+	case q.State != "" && r.State != q.State, q.before != "" && r.order() >= q.before:
 		return false
 	case q.Webhook != "":
 		return r.Webhook != nil && r.Webhook.State == q.Webhook
@@ -45,7 +47,7 @@ type page struct {
 
 // add puts a record into the page, in place of an older form of it.
 func (p *page) add(r *Record) {
-	i, old := slices.BinarySearchFunc(p.records, r.ID, func(a *Record, id string) int { return cmp.Compare(id, a.ID) })
+	i, old := slices.BinarySearchFunc(p.records, r.order(), func(a *Record, order string) int { return cmp.Compare(order, a.order()) })
 	if old {
 		p.records = slices.Delete(p.records, i, i+1)
 	}
@@ -61,6 +63,13 @@ func (p *page) add(r *Record) {
 // more than a page of them. Of those that nobody has begun it looks at as many; of the
 // others at all.
 func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, bool, error) {
+	if q.before = q.Before; q.before != "" && !ValidID(q.before) {
+		r, _, err := s.getCall(ctx, keyOf(owner, q.Before))
+		if err != nil {
+			return nil, false, err
+		}
+		q.before = r.order()
+	}
 	p := &page{Query: q}
 	if q.State == "" || q.State == Queued {
 		if err := s.listQueue(ctx, owner, p); err != nil {
@@ -73,6 +82,11 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 	}
 	if err := s.sync(recordName, newest); err != nil {
 		return nil, false, s.failedTo(ctx, err)
+	}
+	if q.Webhook == "" && q.State != Queued {
+		if err := s.listCalls(ctx, owner, p); err != nil {
+			return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
+		}
 	}
 	return p.records, p.more, nil
 }
@@ -140,8 +154,8 @@ func (s *store) listQueue(ctx context.Context, owner string, p *page) error {
 		return err
 	}
 	subject := queueSubject + "*." + ownerKey(owner) + ".*"
-	if end++; p.Before != "" {
-		if end, err = s.positionOf(ctx, subject, p.Before, end); err != nil {
+	if end++; p.before != "" {
+		if end, err = s.positionOf(ctx, subject, p.before, end); err != nil {
 			return err
 		}
 	}

@@ -32,6 +32,9 @@ var errTooMuch = errors.New("too much output")
 // ErrExpired says that the output of a task is not kept any more.
 var ErrExpired = errors.New("the output is not kept any more")
 
+// ErrNotKept says that the output went to the client that waited for it, and is not kept.
+var ErrNotKept = errors.New("the output is not kept")
+
 // offsetHeader says where a chunk begins in the output.
 const offsetHeader = "Agentfm-Offset"
 

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -86,6 +87,10 @@ type Record struct {
 	// Owner is the user or the name of the key that submitted the task; empty where
 	// nobody is told apart.
 	Owner string `json:"owner"`
+	// Sync says that the client waits for the task, and gets the output: see [Call]. Holder
+	// is the process that runs it.
+	Sync   bool   `json:"sync,omitempty"`
+	Holder string `json:"holder,omitempty"`
 	// Site names the settings of the site that took the task; see [Part.Register].
 	Site   string `json:"site"`
 	Target Target `json:"target"`
@@ -159,7 +164,20 @@ func (r *Record) runID(lost int) string {
 
 // key is the record's place in the store. It begins with the owner's: what is another's
 // is not found.
-func (r *Record) key() string { return ownerKey(r.Owner) + "." + r.ID }
+func (r *Record) key() string {
+	if r.Sync {
+		return ownerKey(r.Owner) + "." + callToken(r.ID)
+	}
+	return ownerKey(r.Owner) + "." + r.ID
+}
+
+// order says when the task was submitted: what came later is greater.
+func (r *Record) order() string {
+	if r.Sync {
+		return fmt.Sprintf("task_%012x%s", r.Created.UnixMilli(), strings.TrimPrefix(callToken(r.ID), callPrefix))
+	}
+	return r.ID
+}
 
 // ownerKey is the part of a key for an owner, whose name may have any form.
 func ownerKey(owner string) string {
@@ -227,7 +245,7 @@ func decode(b []byte) (*Record, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("reading the record of a task: %w", err)
 	}
-	if !ValidID(r.ID) || !r.State.Valid() {
+	if r.Sync == ValidID(r.ID) || !callID.MatchString(r.ID) || !r.State.Valid() {
 		return nil, errors.New("reading the record of a task: it is damaged")
 	}
 	r.Bounds.Attempts, r.Bounds.Queue = cmp.Or(r.Bounds.Attempts, MaxLost), cmp.Or(r.Bounds.Queue, QueueLimit)

@@ -33,6 +33,9 @@ var (
 // get returns a record and its revision. That of a task that nobody has begun is in the
 // queue, with the revision 0.
 func (s *store) get(ctx context.Context, key string) (*Record, uint64, error) {
+	if isCall(key) {
+		return s.getCall(ctx, key)
+	}
 	r, revision, err := s.kept(ctx, key)
 	if !errors.Is(err, ErrNotFound) {
 		return r, revision, err

@@ -35,6 +35,7 @@ type service struct {
 	current   atomic.Pointer[session] // nil while the store cannot be used
 	trouble   atomic.Pointer[error]   // why it cannot
 	followers *followers
+	calls     *calls
 
 	ctx     context.Context // of the service
 	cancel  context.CancelCauseFunc
@@ -81,7 +82,7 @@ var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOu
 // openService opens the store of a place and begins to work. A cluster that is not there
 // is looked for from now on.
 func openService(at place, log *zap.Logger, l limits) (*service, error) {
-	s := &service{place: at, id: rand.Text(), limits: l, followers: newFollowers()}
+	s := &service{place: at, id: rand.Text(), limits: l, followers: newFollowers(), calls: newCalls()}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
 	if at.cluster != nil {

@@ -101,7 +101,10 @@ func (s *session) start() error {
 	if s.store.shared {
 		return s.share(ctx)
 	}
-	s.running.Go(func() { s.sweep(last) })
+	s.running.Go(func() {
+		s.sweep(last)
+		s.sweepCalls()
+	})
 	return nil
 }
 
@@ -184,7 +187,7 @@ func (s *session) cancelTask(ctx context.Context, key string) (*Record, error) {
 		return r, err
 	}
 	if c := s.claimOf(key); c != nil {
-		c.cancel(errCancelled)
+		c.cancel(ErrCancelled)
 		return r, err
 	}
 	// What waits in the queue leaves it now, and not when it is its turn. It may be the turn

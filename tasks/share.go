@@ -39,6 +39,9 @@ func (s *session) share(ctx context.Context) error {
 		defer changes.Stop()
 		s.follow(changes)
 	})
+	if err := s.shareCalls(); err != nil {
+		return err
+	}
 	s.running.Go(s.pulse)
 	s.running.Go(s.sweepShared)
 	return nil
@@ -67,7 +70,7 @@ func (s *session) follow(changes jetstream.KeyWatcher) {
 			switch {
 			case err != nil:
 			case r.State == Cancelled:
-				c.cancel(errCancelled)
+				c.cancel(ErrCancelled)
 			case int64(r.Lost) > c.lost.Load():
 				c.cancel(errTaken)
 			}

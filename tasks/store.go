@@ -60,6 +60,7 @@ type store struct {
 	js       jetstream.JetStream
 
 	records  jetstream.KeyValue
+	calls    jetstream.KeyValue
 	queue    jetstream.Stream
 	webhooks jetstream.Stream
 	output   jetstream.Stream
@@ -196,7 +197,7 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 		MaxPayload: maxPayload,
 
 		JetStreamMaxMemory: 16 << 20, // nothing is kept in memory alone
-		JetStreamMaxStore:  recordBytes + queueBytes + webhookBytes + outputBytes + keyBytes + answerBytes,
+		JetStreamMaxStore:  callBytes + recordBytes + queueBytes + webhookBytes + outputBytes + keyBytes + answerBytes,
 	})
 	if err != nil {
 		return err
@@ -245,6 +246,9 @@ func (s *store) layOut(ctx context.Context) error {
 		MaxBytes: outputBytes, MaxAge: Keep + QueueLimit, Discard: jetstream.DiscardOld, Compression: jetstream.S2Compression,
 	})
 	if err != nil {
+		return err
+	}
+	if err := s.layOutCalls(ctx); err != nil {
 		return err
 	}
 	return s.layOutKeys(ctx)

@@ -225,10 +225,10 @@ func (p *Part) Get(ctx context.Context, owner, id string) (*Record, error) {
 		return nil, err
 	}
 	defer release()
-	if !ValidID(id) {
+	if !callID.MatchString(id) {
 		return nil, ErrNotFound
 	}
-	r, _, err := s.store.get(ctx, (&Record{Owner: owner, ID: id}).key())
+	r, _, err := s.store.get(ctx, keyOf(owner, id))
 	return r, err
 }
 
@@ -258,12 +258,15 @@ func (p *Part) Cancel(ctx context.Context, owner, id string) (*Record, error) {
 		return nil, err
 	}
 	defer release()
-	if !ValidID(id) {
+	if !callID.MatchString(id) {
 		return nil, ErrNotFound
 	}
 	// The client's going away does not undo half of it.
 	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer done()
+	if key := keyOf(owner, id); isCall(key) {
+		return s.cancelCall(ctx, key)
+	}
 	return s.cancelTask(ctx, (&Record{Owner: owner, ID: id}).key())
 }
 
@@ -279,6 +282,9 @@ func (p *Part) Output(ctx context.Context, owner, id string, offset int64, read 
 		return err
 	}
 	defer release()
+	if r.Sync {
+		return ErrNotKept
+	}
 	out, err := s.store.openOutput(ctx, r, offset)
 	if err != nil {
 		return err

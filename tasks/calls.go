@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// A call is a task whose client waits for it. What is kept of it serves to see it, and to
+// cancel it: the newest of them, and without syncing the disk for each.
+const (
+	callBucket  = "agentfm_calls"
+	callName    = "KV_" + callBucket
+	callSubject = "$KV." + callBucket + "."
+	callBytes   = 64 << 20
+	callPrefix  = "call_" // of the last part of their keys
+
+	// maxCallWrites is how many of them are written at one time. Of what begins while there
+	// are as many, the beginning is not.
+	maxCallWrites = 64
+	// endWait bounds the storing of an end.
+	endWait = 2 * time.Second
+)
+
+// Reasons for the end of a call that this package gives.
+const (
+	// ReasonClientGone says that the client went away.
+	ReasonClientGone = "client_gone"
+)
+
+// callID is the form of the ids that clients may give to calls.
+var callID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+
+// callToken is the part of a key for the id of a call, which may have dots.
+func callToken(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return callPrefix + hex.EncodeToString(sum[:16])
+}
+
+// keyOf is the place of a task in the store.
+func keyOf(owner, id string) string {
+	return (&Record{Owner: owner, ID: id, Sync: !ValidID(id)}).key()
+}
+
+// isCall reports whether a key is that of a call.
+func isCall(key string) bool { return strings.HasPrefix(taskID(key), callPrefix) }
+
+// layOutCalls makes what calls are kept in.
+func (s *store) layOutCalls(ctx context.Context) error {
+	_, err := s.stream(ctx, jetstream.StreamConfig{
+		Name: callName, Subjects: []string{callSubject + ">"}, MaxBytes: callBytes, MaxMsgSize: maxRecord, MaxAge: Keep,
+		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardOld, DenyDelete: true, AllowRollup: true, AllowMsgTTL: true,
+	})
+	if err == nil {
+		s.calls, err = patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValue, error) { return s.js.KeyValue(ctx, callBucket) })
+	}
+	return err
+}
+
+// getCall returns the record of a call and its revision.
+func (s *store) getCall(ctx context.Context, key string) (*Record, uint64, error) {
+	entry, err := patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValueEntry, error) { return s.calls.Get(ctx, key) })
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return nil, 0, ErrNotFound
+	case err != nil:
+		return nil, 0, fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	r, err := decode(entry.Value())
+	return r, entry.Revision(), err
+}
+
+// putCall writes the record of a call.
+func (s *store) putCall(ctx context.Context, r *Record, opts ...jetstream.PublishOpt) error {
+	b, err := r.encode()
+	if err != nil {
+		return err
+	}
+	if _, err := s.publish(ctx, &nats.Msg{Subject: callSubject + r.key(), Data: b}, opts...); err != nil {
+		return fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	s.changed(r.key())
+	return nil
+}
+
+// calls are those under way in this process.
+type calls struct {
+	writing chan struct{}
+	failing atomic.Bool
+
+	mu    sync.Mutex
+	byKey map[string]*Call
+}
+
+// newCalls returns none.
+func newCalls() *calls {
+	return &calls{writing: make(chan struct{}, maxCallWrites), byKey: make(map[string]*Call)}
+}
+
+// find returns the call of a key; nil when none is under way.
+func (c *calls) find(key string) *Call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byKey[key]
+}
+
+// Call is a task whose client waits for it. Where its record cannot be stored, it goes on
+// all the same.
+type Call struct {
+	part    *Part
+	service *service
+	cancel  context.CancelCauseFunc
+
+	mu     sync.Mutex
+	record Record
+	begun  chan struct{} // closed when its beginning is stored, or is not; nil before it begins
+	ended  chan struct{}
+}
+
+// NewCall returns a call that is about to be made for an owner. cancel is called with
+// [ErrCancelled] when the owner cancels it.
+func (p *Part) NewCall(owner string, target Target, prompt int, cancel context.CancelCauseFunc) *Call {
+	c := &Call{part: p, cancel: cancel, ended: make(chan struct{})}
+	if p != nil {
+		c.service = p.service.Load()
+	}
+	c.record = Record{Sync: true, Owner: owner, Target: target, PromptSize: prompt, State: Running, Created: time.Now().UTC()}
+	return c
+}
+
+// Begin notes that a worker is about to be given the call, by an id on the mesh. It does not
+// wait for that to be stored.
+func (c *Call) Begin(id string, w Worker) {
+	if c.service == nil || ValidID(id) || !callID.MatchString(id) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := &c.record
+	r.Worker, r.Started = w, time.Now().UTC()
+	r.Attempts++
+	if c.begun != nil {
+		return
+	}
+	r.ID, r.Holder, c.begun = id, c.service.id, make(chan struct{})
+	r.note(nil)
+	c.service.calls.mu.Lock()
+	c.service.calls.byKey[r.key()] = c
+	c.service.calls.mu.Unlock()
+	select {
+	case c.service.calls.writing <- struct{}{}:
+		first := *r
+		go func() {
+			defer close(c.begun)
+			c.store(&first)
+		}()
+	default:
+		close(c.begun)
+	}
+}
+
+// End notes how the call ended, if it has begun; by its cancelling or as is said. It is
+// called once.
+func (c *Call) End(cause error, how func(*Record)) {
+	c.mu.Lock()
+	begun := c.begun
+	c.mu.Unlock()
+	if begun == nil {
+		return
+	}
+	<-begun
+	c.mu.Lock()
+	before := c.record
+	before.Steps = nil
+	r := &c.record
+	if how(r); r.State != Completed && errors.Is(cause, ErrCancelled) {
+		r.State, r.Reason, r.Message = Cancelled, ReasonCancelled, "the task was cancelled"
+	}
+	r.Ended = time.Now().UTC()
+	r.note(&before)
+	last := *r
+	c.mu.Unlock()
+	wait := time.NewTimer(endWait)
+	defer wait.Stop()
+	select {
+	case c.service.calls.writing <- struct{}{}:
+		c.store(&last)
+	case <-wait.C:
+		c.service.log().Warn("the end of a task was not stored: there are too many", zap.String("task", last.ID))
+	}
+	c.service.calls.mu.Lock()
+	delete(c.service.calls.byKey, last.key())
+	c.service.calls.mu.Unlock()
+	close(c.ended)
+}
+
+// store writes the record, and gives the place for that back. Of many failures it says
+// one.
+func (c *Call) store(r *Record) {
+	defer func() { <-c.service.calls.writing }()
+	s, release, err := c.part.use()
+	if err == nil {
+		defer release()
+		ctx, cancel := context.WithTimeout(s.ctx, endWait)
+		defer cancel()
+		err = s.store.putCall(ctx, r)
+	}
+	if failing := err != nil; c.service.calls.failing.Swap(failing) != failing && failing {
+		c.service.log().Warn("tasks of POST /api/execute are not stored", zap.Error(err))
+	}
+}
+
+// cancelCall cancels a call of an owner, and returns what became of it.
+func (s *session) cancelCall(ctx context.Context, key string) (*Record, error) {
+	if c := s.calls.find(key); c != nil {
+		c.cancel(ErrCancelled)
+		select {
+		case <-c.ended:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: the task does not end", ErrStore)
+		}
+		if r := c.record; r.State != Cancelled {
+			return &r, ErrEnded
+		}
+		return &c.record, nil
+	}
+	r, revision, err := s.store.getCall(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if !r.State.Ended() && s.store.shared {
+		return s.cancelElsewhere(ctx, key)
+	}
+	s.mendCall(r, revision)
+	return r, ErrEnded
+}
+
+// cancelSubject is where gateways tell each other what is cancelled.
+const cancelSubject = "agentfm.cancel."
+
+// cancelElsewhere has another gateway cancel a call.
+func (s *session) cancelElsewhere(ctx context.Context, key string) (*Record, error) {
+	for {
+		if err := s.store.conn.Publish(cancelSubject+key, nil); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrStore, err)
+		}
+		pause(ctx, 200*time.Millisecond)
+		r, _, err := s.store.getCall(ctx, key)
+		switch {
+		case err != nil:
+			return nil, err
+		case r.State == Cancelled:
+			return r, nil
+		case r.State.Ended():
+			return r, ErrEnded
+		}
+	}
+}
+
+// shareCalls begins what calls take where several gateways use the store: to hear what is
+// cancelled, to say that this gateway lives, and to look for those that do not.
+func (s *session) shareCalls() error {
+	_, err := s.store.conn.Subscribe(cancelSubject+">", func(m *nats.Msg) {
+		if c := s.calls.find(strings.TrimPrefix(m.Subject, cancelSubject)); c != nil {
+			c.cancel(ErrCancelled)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.live(); err != nil {
+		return err
+	}
+	s.running.Go(func() {
+		var looked time.Time
+		for s.ctx.Err() == nil {
+			if err := s.live(); err == nil && time.Since(looked) > 2*s.limits.lease {
+				looked = time.Now()
+				s.sweepCalls()
+			}
+			pause(s.ctx, s.limits.lease/3)
+		}
+	})
+	return nil
+}
+
+// live says that this gateway lives.
+func (s *session) live() error {
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
+	defer cancel()
+	_, err := s.store.publish(ctx, &nats.Msg{Subject: callSubject + holderKey(s.id)}, jetstream.WithMsgTTL(s.limits.lease))
+	return err
+}
+
+// holderKey is where a gateway says that it lives.
+func holderKey(id string) string { return "holder." + id }
+
+// isGone reports whether the process that had a call is no more.
+func (s *session) isGone(ctx context.Context, holder string) bool {
+	if holder == s.id || !s.store.shared {
+		return holder != s.id
+	}
+	_, err := patiently(ctx, s.store, func(ctx context.Context) (jetstream.KeyValueEntry, error) {
+		return s.store.calls.Get(ctx, holderKey(holder))
+	})
+	return errors.Is(err, jetstream.ErrKeyNotFound)
+}
+
+// sweepCalls ends the records of calls whose process has not done so.
+func (s *session) sweepCalls() {
+	w, err := s.store.calls.Watch(s.ctx, "*.*", jetstream.IgnoreDeletes())
+	if err != nil {
+		s.log().Warn("looking for tasks that ended with their gateway", zap.Error(err))
+		return
+	}
+	defer w.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case entry, ok := <-w.Updates():
+			if !ok || entry == nil {
+				return
+			}
+			if r, err := decode(entry.Value()); err == nil && !r.State.Ended() {
+				s.mendCall(r, entry.Revision())
+			}
+		}
+	}
+}
+
+// mendCall ends a record of a call whose process is gone.
+func (s *session) mendCall(r *Record, revision uint64) {
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
+	defer cancel()
+	if r.State.Ended() || !s.isGone(ctx, r.Holder) {
+		return
+	}
+	before := *r
+	_ = r.end(Failed, ReasonStopped, "the gateway was stopped while the task ran, or before it could store the end")
+	r.note(&before)
+	_ = s.store.putCall(ctx, r, jetstream.WithExpectLastSequencePerSubject(revision)) // or it has begun anew
+}
+
+// listCalls adds the calls of an owner to a page.
+func (s *store) listCalls(ctx context.Context, owner string, p *page) error {
+	w, err := s.calls.Watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
+	if err != nil {
+		return err
+	}
+	defer w.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case entry, ok := <-w.Updates():
+			if !ok || entry == nil {
+				return nil
+			}
+			if r, err := decode(entry.Value()); err == nil {
+				p.add(r)
+			}
+		}
+	}
+}
+
+// Left returns the record of the call of an id that came last, of whoever, for who asks for
+// the files that it left: nil where none is kept, and [ErrNotFound] where it is another's.
+func (p *Part) Left(ctx context.Context, owner, id string) (*Record, error) {
+	s, release, err := p.use()
+	if err != nil {
+		return nil, nil // nothing is known of it
+	}
+	defer release()
+	stream, err := patiently(ctx, s.store, func(ctx context.Context) (jetstream.Stream, error) { return s.store.js.Stream(ctx, callName) })
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	msg, err := s.store.last(ctx, stream, callSubject+"*."+callToken(id))
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	r, err := decode(msg.Data)
+	if err == nil && r.Owner != owner {
+		return nil, ErrNotFound
+	}
+	return r, err
+}

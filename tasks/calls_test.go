@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// begin begins a call of the owner "ann".
+func begin(p *Part, id string) (*Call, context.Context) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	c := p.NewCall("ann", Target{Worker: "peer"}, 6, cancel)
+	c.Begin(id, testWorker)
+	<-c.begun
+	return c, ctx
+}
+
+// completed is the end of a call that went well.
+func completed(r *Record) { r.State, r.Bytes = Completed, 7 }
+
+// listed returns the ids and states of an owner's tasks.
+func listed(t *testing.T, p *Part, owner string, q Query) string {
+	t.Helper()
+	page, more, err := p.List(t.Context(), owner, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprint(more)
+	for _, r := range page {
+		got += fmt.Sprintf(" %s:%s", r.ID, r.State)
+	}
+	return got
+}
+
+// TestCalls wants calls to be seen by their owner, in order with other tasks.
+func TestCalls(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	first, _ := begin(p, "job.1")
+	time.Sleep(2 * time.Millisecond) // the order is by milliseconds
+	async := submit(t, p, "")
+	ended(t, p, async)
+	time.Sleep(2 * time.Millisecond)
+	second, _ := begin(p, "job.2")
+	second.Begin("job.2", Worker{Peer: "another"})
+	if got, want := listed(t, p, "ann", Query{Limit: 9}), "false job.2:running "+async+":completed job.1:running"; got != want {
+		t.Errorf("got %s", got)
+	}
+	first.End(nil, completed)
+	second.End(nil, func(r *Record) { r.State, r.Reason = Failed, "exit_code" })
+	r, err := p.Get(t.Context(), "ann", "job.2")
+	if err != nil || r.State != Failed || r.Reason != "exit_code" || r.Attempts != 2 || r.Worker.Peer != "another" || r.Ended.IsZero() {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if got := told(t, follow(t, p, "job.1"), 0); got != "1 running running  1 peer true;2 completed completed  1 peer false;" {
+		t.Errorf("got %s", got)
+	}
+	for q, want := range map[Query]string{
+		{Limit: 2}:                     "true job.2:failed " + async + ":completed",
+		{Limit: 2, Before: async}:      "false job.1:completed",
+		{Limit: 2, Before: "job.2"}:    "false " + async + ":completed job.1:completed",
+		{Limit: 2, State: Failed}:      "false job.2:failed",
+		{Limit: 2, State: Queued}:      "false",
+		{Limit: 9, Webhook: "pending"}: "false",
+	} {
+		if got := listed(t, p, "ann", q); got != want {
+			t.Errorf("%+v: got %s, want %s", q, got, want)
+		}
+	}
+	if got := listed(t, p, "bob", Query{Limit: 9}); got != "false" {
+		t.Errorf("another sees %s", got)
+	}
+	for _, id := range []string{"job.3", "..", "*", "", "job.1\x00"} {
+		if _, err := p.Get(t.Context(), "ann", id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+	if _, _, err := p.List(t.Context(), "ann", Query{Limit: 9, Before: "job.3"}); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if err := p.Output(t.Context(), "ann", "job.1", 0, nil); !errors.Is(err, ErrNotKept) {
+		t.Error(err)
+	}
+	if r, err := p.Left(t.Context(), "ann", "job.1"); err != nil || r.Bytes != 7 {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if _, err := p.Left(t.Context(), "bob", "job.1"); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if r, err := p.Left(t.Context(), "bob", "job.3"); err != nil || r != nil {
+		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+// TestCancelCall wants a call to be stopped by its owner alone.
+func TestCancelCall(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	c, ctx := begin(p, "job")
+	go func() {
+		<-ctx.Done()
+		c.End(context.Cause(ctx), func(r *Record) { r.State, r.Reason = Failed, "broken" })
+	}()
+	if _, err := p.Cancel(t.Context(), "bob", "job"); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	for i := range 2 {
+		r, err := p.Cancel(t.Context(), "ann", "job")
+		if r == nil || r.State != Cancelled || r.Reason != ReasonCancelled || errors.Is(err, ErrEnded) != (i == 1) {
+			t.Errorf("got %+v, %v", r, err)
+		}
+	}
+	if r, err := p.Get(t.Context(), "ann", "job"); err != nil || r.State != Cancelled {
+		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+// TestMendCalls wants a call that a process has left to have an end, and one of this process
+// to go on.
+func TestMendCalls(t *testing.T) {
+	dir := t.TempDir()
+	s, err := openStore(t.Context(), place{dir: dir}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := &Record{ID: "left", Owner: "ann", Sync: true, Holder: "another", State: Running, Created: time.Now()}
+	if err := s.putCall(t.Context(), left); err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	p := open(t, dir, &fakeRunner{run: says("x", nil)}, Options{})
+	if r := ended(t, p, "left"); r.State != Failed || r.Reason != ReasonStopped {
+		t.Errorf("got %+v", r)
+	}
+	c, _ := begin(p, "mine")
+	p.service.Load().current.Load().sweepCalls()
+	if r, err := p.Get(t.Context(), "ann", "mine"); err != nil || r.State != Running {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	c.End(nil, completed)
+	ended(t, p, "mine")
+}
+
+// TestCallWithoutStore wants calls to go on where there is no store, or one that is closed.
+func TestCallWithoutStore(t *testing.T) {
+	var none *Part
+	c := none.NewCall("ann", Target{}, 1, func(error) {})
+	c.Begin("job", testWorker)
+	c.End(nil, completed)
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	c, _ = begin(p, "job")
+	if err := p.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	c.End(nil, completed)
+}
+
+// TestClusterCalls wants calls to be seen and cancelled at any gateway, and to end with
+// theirs.
+func TestClusterCalls(t *testing.T) {
+	cluster := startServer(t).cluster()
+	a := join(t, cluster, &fakeRunner{run: says("x", nil)}, clusterLimits())
+	b := join(t, cluster, &fakeRunner{run: says("x", nil)}, clusterLimits())
+	await := func(p *Part) { until(t, p, submit(t, p, ""), "a store", func(*Record) bool { return true }) }
+	await(a)
+	await(b)
+	c, ctx := begin(a, "job")
+	left, _ := begin(a, "left")
+	go func() {
+		<-ctx.Done()
+		c.End(context.Cause(ctx), completedNot)
+	}()
+	if r, err := b.Cancel(t.Context(), "ann", "job"); err != nil || r.State != Cancelled {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if r, err := b.Get(t.Context(), "ann", "left"); err != nil || r.State != Running {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	a.service.Load().Close()
+	if r := ended(t, b, "left"); r.State != Failed || r.Reason != ReasonStopped {
+		t.Errorf("got %+v", r)
+	}
+	left.End(nil, completed)
+}
+
+// completedNot is the end of a call that broke.
+func completedNot(r *Record) { r.State, r.Reason = Failed, "broken" }
