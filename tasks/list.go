@@ -80,25 +80,47 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 // listRecords adds the tasks of an owner to a page that have a record, and returns the
 // newest revision.
 func (s *store) listRecords(ctx context.Context, owner string, p *page) (newest uint64, err error) {
-	begun, err := s.lastMessage(ctx, recordName)
+	begun, err := s.each(ctx, ownerKey(owner)+".*", func(r *Record, _ uint64) { p.add(r) })
 	if err != nil {
 		return 0, err
 	}
-	w, err := s.watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
+	return s.listChanges(ctx, owner, p, begun)
+}
+
+// each calls look with the records of some keys, and returns the newest revision that there
+// was when it began. They come in the order of their revisions, and what was before the
+// newest of a record as well: of the newest alone, the server counts wrongly how many are to
+// come, when there are changes meanwhile (nats-server 2.12), and the watcher says too early
+// that those were all.
+func (s *store) each(ctx context.Context, keys string, look func(*Record, uint64)) (begun uint64, err error) {
+	if begun, err = s.lastMessage(ctx, recordName); err != nil {
+		return 0, err
+	}
+	watching, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := s.watch(watching, keys, jetstream.IncludeHistory())
 	if err != nil {
 		return 0, err
 	}
 	defer w.Stop()
-	for {
+	for pending := uint64(0); ; {
 		select {
 		case <-ctx.Done():
 			return 0, context.Cause(ctx)
 		case entry, ok := <-w.Updates():
-			if !ok || entry == nil { // all that there were
-				return s.listChanges(ctx, owner, p, begun)
+			switch {
+			case !ok:
+				return 0, errors.New("the records cannot be read to their end")
+			case entry == nil && pending == 0: // there were none
+				return begun, nil
+			case entry == nil:
+				continue
 			}
-			if r, err := decode(entry.Value()); err == nil {
-				p.add(r)
+			if r, err := decode(entry.Value()); err == nil { // what was removed is none
+				look(r, entry.Revision())
+			}
+			if pending = entry.Delta(); pending == 0 || entry.Revision() > begun {
+				return begun, nil
 			}
 		}
 	}

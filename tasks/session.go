@@ -123,7 +123,7 @@ func (s *session) close() {
 // that nobody will take up, and webhooks that were not queued. What was written after the
 // revision is none of that.
 func (s *session) sweep(last uint64) {
-	err := s.eachRecord(func(r *Record, revision uint64) {
+	err := s.eachOpen(func(r *Record, revision uint64) {
 		if revision <= last {
 			s.mend(r, revision)
 		}
@@ -133,28 +133,27 @@ func (s *session) sweep(last uint64) {
 	}
 }
 
-// eachRecord calls look with each record that there is.
-func (s *session) eachRecord(look func(*Record, uint64)) error {
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
-	w, err := s.store.watch(ctx, ">", jetstream.IgnoreDeletes())
-	if err != nil {
-		return err
+// eachOpen calls look with each record of which there is more to come.
+func (s *session) eachOpen(look func(*Record, uint64)) error {
+	type found struct {
+		*Record
+		revision uint64
 	}
-	defer w.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil {
-				return nil
-			}
-			if r, err := decode(entry.Value()); err == nil {
-				look(r, entry.Revision())
-			}
+	open := make(map[string]found)
+	_, err := s.store.each(s.ctx, ">", func(r *Record, revision uint64) {
+		if r.State.Ended() && (r.Webhook == nil || r.Webhook.State != WebhookPending) {
+			delete(open, r.ID)
+			return
 		}
+		open[r.ID] = found{r, revision}
+	})
+	if s.ctx.Err() != nil {
+		return nil
 	}
+	for _, f := range open {
+		look(f.Record, f.revision)
+	}
+	return err
 }
 
 // mend brings one record in order.
