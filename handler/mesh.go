@@ -5,6 +5,7 @@ package handler
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
@@ -34,6 +35,10 @@ func useTasks(app *mesh.App, logger *zap.Logger) (*tasks.Part, error) {
 		settings := app.TaskSettings()
 		return tasks.New(tasks.Options{
 			Dir: settings.Store, Cluster: (*tasks.Cluster)(settings.NATS), Secrets: settings.WebhookSecrets(), InFlight: settings.InFlight,
+			Bounds: tasks.Bounds{
+				Attempts: settings.MaxAttempts, Queue: time.Duration(settings.QueueTimeout),
+				Run: time.Duration(settings.RunTimeout), Total: time.Duration(settings.Timeout),
+			},
 			Logger: logger.Named("tasks"),
 		})
 	})

@@ -20,6 +20,57 @@ type submitRequest struct {
 	Model      string `json:"model"`
 	Prompt     string `json:"prompt"`
 	WebhookURL string `json:"webhook_url"`
+
+	MaxAttempts  *int `json:"max_attempts"`
+	QueueTimeout *int `json:"queue_timeout_seconds"`
+	RunTimeout   *int `json:"run_timeout_seconds"`
+	Timeout      *int `json:"timeout_seconds"`
+}
+
+// bounds are those that the client asks for.
+func (r submitRequest) bounds() (b tasks.Bounds, err error) {
+	for _, f := range []struct {
+		name string
+		v    *int
+		set  func(int)
+	}{
+		{"max_attempts", r.MaxAttempts, func(n int) { b.Attempts = n }},
+		{"queue_timeout_seconds", r.QueueTimeout, func(n int) { b.Queue = time.Duration(n) * time.Second }},
+		{"run_timeout_seconds", r.RunTimeout, func(n int) { b.Run = time.Duration(n) * time.Second }},
+		{"timeout_seconds", r.Timeout, func(n int) { b.Total = time.Duration(n) * time.Second }},
+	} {
+		if f.v == nil {
+			continue
+		}
+		if *f.v < 1 || *f.v > maxBound {
+			return b, badRequest(f.name, "%s: want a whole number from 1 to %d", f.name, maxBound)
+		}
+		f.set(*f.v)
+	}
+	return b, nil
+}
+
+// maxBound is more than anything that a client may ask for, in seconds.
+const maxBound = 1_000_000
+
+// taskBounds returns the bounds of a task that is submitted.
+func (x *exchange) taskBounds(req submitRequest) (tasks.Bounds, error) {
+	b, err := req.bounds()
+	if err != nil {
+		return b, err
+	}
+	if most := x.h.runTime(); b.Run > most {
+		return b, badRequest("run_timeout_seconds", "run_timeout_seconds: at most %d is allowed here", int(most.Seconds()))
+	}
+	b, err = x.h.tasks.Bounds(b)
+	if over, ok := errors.AsType[*tasks.BoundError](err); ok {
+		name, most := over.Name, over.Most
+		if d, ok := most.(time.Duration); ok {
+			name, most = name+"_seconds", int(d.Seconds())
+		}
+		return b, badRequest(name, "%s: at most %v is allowed here", name, most)
+	}
+	return b, err
 }
 
 // decodeSubmit reads and checks the body.
@@ -76,12 +127,17 @@ func (x *exchange) submit() error {
 	if err := x.trusted(req.WorkerID); err != nil {
 		return err
 	}
+	bounds, err := x.taskBounds(req)
+	if err != nil {
+		return err
+	}
 	target, err := x.taskTarget(req)
 	if err != nil {
 		return err
 	}
 	r, err := x.submitOnce(tasks.Submission{
-		Owner: x.identity.ID, Site: x.h.site, Target: target, Prompt: req.Prompt, WebhookURL: req.WebhookURL, Base: x.base(),
+		Owner: x.identity.ID, Site: x.h.site, Target: target, Bounds: bounds,
+		Prompt: req.Prompt, WebhookURL: req.WebhookURL, Base: x.base(),
 	})
 	if err != nil {
 		return taskStoreProblem(err)
@@ -108,6 +164,9 @@ func (x *exchange) accepted(id string) error {
 func (x *exchange) taskTarget(req submitRequest) (tasks.Target, error) {
 	l, err := x.takeLease()
 	if err != nil {
+		return tasks.Target{}, err
+	}
+	if err := roomFor(l); err != nil {
 		return tasks.Target{}, err
 	}
 	call := mesh.Call{Target: router.Request{Peer: req.WorkerID, Model: req.Model}, Prompt: req.Prompt}
@@ -155,6 +214,9 @@ func taskStoreProblem(err error) error {
 		return &problem{status: http.StatusNotFound, code: "task_not_found", message: "you have no task of this id"}
 	case is(tasks.ErrEnded):
 		return &problem{status: http.StatusConflict, code: "task_ended", message: "the task has ended already"}
+	case is(tasks.ErrOffset):
+		return &problem{status: http.StatusRequestedRangeNotSatisfiable, code: openai.CodeInvalidRequest, param: "offset",
+			message: "the output has not so many bytes"}
 	case is(tasks.ErrNoWebhook):
 		return &problem{status: http.StatusNotFound, code: "webhook_not_found", message: "the task was submitted without webhook_url"}
 	case is(tasks.ErrPending):

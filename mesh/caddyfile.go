@@ -18,7 +18,11 @@ import (
 //			swarm_key <file>
 //			discovery mdns|dht... | off
 //		}
-//		artifacts <dir>
+//		artifacts [<dir>] {
+//			max_size <size>
+//			max_age  <duration> | off
+//			min_free <size>
+//		}
 //		tasks {
 //			store          <dir>
 //			nats <url>... {
@@ -32,6 +36,10 @@ import (
 //			}
 //			webhook_secret <secret> [<old secret>]
 //			in_flight      <n>
+//			max_attempts   <n>
+//			queue_timeout  <duration>
+//			run_timeout    <duration>
+//			timeout        <duration>
 //		}
 //		reputation off | {
 //			store     <dir>
@@ -43,7 +51,7 @@ import (
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return option.Set{
 		"mesh":       option.Func(a.unmarshalMesh),
-		"artifacts":  option.String(&a.Artifacts),
+		"artifacts":  option.Func(a.unmarshalArtifacts),
 		"tasks":      option.Func(a.unmarshalTasks),
 		"reputation": option.Func(a.unmarshalReputation),
 	}.Unmarshal(d)
@@ -64,6 +72,29 @@ func (a *App) unmarshalMesh(d *caddyfile.Dispenser) error {
 	}.Block(d)
 }
 
+// unmarshalArtifacts reads the folder for artifacts, and its block.
+func (a *App) unmarshalArtifacts(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) == 1 {
+		a.Artifacts = args[0]
+	}
+	var l ArtifactLimits
+	err := option.Set{
+		"max_size": option.Size(&l.MaxSize),
+		"max_age":  option.DurationOrOff(&l.MaxAge),
+		"min_free": option.Size(&l.MinFree),
+	}.Block(d)
+	switch {
+	case err != nil:
+		return err
+	case l != ArtifactLimits{}:
+		a.ArtifactLimits = &l
+	case len(args) != 1 || args[0] == "":
+		return d.ArgErr()
+	}
+	return nil
+}
+
 // unmarshalTasks reads the tasks block.
 func (a *App) unmarshalTasks(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
@@ -75,6 +106,10 @@ func (a *App) unmarshalTasks(d *caddyfile.Dispenser) error {
 		"nats":           option.Func(a.Tasks.unmarshalNATS),
 		"webhook_secret": option.Keys(&a.Tasks.WebhookSecret, &a.Tasks.OldWebhookSecret),
 		"in_flight":      option.PositiveInt(&a.Tasks.InFlight),
+		"max_attempts":   option.PositiveInt(&a.Tasks.MaxAttempts),
+		"queue_timeout":  option.Duration(&a.Tasks.QueueTimeout),
+		"run_timeout":    option.Duration(&a.Tasks.RunTimeout),
+		"timeout":        option.Duration(&a.Tasks.Timeout),
 	}.Block(d)
 }
 

@@ -37,6 +37,19 @@ type Tasks struct {
 	// How many tasks may be queued or running at one time, at most 1,000,000. More are
 	// refused with status 503. Default: 256.
 	InFlight int `json:"in_flight,omitempty"`
+
+	// How often a task may be begun and broken off, at most 100; a client may ask for
+	// less. Default: 5.
+	MaxAttempts int `json:"max_attempts,omitempty"`
+	// How long after its submission a task may wait for a worker, at most 72h; a client
+	// may ask for less. Default: 24h.
+	QueueTimeout caddy.Duration `json:"queue_timeout,omitempty"`
+	// How long a worker may take, beside what the site allows for it; a client may ask
+	// for less. Default: what the site allows.
+	RunTimeout caddy.Duration `json:"run_timeout,omitempty"`
+	// How long after its submission a task may end, at most 96h; a client may ask for
+	// less. Default: no limit.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
 }
 
 // webhookSecretEnv is where the secret is when the configuration has none.
@@ -141,18 +154,22 @@ func (a *App) cleanUpServices() error {
 	return errors.Join(errs...)
 }
 
-// KeepArtifact gives the files of a task another id, in place of those that have it.
+// KeepArtifact gives the files of a task another id, in place of those that have it. The
+// error is fs.ErrNotExist when there are none.
 func (l *Lease) KeepArtifact(from, to string) error {
-	dir := l.app.artifacts
-	if err := os.Rename(artifactFile(dir, from), artifactFile(dir, to)); err != nil {
+	folder := l.app.artifacts
+	if err := os.Rename(folder.file(from), folder.file(to)); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncDir(folder.dir)
 }
+
+// Roomy returns an [ErrNoRoom] when there is no room for files of tasks.
+func (l *Lease) Roomy() error { return l.app.artifacts.roomy() }
 
 // DropArtifact removes the files of a task, if there are any.
 func (l *Lease) DropArtifact(taskID string) error {
-	err := os.Remove(artifactFile(l.app.artifacts, taskID))
+	err := os.Remove(l.app.artifacts.file(taskID))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -105,7 +105,9 @@ func (s *session) acknowledge(msg jetstream.Msg) error {
 		err = s.store.sync(meta.Stream, meta.Sequence.Stream)
 	}
 	if err == nil {
-		_, err = patiently(ctx, s.store, func(ctx context.Context) (any, error) { return nil, msg.DoubleAck(ctx) })
+		_, err = step(s.store, "acknowledge", msg.Subject(), func() (any, error) {
+			return patiently(ctx, s.store, func(ctx context.Context) (any, error) { return nil, msg.DoubleAck(ctx) })
+		})
 	}
 	if err != nil && !s.store.shared { // of others it is delivered again
 		err = s.store.failedTo(ctx, err)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 // job is a task under way.
@@ -23,19 +25,29 @@ type job struct {
 	record   *Record       // as it was last written
 	revision uint64        // of it
 	prompt   string        // empty when it is to be read again
+	count    State         // as which the metrics have it
 	away     time.Time     // since when no worker is there; zero when one is
 	wait     time.Duration
 }
 
 // run sees the task to an end that is stored. The error is of the store, or of ctx.
 func (j *job) run(ctx context.Context) error {
+	defer j.counts("")
 	defer j.endTurn()
-	if err := j.beginTurn(ctx); err != nil {
-		return err
-	}
 	if err := j.recover(ctx); err != nil {
 		return err
 	}
+	bounded, done := j.bounded(ctx)
+	defer done()
+	err := j.try(bounded)
+	if errors.Is(context.Cause(bounded), errTimeout) && ctx.Err() == nil {
+		return j.end(ctx, Failed, ReasonTimeout, "the task did not end within "+j.record.Bounds.Total.String())
+	}
+	return err
+}
+
+// try makes attempts until one is the last.
+func (j *job) try(ctx context.Context) error {
 	for {
 		if err := j.beginTurn(ctx); err != nil {
 			return err
@@ -66,7 +78,7 @@ func (j *job) run(ctx context.Context) error {
 			j.endTurn()
 		}
 		j.wait = min(max(2*j.wait, j.limits.pause), maxPause)
-		pause(ctx, j.wait/2+rand.N(j.wait))
+		pause(ctx, min(j.wait/2+rand.N(j.wait), max(minPause, j.queueLeft())))
 	}
 }
 
@@ -105,12 +117,13 @@ func (j *job) recover(ctx context.Context) error {
 		return ErrEnded
 	}
 	j.record, j.revision = r, revision
+	j.claim.meet(r, j.limits.now())
 	j.claim.lost.Store(int64(r.Lost))
 	if r.State == Running {
-		if err := j.lose(ctx); err != nil {
+		if err := j.lose(ctx, ReasonStopped, "the gateway was stopped while the task ran"); err != nil {
 			return err
 		}
-		if j.record.Lost >= MaxLost {
+		if j.record.Lost >= j.record.Bounds.Attempts {
 			return j.end(ctx, Failed, ReasonLost, "the task was begun and broken off too often")
 		}
 	}
@@ -121,18 +134,21 @@ func (j *job) recover(ctx context.Context) error {
 func (j *job) again(ctx context.Context, f *Failure) error {
 	switch {
 	case f.Kind == Broken:
-		return j.lose(ctx)
+		return j.lose(ctx, cmp.Or(f.Reason, ReasonLost), f.Message)
 	case j.record.State == Running: // no agent has begun
-		return j.change(ctx, func(r *Record) { r.State, r.Started = Queued, time.Time{} })
+		return j.change(ctx, func(r *Record) { r.queue(f.Reason, f.Message) })
 	}
 	return nil
 }
 
-// lose notes that an attempt was lost. The task waits for a worker again.
-func (j *job) lose(ctx context.Context) error {
+// lose notes that an attempt was lost, and why. The task waits for a worker again.
+func (j *job) lose(ctx context.Context, reason, message string) error {
 	lost := j.record.Lost
 	j.claim.lost.Store(int64(lost) + 1)
-	err := j.change(ctx, func(r *Record) { r.Lost, r.State, r.Started = lost+1, Queued, time.Time{} })
+	err := j.change(ctx, func(r *Record) {
+		r.Lost = lost + 1
+		r.queue(reason, message)
+	})
 	if err == nil {
 		j.store.forgetOutput(ctx, j.record, lost)
 	}
@@ -141,18 +157,17 @@ func (j *job) lose(ctx context.Context) error {
 
 // judge decides whether a failure is the end.
 func (j *job) judge(f *Failure) *Failure {
-	now := time.Now()
+	if (f.Kind == Busy || f.Kind == Away) && j.queueLeft() <= 0 {
+		return &Failure{Reason: ReasonQueue, Message: "no worker took the task within " + j.record.Bounds.Queue.String()}
+	}
 	switch f.Kind {
 	case Busy:
 		j.away = time.Time{}
-		if now.Sub(j.record.Created) > QueueLimit {
-			return &Failure{Reason: ReasonQueue, Message: "no worker had room for the task within " + QueueLimit.String()}
-		}
 	case Away:
 		if j.away.IsZero() {
-			j.away = now
+			j.away = time.Now()
 		}
-		if now.Sub(j.away) > j.limits.offline {
+		if time.Since(j.away) > j.limits.offline {
 			if f.Reason != "" {
 				return &Failure{Reason: f.Reason, Message: f.Message}
 			}
@@ -160,7 +175,7 @@ func (j *job) judge(f *Failure) *Failure {
 		}
 	case Broken:
 		j.away = time.Time{}
-		if j.record.Lost+1 >= MaxLost {
+		if j.record.Lost+1 >= j.record.Bounds.Attempts {
 			return &Failure{Reason: cmp.Or(f.Reason, ReasonLost), Message: f.Message}
 		}
 	}
@@ -179,7 +194,10 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
-	a, err := runner.Run(run, Job{Record: j.record, Prompt: prompt, Begin: func(w Worker) error { return j.begin(ctx, w) }})
+	a, err := runner.Run(run, Job{
+		Record: j.record, Prompt: prompt, Wait: max(minPause, j.queueLeft()),
+		Begin: func(w Worker) error { return j.begin(ctx, w) },
+	})
 	if err != nil {
 		return asFailure(err)
 	}
@@ -193,9 +211,9 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	case err != nil:
 		return runner.Failure(err)
 	}
-	files := a.Files()
+	result := a.Result()
 	own := j.record
-	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Bytes, r.Files = size, files }); err != nil {
+	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Bytes, r.Result, r.Files = size, result, result.Artifact != nil }); err != nil {
 		j.late(ctx, err, own, Completed, "")
 		return &Failure{Err: err}
 	}
@@ -224,7 +242,7 @@ func (j *job) readPrompt(ctx context.Context) (string, error) {
 func (j *job) begin(ctx context.Context, w Worker) error {
 	defer j.endTurn()
 	return j.change(ctx, func(r *Record) {
-		r.State, r.Worker, r.Started = Running, w, time.Now().UTC()
+		r.State, r.Reason, r.Message, r.Worker, r.Started = Running, "", "", w, j.limits.now().UTC()
 		r.Attempts++
 	})
 }
@@ -257,7 +275,27 @@ func (j *job) change(ctx context.Context, change func(*Record)) error {
 	if r != nil && !errors.Is(err, errTaken) {
 		j.record, j.revision = r, revision
 	}
+	if err == nil {
+		j.counts(r.State)
+	}
 	return err
+}
+
+// counts has the metrics tell what becomes of the task; "" for leaving it.
+func (j *job) counts(s State) {
+	if s.Ended() {
+		metrics.AsyncEnded(metrics.AsyncStatus(s))
+	}
+	switch {
+	case s == Running && j.count != Running:
+		metrics.AsyncRunning(1)
+		if j.record.Attempts == 1 {
+			metrics.AsyncStarted(j.record.Started.Sub(j.record.Created))
+		}
+	case s != Running && j.count == Running:
+		metrics.AsyncRunning(-1)
+	}
+	j.count = s
 }
 
 // has reports whether nobody else has done anything with the task since this job did: who
@@ -272,7 +310,7 @@ func (j *job) late(ctx context.Context, why error, own *Record, state State, rea
 	if !errors.Is(why, ErrEnded) {
 		return
 	}
-	late := LateResult{Attempt: own.Attempts, Worker: own.Worker, State: state, Reason: reason, At: time.Now().UTC()}
+	late := LateResult{Attempt: own.Attempts, Worker: own.Worker, State: state, Reason: reason, At: j.limits.now().UTC()}
 	_, err := j.store.update(ctx, j.key, func(r *Record) error {
 		r.Late = append(r.Late, late)
 		r.Late = r.Late[max(0, len(r.Late)-maxLate):]

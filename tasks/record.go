@@ -3,6 +3,7 @@
 package tasks
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -40,14 +41,18 @@ func (s State) Ended() bool { return s == Completed || s == Failed || s == Cance
 const (
 	// ReasonCancelled says that the client did not want it any more.
 	ReasonCancelled = "cancelled"
-	// ReasonQueue says that no worker took the task within [QueueLimit].
+	// ReasonQueue says that no worker took the task in the time that it may wait for one.
 	ReasonQueue = "queue_timeout"
 	// ReasonNoWorker says that no worker was there to take it for [OfflineLimit].
 	ReasonNoWorker = "no_worker_online"
 	// ReasonLost says that the task was begun and broken off too often.
 	ReasonLost = "attempts_lost"
+	// ReasonTimeout says that the task did not end in the time that it had in all.
+	ReasonTimeout = "timeout"
 	// ReasonOutput says that the output is over [MaxOutput].
 	ReasonOutput = "output_too_large"
+	// ReasonStopped says that the gateway was stopped, or killed, while the task ran.
+	ReasonStopped = "gateway_stopped"
 	// ReasonNotAccepted says that the task did not get into the queue: its client was
 	// not told that it was accepted.
 	ReasonNotAccepted = "not_accepted"
@@ -84,12 +89,13 @@ type Record struct {
 	// Site names the settings of the site that took the task; see [Part.Register].
 	Site   string `json:"site"`
 	Target Target `json:"target"`
+	Bounds Bounds `json:"bounds,omitzero"`
 	// PromptSize is in bytes. The prompt itself is in the queue, as long as the task is.
 	PromptSize int `json:"prompt_size"`
 
 	State State `json:"state"`
-	// Reason is a code that says why the task ended as it did; empty when it completed.
-	// Message says it to people.
+	// Reason is a code that says why the task ended as it did, empty when it completed; or why
+	// it waits for a worker again. Message says it to people.
 	Reason  string `json:"reason,omitempty"`
 	Message string `json:"message,omitempty"`
 
@@ -104,15 +110,19 @@ type Record struct {
 	Lost   int    `json:"lost"`
 	Worker Worker `json:"worker,omitzero"` // of the latest attempt
 
-	// Bytes is the size of the output, Files says that there are files; once completed.
-	Bytes int64 `json:"bytes"`
-	Files bool  `json:"files,omitempty"`
+	// Bytes is the size of the output, Files says that there are files, Result says more of
+	// them; once completed.
+	Bytes  int64  `json:"bytes"`
+	Files  bool   `json:"files,omitempty"`
+	Result Result `json:"result,omitzero"`
 
 	// Late are the newest results that came when the task had an end, or was another
 	// gateway's. They changed nothing.
 	Late []LateResult `json:"late,omitempty"`
 
 	Webhook *Webhook `json:"webhook,omitempty"`
+
+	Steps []Step `json:"steps,omitempty"`
 }
 
 // LateResult is the result of an attempt that does not count.
@@ -195,8 +205,10 @@ func laneOf(owner string, target Target) byte {
 // clone returns a copy, which can be changed.
 func (r *Record) clone() *Record {
 	c := *r
+	c.Late, c.Steps = slices.Clone(r.Late), slices.Clone(r.Steps)
 	if r.Webhook != nil {
 		webhook := *r.Webhook
+		webhook.History = slices.Clone(r.Webhook.History)
 		c.Webhook = &webhook
 	}
 	return &c
@@ -220,5 +232,6 @@ func decode(b []byte) (*Record, error) {
 	if !ValidID(r.ID) || !r.State.Valid() {
 		return nil, errors.New("reading the record of a task: it is damaged")
 	}
+	r.Bounds.Attempts, r.Bounds.Queue = cmp.Or(r.Bounds.Attempts, MaxLost), cmp.Or(r.Bounds.Queue, QueueLimit)
 	return r, nil
 }

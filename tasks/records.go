@@ -101,13 +101,23 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) (uint64, er
 	if err != nil {
 		return 0, s.failedTo(ctx, err)
 	}
+	s.changed(r.key())
 	return message, nil
+}
+
+// changed wakes those who follow a task. In a cluster they hear of changes anyway.
+func (s *store) changed(key string) {
+	if s.wake != nil && !s.shared {
+		s.wake(key)
+	}
 }
 
 // publish stores a message, and returns its number in the stream. A cluster may be given it
 // twice.
 func (s *store) publish(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) (uint64, error) {
-	ack, err := patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
+	ack, err := step(s, "write", msg.Subject, func() (*jetstream.PubAck, error) {
+		return patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -151,9 +161,15 @@ func (s *store) updateFrom(ctx context.Context, key string, known *Record, revis
 		} else {
 			r = r.clone()
 		}
+		before := *r
+		if r.Webhook != nil {
+			webhook := *r.Webhook
+			before.Webhook = &webhook
+		}
 		if err := change(r); err != nil {
 			return r, revision, err
 		}
+		r.note(&before)
 		next, err := s.put(ctx, r, revision)
 		if err == nil {
 			return r, next, nil
@@ -168,6 +184,7 @@ func (s *store) updateFrom(ctx context.Context, key string, known *Record, revis
 
 // submit puts a new task into the queue. When it returns nil, it is on disk.
 func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
+	r.note(nil)
 	header, err := r.encodeHeader()
 	if err != nil {
 		return err
@@ -256,6 +273,11 @@ func (r *Record) end(state State, reason, message string) error {
 		r.Ended = r.Created
 	}
 	return nil
+}
+
+// queue has the task wait for a worker again.
+func (r *Record) queue(reason, message string) {
+	r.State, r.Reason, r.Message, r.Started = Queued, reason, message, time.Time{}
 }
 
 // waiting reports whether a queue has a message of a subject.

@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 // Of the tasks of a lane, maxPending are out of the queue at one time, with a goroutine each,
@@ -48,7 +51,9 @@ type session struct {
 type claim struct {
 	cancel context.CancelCauseFunc
 	msg    jetstream.Msg
-	lost   atomic.Int64 // as of the attempt; with more, another gateway has taken the task
+	taken  time.Time     // off the queue, once its record was read
+	age    time.Duration // since its submission, then
+	lost   atomic.Int64  // as of the attempt; with more, another gateway has taken the task
 }
 
 // open opens the store and begins to work.
@@ -57,6 +62,8 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	store.wake = s.followers.wake
+	store.fault = s.limits.fault
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	for i := range next.turns {
 		next.turns[i] = make(chan struct{}, maxTurns)
@@ -90,8 +97,9 @@ func (s *session) start() error {
 		return err
 	}
 	s.running.Go(s.holdLeases)
+	s.running.Go(s.watch)
 	if s.store.shared {
-		return s.share()
+		return s.share(ctx)
 	}
 	s.running.Go(func() { s.sweep(last) })
 	return nil
@@ -123,37 +131,14 @@ func (s *session) close() {
 // that nobody will take up, and webhooks that were not queued. What was written after the
 // revision is none of that.
 func (s *session) sweep(last uint64) {
-	err := s.eachOpen(func(r *Record, revision uint64) {
+	_, err := s.store.eachRecord(s.ctx, ">", func(r *Record, revision uint64) {
 		if revision <= last {
 			s.mend(r, revision)
 		}
 	})
-	if err != nil {
+	if err != nil && s.ctx.Err() == nil {
 		s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
 	}
-}
-
-// eachOpen calls look with each record of which there is more to come.
-func (s *session) eachOpen(look func(*Record, uint64)) error {
-	type found struct {
-		*Record
-		revision uint64
-	}
-	open := make(map[string]found)
-	_, err := s.store.each(s.ctx, ">", func(r *Record, revision uint64) {
-		if r.State.Ended() && (r.Webhook == nil || r.Webhook.State != WebhookPending) {
-			delete(open, r.ID)
-			return
-		}
-		open[r.ID] = found{r, revision}
-	})
-	if s.ctx.Err() != nil {
-		return nil
-	}
-	for _, f := range open {
-		look(f.Record, f.revision)
-	}
-	return err
 }
 
 // mend brings one record in order.
@@ -169,6 +154,7 @@ func (s *session) mend(r *Record, revision uint64) {
 		if _, err := s.store.put(ctx, r, revision); err != nil {
 			return
 		}
+		metrics.AsyncEnded(metrics.AsyncFailed)
 	}
 	if r.Webhook != nil && r.Webhook.State == WebhookPending {
 		_ = s.settle(r.key())
@@ -191,6 +177,9 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 // cancelTask ends a task that its owner does not want any more.
 func (s *session) cancelTask(ctx context.Context, key string) (*Record, error) {
 	r, err := s.store.update(ctx, key, func(r *Record) error { return r.end(Cancelled, ReasonCancelled, "the task was cancelled") })
+	if err == nil {
+		metrics.AsyncEnded(metrics.AsyncCancelled)
+	}
 	if err != nil && !errors.Is(err, ErrEnded) {
 		return r, err
 	}

@@ -10,7 +10,6 @@ import (
 	"context"
 	"fmt"
 	"sync/atomic"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
@@ -33,6 +32,9 @@ type Options struct {
 	// Secrets sign the webhooks of owners that have no secret of their own: the newest,
 	// and the one before it, where receivers still have that. None for no signature.
 	Secrets []string
+	// Bounds are the greatest that a task may have, and those of a task whose client asks
+	// for none. What is left open is [MaxLost] and [QueueLimit], or no bound.
+	Bounds Bounds
 	// InFlight is how many tasks may be queued or running; 0 for [DefaultInFlight].
 	InFlight int
 	Logger   *zap.Logger
@@ -65,6 +67,9 @@ func New(o Options) (*Part, error) {
 	signer, err := webhook.NewSigner(o.Secrets...)
 	if err != nil {
 		return nil, fmt.Errorf("webhook_secret: %w", err)
+	}
+	if err := o.Bounds.check(); err != nil {
+		return nil, err
 	}
 	if o.Cluster != nil {
 		if err := o.Cluster.check(); err != nil {
@@ -180,6 +185,7 @@ type Submission struct {
 	ID          string
 	Owner, Site string
 	Target      Target
+	Bounds      Bounds // as [Part.Bounds] returns them
 	Prompt      string
 	// WebhookURL is told of the end; empty for nobody. It was checked by [CheckURL].
 	WebhookURL string
@@ -195,10 +201,10 @@ func (p *Part) Submit(ctx context.Context, sub Submission) (*Record, error) {
 		return nil, err
 	}
 	defer release()
-	now := time.Now().UTC()
+	now := s.limits.now().UTC()
 	r := &Record{
-		ID: cmp.Or(sub.ID, newID(now, laneOf(sub.Owner, sub.Target))), Owner: sub.Owner, Site: sub.Site, Target: sub.Target, PromptSize: len(sub.Prompt),
-		State: Queued, Created: now,
+		ID: cmp.Or(sub.ID, newID(now, laneOf(sub.Owner, sub.Target))), Owner: sub.Owner, Site: sub.Site,
+		Target: sub.Target, Bounds: sub.Bounds, PromptSize: len(sub.Prompt), State: Queued, Created: now,
 	}
 	if sub.WebhookURL != "" {
 		r.Webhook = &Webhook{URL: sub.WebhookURL, Base: sub.Base, State: WebhookPending}
@@ -261,9 +267,9 @@ func (p *Part) Cancel(ctx context.Context, owner, id string) (*Record, error) {
 	return s.cancelTask(ctx, (&Record{Owner: owner, ID: id}).key())
 }
 
-// Output calls read with the output of a task of an owner, as far as it has come. The
-// error is [ErrExpired] when it is kept no more.
-func (p *Part) Output(ctx context.Context, owner, id string, read func(*Record, *Output) error) error {
+// Output calls read with the output of a task of an owner, from an offset on and as far as
+// it has come. The error is [ErrExpired] when it is kept no more.
+func (p *Part) Output(ctx context.Context, owner, id string, offset int64, read func(*Record, *Output) error) error {
 	r, err := p.Get(ctx, owner, id)
 	if err != nil {
 		return err
@@ -273,7 +279,7 @@ func (p *Part) Output(ctx context.Context, owner, id string, read func(*Record, 
 		return err
 	}
 	defer release()
-	out, err := s.store.openOutput(ctx, r)
+	out, err := s.store.openOutput(ctx, r, offset)
 	if err != nil {
 		return err
 	}
