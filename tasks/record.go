@@ -223,8 +223,10 @@ func laneOf(owner string, target Target) byte {
 // clone returns a copy, which can be changed.
 func (r *Record) clone() *Record {
 	c := *r
+	c.Late, c.Steps = slices.Clone(r.Late), slices.Clone(r.Steps)
 	if r.Webhook != nil {
 		webhook := *r.Webhook
+		webhook.History = slices.Clone(r.Webhook.History)
 		c.Webhook = &webhook
 	}
 	return &c
