@@ -136,6 +136,49 @@ func TestFailingSteps(t *testing.T) {
 	}
 }
 
+// TestBadDisk wants right answers of a disk that is slow, and that fails now and then: what
+// was accepted ends, in one way, and is told of.
+func TestBadDisk(t *testing.T) {
+	slow, n := 100*time.Millisecond, 15
+	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
+		slow, n = 2*time.Second, 500
+	}
+	old := defaultLimits
+	t.Cleanup(func() { defaultLimits = old })
+	var failed, syncs atomic.Int32
+	defaultLimits.fault = func(_, verb, _ string) error {
+		if verb != "sync" {
+			return nil
+		}
+		switch k := syncs.Add(1); {
+		case k < 20: // it opens
+		case rand.N(100) == 0:
+			failed.Add(1)
+			return errors.New("input/output error")
+		case rand.N(50) == 0:
+			time.Sleep(slow)
+		}
+		return nil
+	}
+	sink := newTold(t)
+	p := open(t, t.TempDir(), &fakeRunner{run: says("done", nil)}, Options{})
+	ends := make(map[string]State)
+	for id, cancelled := range submitMany(t, p, sink.URL, n) {
+		r := ended(t, p, id)
+		if r.State != Completed && !(cancelled && r.State == Cancelled) {
+			t.Errorf("got %+v", r)
+		}
+		ends[id] = r.State
+	}
+	for id, state := range ends {
+		sink.check(t, p, id)
+		if r := ended(t, p, id); r.State != state {
+			t.Errorf("task %s was %s, and is %s", id, state, r.State)
+		}
+	}
+	t.Logf("%d syncs, of which %d failed", syncs.Load(), failed.Load())
+}
+
 // submitMany has tasks accepted, and cancels one. While the store is being opened anew it
 // tries again.
 func submitMany(t *testing.T, p *Part, url string, n int) map[string]bool {
