@@ -59,7 +59,7 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
-	"internal/command":             {"handler/auth", "internal/way", "mesh/wire", "worker"},
+	"internal/command":             {"client", "handler/auth", "internal/way", "mesh/wire", "worker"},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
@@ -67,14 +67,18 @@ var allowed = map[string][]string{
 	"internal/way":                 {},
 	"internal/webhook":             {},
 	"mesh":                         {"mesh/wire", "router", "internal/ipclass", "internal/lifetime", "internal/metrics", "internal/option"},
-	"tasks":                        {"internal/ipclass", "internal/lifetime", "internal/webhook"},
+	"ledger/wire":                  {},
+	"ledger/tree":                  {"ledger/wire"},
+	"ledger/store":                 {"ledger/tree", "ledger/wire"},
+	"ledger":                       {"ledger/store", "ledger/wire", "mesh", "internal/lifetime"},
+	"tasks":                        {"internal/ipclass", "internal/lifetime", "internal/metrics", "internal/webhook"},
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
 	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/ipclass", "internal/option", "internal/way"},
 	"worker/upstream":              {"worker", "openai", "mesh/wire", "internal/option"},
 	"router/policy":                {"router", "internal/option"},
 	"handler/auth":                 {"internal/metrics", "internal/option", "internal/webhook"},
-	"handler":                      {"handler/auth", "tasks", "internal/metrics", "internal/webhook", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
+	"handler":                      {"handler/auth", "ledger", "ledger/store", "ledger/wire", "tasks", "internal/metrics", "internal/webhook", "openai", "router", "router/policy", "mesh", "mesh/wire", "internal/option"},
 	"caddyfile":                    {"mesh", "worker", "handler", "handler/auth"},
 	"":                             {"caddyfile", "handler", "handler/auth", "internal/command", "mesh", "router/policy", "worker", "worker/docker", "worker/process", "worker/upstream"},
 	"client":                       {"client/unzip", "openai"},
@@ -91,6 +95,10 @@ var forbidden = map[string][]string{
 	"mesh/wire": {"."}, // nothing but the standard library
 	"router":    {"caddyserver", "libp2p", "net/http"},
 	"tasks":     {"caddyhttp", "libp2p"},
+
+	"ledger/wire":  {"caddyserver"},
+	"ledger/tree":  {"caddyserver", "libp2p"},
+	"ledger/store": {"caddyserver"},
 }
 
 func TestImports(t *testing.T) {

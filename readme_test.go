@@ -56,7 +56,7 @@ func TestReadmeCaddyfile(t *testing.T) {
 	replace := strings.NewReplacer(
 		"<multiaddr>... | off", "off", "mdns|dht... | off", "mdns dht", "argument|stdin|file", "stdin", "argument|stdin", "stdin", "answer|log", "log",
 		"<percent>|off", "50", "<matcher>", "/v1/*", "[", "", "]", "", "<program> <args>...", "cat -u",
-		"<name> <value>", "A b", "<size>", "1MiB", "<n>", "1", "<number>", "2", "<duration>|off", "off", "<duration>", "1m",
+		"<name> <value>", "A b", "<size>", "1MiB", "<n>", "1", "<number>", "2", "<score>", "-0.5", "<duration>|off", "off", "<duration>", "1m",
 		"policy        <name>", "policy sticky",
 		"<multiaddr>...", "/ip4/127.0.0.1/tcp/0",
 		"<peer id>...", "12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL", "<key>...", "a-key-of-sixteen-characters",

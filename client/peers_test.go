@@ -139,6 +139,47 @@ func proofs(t *testing.T, n int64) []Proof {
 	return all
 }
 
+// A head that was signed by another implementation: ledger/wire with the key of 32 bytes
+// 0x07.
+const signedHead = `{"peer_id":"12D3KooWRawPbxPtP1eZaJpumGnyWX2DcUyd3RQnydr3eAto4Az7","root_hash":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f","signature":"eTItwKimIJFngsnkjLRUjipKTWTYwj2WJQKzUOJVLMkEUXC/cfcVTj77XuFVojiqEY+WhPFQmvLwM4eYrV5wDw==","timestamp_unix_ns":1800000000123456789,"tree_size":300}`
+
+// TestLogHead wants the signature of a head to be checked to the last bit.
+func TestLogHead(t *testing.T) {
+	var good LogHead
+	if err := decode([]byte(signedHead), &good, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := good.Verify(); err != nil || !good.Signed() {
+		t.Error(err)
+	}
+	for name, change := range map[string]func(h *LogHead){
+		"size":          func(h *LogHead) { h.TreeSize++ },
+		"no size":       func(h *LogHead) { h.TreeSize = 0 },
+		"root":          func(h *LogHead) { h.RootHash = strings.Repeat("0", 64) },
+		"no root":       func(h *LogHead) { h.RootHash = "" },
+		"time":          func(h *LogHead) { h.TimestampUnixNS++ },
+		"signature":     func(h *LogHead) { h.Signature = append([]byte{h.Signature[0] ^ 1}, h.Signature[1:]...) },
+		"no signature":  func(h *LogHead) { h.Signature = nil },
+		"short":         func(h *LogHead) { h.Signature = h.Signature[:63] },
+		"another peer":  func(h *LogHead) { h.PeerID = "12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL" },
+		"RSA peer":      func(h *LogHead) { h.PeerID = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N" },
+		"no peer":       func(h *LogHead) { h.PeerID = "" },
+		"odd peer":      func(h *LogHead) { h.PeerID = "0OIl" },
+		"peer too long": func(h *LogHead) { h.PeerID = strings.Repeat("1", 1<<20) },
+	} {
+		bad := good
+		change(&bad)
+		if err := bad.Verify(); !errors.Is(err, ErrProof) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	p := proofs(t, 3)[1]
+	p.Head.PeerID, p.Head.Signature = good.PeerID, good.Signature
+	if err := p.Verify(); !errors.Is(err, ErrProof) {
+		t.Error(err)
+	}
+}
+
 // TestProof wants each proof to hold, and none that was changed in anything.
 func TestProof(t *testing.T) {
 	for _, n := range []int64{1, 2, 3, 7, 8, 13} {

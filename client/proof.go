@@ -3,9 +3,13 @@
 package client
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"math/big"
 	"net/url"
 	"strings"
 	"time"
@@ -25,7 +29,7 @@ func hasCID(text []byte, cid string) bool {
 	return strings.EqualFold(cid, cidPrefix+hex.EncodeToString(sum[:]))
 }
 
-// Proof shows that an entry is in the log of a peer, by RFC 6962.
+// Proof shows that an entry is in the log of its author, by RFC 6962.
 type Proof struct {
 	EntryHash string   `json:"entry_hash"`
 	Position  int64    `json:"position"` // from 0
@@ -39,10 +43,55 @@ type LogHead struct {
 	RootHash     string    `json:"root_hash"`
 	WitnessCount int       `json:"witness_count"`
 	SignedAt     time.Time `json:"signed_at,omitzero"`
+	// PeerID is whose log it is, and Signature that peer's. A gateway of AgentFM does not
+	// say; then nobody vouches for the head but the gateway.
+	PeerID          string `json:"peer_id,omitzero"`
+	Signature       []byte `json:"signature,omitzero"`
+	TimestampUnixNS int64  `json:"timestamp_unix_ns,omitzero"`
 }
 
-// Proof returns the proof that an entry of this hash is in the log of a peer. It has been
-// verified, see [Proof.Verify]; that the entry is the one that was asked for, too.
+// Signed reports whether the head has a signature.
+func (h *LogHead) Signed() bool { return len(h.Signature) > 0 }
+
+// Verify checks the signature of the head: that of its peer, over size, root and time. An
+// error is one of [ErrProof], as for a head without a signature.
+func (h *LogHead) Verify() error {
+	id, key, ok := peerKey(h.PeerID)
+	if !ok {
+		return proofError("the head names no peer whose id has an Ed25519 key")
+	}
+	root, ok := hashOf(h.RootHash)
+	if !ok || h.TreeSize <= 0 {
+		return proofError("the head has no root hash of 64 hex digits, or no size")
+	}
+	sum := sha256.Sum256(h.canonical(id, root[:]))
+	if !ed25519.Verify(key, sum[:], h.Signature) {
+		return proofError("the signature of the head is not its peer's")
+	}
+	return nil
+}
+
+// canonical returns the bytes that are signed: a message of Protocol Buffers, in the order
+// of its fields, and without those that are 0.
+func (h *LogHead) canonical(id, root []byte) []byte {
+	bytesField := func(b []byte, number byte, v []byte) []byte {
+		return append(binary.AppendUvarint(append(b, number<<3|2), uint64(len(v))), v...)
+	}
+	numberField := func(b []byte, number byte, v uint64) []byte {
+		if v == 0 {
+			return b
+		}
+		return binary.AppendUvarint(append(b, number<<3), v)
+	}
+	b := bytesField(nil, 1, id)
+	b = numberField(b, 2, uint64(h.TreeSize))
+	b = bytesField(b, 3, root)
+	return numberField(b, 4, uint64(h.TimestampUnixNS))
+}
+
+// Proof returns the proof that an entry of this hash, about or by a peer, is in the log of
+// its author. It has been verified, see [Proof.Verify]; that the entry is the one that was
+// asked for, too.
 func (s *PeerService) Proof(ctx context.Context, peerID, entryHash string) (*Proof, error) {
 	p, err := getPeer[Proof](ctx, s, peerID, "/proof", url.Values{"entry": {entryHash}})
 	if err != nil {
@@ -57,9 +106,9 @@ func (s *PeerService) Proof(ctx context.Context, peerID, entryHash string) (*Pro
 	return p, nil
 }
 
-// Verify checks that the path leads from the entry to the root of the head, without asking
-// anybody. An error is one of [ErrProof]. Whether the head is that of the peer is not part
-// of it: compare it with a head from elsewhere.
+// Verify checks, without asking anybody, that the path leads from the entry to the root of
+// the head, and the signature of the head, where it has one: see [LogHead.Signed]. An error
+// is one of [ErrProof].
 func (p *Proof) Verify() error {
 	entry, ok := hashOf(p.EntryHash)
 	root, ok2 := hashOf(p.Head.RootHash)
@@ -78,7 +127,44 @@ func (p *Proof) Verify() error {
 	if err := tlog.CheckRecord(path, p.Head.TreeSize, root, p.Position, entry); err != nil {
 		return proofError("the path does not lead from the entry to the root")
 	}
+	if p.Head.Signed() {
+		return p.Head.Verify()
+	}
 	return nil
+}
+
+// keyPrefix begins the bytes of a peer id that has an Ed25519 key in it: a multihash that
+// is its content, which is a public key of libp2p.
+var keyPrefix = []byte{0x00, 0x24, 0x08, 0x01, 0x12, 0x20}
+
+// peerKey returns the bytes of a peer id and the key in it.
+func peerKey(peerID string) (id []byte, key ed25519.PublicKey, ok bool) {
+	id, ok = decodeBase58(peerID)
+	key, found := bytes.CutPrefix(id, keyPrefix)
+	return id, ed25519.PublicKey(key), ok && found && len(key) == ed25519.PublicKeySize
+}
+
+// base58 is the alphabet of peer ids.
+const base58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+
+// maxPeerID is longer than any peer id: the time to read one grows by its square.
+const maxPeerID = 128
+
+// decodeBase58 reads the text of a peer id.
+func decodeBase58(s string) ([]byte, bool) {
+	if s == "" || len(s) > maxPeerID {
+		return nil, false
+	}
+	n := new(big.Int)
+	for i := range len(s) {
+		digit := strings.IndexByte(base58, s[i])
+		if digit < 0 {
+			return nil, false
+		}
+		n.Add(n.Mul(n, big.NewInt(58)), big.NewInt(int64(digit)))
+	}
+	zeros := len(s) - len(strings.TrimLeft(s, "1"))
+	return append(make([]byte, zeros), n.Bytes()...), true
 }
 
 // proofError is the error for a proof that proves nothing.

@@ -13,19 +13,23 @@ import (
 	"testing"
 )
 
-// The programs of the page about clients work, with nothing changed but where
-// the gateway is.
+// The programs of the pages for clients work, with nothing changed but where the
+// gateway is.
 func TestDocClients(t *testing.T) {
 	needProgram(t, "curl")
-	page, err := os.ReadFile(filepath.Join(root, "docs/clients.md"))
-	if err != nil {
-		t.Fatal(err)
+	var pages []byte
+	for _, name := range []string{"docs/clients.md", "docs/idempotency.md"} {
+		page, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages = append(pages, page...)
 	}
 	dir := home(t)
 	p := start(t, dir, caddyfile(localMesh, "agentfm {\n\t\tapi_keys "+testKey+"\n\t}",
 		agent("report", "Text report", "text-report", command(reportScript))))
 	p.awaitWorkers(1)
-	for _, m := range regexp.MustCompile("(?s)```(sh|python|js)\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
+	for _, m := range regexp.MustCompile("(?s)```(sh|python|js)\n(.*?)```").FindAllStringSubmatch(string(pages), -1) {
 		t.Run(m[1], func(t *testing.T) {
 			code := strings.ReplaceAll(m[2], "https://gateway.example.com", p.url)
 			var cmd *exec.Cmd

@@ -5,11 +5,14 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Rows F15 and F16: however a container ends, the client learns how, and an agent
@@ -71,4 +74,47 @@ func TestDockerEnds(t *testing.T) {
 		t.Errorf("got %+v", answer)
 	}
 	engine.awaitNoContainers(p, worker)
+}
+
+// Row F8: a worker is killed while its containers run. The client learns that the answer
+// has broken off, or that there was none, and the worker removes what it left when it is
+// back.
+func TestF8WorkerKilled(t *testing.T) {
+	engine := newEngine(t)
+	image := t.TempDir()
+	writeFile(t, image, "Dockerfile", "FROM "+baseImage+"\nENTRYPOINT [\"sh\", \"-c\", \"echo here; echo file >$AGENTFM_OUTPUT/f; exec sleep 600\"]\n")
+	m := newMesh(t, withKey)
+	stay := agent("stay", "Stay", "stay", fmt.Sprintf("docker {\n\t\t\t\thost %s\n\t\t\t\tbuild %s\n\t\t\t\tmemory 64MiB\n\t\t\t}", engine.host, image))
+	w := m.worker(stay)
+	m.gateway.awaitWorkers(1)
+	id := m.gateway.workerID("Stay")
+	left := 0
+	for i := range scaled(4, 200) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		resp, err := m.gateway.send(ctx, http.MethodPost, "/v1/chat/completions", chatRequest("stay", "", true))
+		if err == nil && i%2 == 0 { // else it is killed before the first byte, or about then
+			newEvents(resp).nextText(t)
+		}
+		w.kill()
+		if err == nil {
+			rest, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if said := string(rest); resp.StatusCode == http.StatusOK && (!strings.Contains(said, `"error"`) || strings.Contains(said, "[DONE]")) {
+				t.Errorf("round %d: the answer ends with %.300q", i, said)
+			}
+		}
+		if ctx.Err() != nil {
+			t.Errorf("round %d: the client waited for a minute", i)
+		}
+		cancel()
+		left += engine.containers(t, id)
+		w = start(t, w.cmd.Dir, w.config)
+		w.awaitLog("agent is ready")
+		engine.awaitNoContainers(m.gateway.in(t), id)
+		if files := w.taskFiles(t); len(files) > 0 {
+			t.Errorf("round %d: left behind are %v", i, files)
+		}
+		m.gateway.awaitWorkers(1)
+	}
+	t.Logf("%d containers were left, and removed", left)
 }

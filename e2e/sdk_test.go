@@ -147,6 +147,7 @@ func TestSDK(t *testing.T) {
 			}
 		}
 	})
+	t.Run("peers", func(t *testing.T) { sdkPeers(ctx, t, c, p.workerID("Text report")) })
 	t.Run("about", func(t *testing.T) {
 		a, err := c.About(ctx)
 		if err != nil || !strings.HasPrefix(a.PeerID, "12D3") {
@@ -264,9 +265,16 @@ func sdkTask(ctx context.Context, t *testing.T, c *client.Client, gate string) {
 	if names != "" && names != "queued running completed " {
 		t.Error(names)
 	}
-	failed, err := c.Tasks.Submit(ctx, client.SubmitRequest{Model: "broken", Prompt: "x"})
+	once := client.IdempotencyKey("sdk-" + ack.TaskID)
+	failed, err := c.Tasks.Submit(ctx, client.SubmitRequest{Model: "broken", Prompt: "x"}, once)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if again, err := c.Tasks.Submit(ctx, client.SubmitRequest{Model: "broken", Prompt: "x"}, once); err != nil || again.TaskID != failed.TaskID {
+		t.Error(again, err)
+	}
+	if _, err := c.Tasks.Submit(ctx, client.SubmitRequest{Model: "broken", Prompt: "y"}, once); !errors.Is(err, client.CodeIdempotencyKeyReused) {
+		t.Error(err)
 	}
 	if task, err = c.Tasks.Wait(ctx, failed.TaskID); err != nil || !errors.Is(task.Err(), client.ReasonExitCode) || !errors.Is(task.Err(), client.ErrTaskFailed) {
 		t.Errorf("%+v, %v", task, err)
@@ -340,6 +348,98 @@ func sdkWebhook(ctx context.Context, t *testing.T, c *client.Client) {
 	})
 	if _, err := c.Tasks.RedeliverWebhook(ctx, ack.TaskID); err != nil && !errors.Is(err, client.ErrRateLimited) { // ten seconds between two
 		t.Error(err)
+	}
+}
+
+// sdkPeers comments on a worker, finds that in the log, and proves that it is there.
+func sdkPeers(ctx context.Context, t *testing.T, c *client.Client, peer string) {
+	rating := 0.5
+	receipt, err := c.Peers.Comment(ctx, peer, client.CommentRequest{Text: "Quick, and right. ü", Language: "en", Rating: &rating})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := c.Peers.CommentBody(ctx, peer, receipt.CID); err != nil || text != "Quick, and right. ü" {
+		t.Error(text, err)
+	}
+	kinds := map[string]int{}
+	for e, err := range c.Peers.Log(ctx, peer) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds[e.Kind]++
+		if e.Kind == "Comment" && (e.Hash != receipt.LedgerHash || e.TextCID != receipt.CID || e.Language != "en") || e.Kind == "Rating" && e.Score != 0.5 {
+			t.Errorf("%+v", e)
+		}
+	}
+	if kinds["Comment"] != 1 || kinds["Rating"] != 1 {
+		t.Error(kinds)
+	}
+	about, err := c.About(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof, err := c.Peers.Proof(ctx, peer, receipt.LedgerHash)
+	if err != nil || !proof.Head.Signed() || proof.Head.Verify() != nil || proof.Head.PeerID != about.PeerID {
+		t.Errorf("%+v, %v", proof, err)
+	}
+	summary, err := c.Peers.Get(ctx, peer)
+	if err != nil || summary.Agent != "Text report" || !summary.Online || summary.EntriesCount != 2 || summary.Raters == nil {
+		t.Errorf("%+v, %v", summary, err)
+	}
+	await(t, "the rating to count", func() bool { // scores are computed once a second
+		r, err := c.Peers.Reputation(ctx, peer)
+		return err == nil && r.RatingCount == 1 && r.Scores["honesty"] > 0
+	})
+	_, comment := c.Peers.CommentBody(ctx, peer, "1220"+strings.Repeat("0", 64))
+	_, bad := c.Peers.Get(ctx, "x")
+	_, entry := c.Peers.Proof(ctx, peer, strings.Repeat("0", 64))
+	for is, err := range map[client.Code]error{client.CodeCommentNotFound: comment, client.CodeBadPeerID: bad, client.CodeEntryNotFound: entry} {
+		if !errors.Is(err, is) {
+			t.Errorf("%v is not %s", err, is)
+		}
+	}
+}
+
+// TestClientCommands uses the commands of the binary as a shell does.
+func TestClientCommands(t *testing.T) {
+	p, gate := startSDK(t)
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	program, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, c := range []struct {
+		args, in string
+		want     []string
+		code     int
+	}{
+		{"models", "", []string{"text-report\tText report\tAVAILABLE\t", "\t" + p.workerID("Gated")}, 0},
+		{"run --model text-report --files files To be, or not to be.", "", []string{"- Words: 6", "report.md"}, 0},
+		{"run --peer " + p.workerID("Gated"), "x", []string{"first line\nsecond line\n"}, 0},
+		{"run --model broken x", "", []string{"half\n", "worker_stream_failed"}, 1},
+		{"run --model nobody x", "", []string{"no worker that is online offers nobody"}, 1},
+		{"chat --model text-report --prompt hello", "", []string{"- Words: "}, 0},
+		{"scatter --model text-report -", "one\ntwo\nthree\n", []string{`{"index":0,"status":"success"`, `{"index":2,"status":"success"`}, 0},
+		{"scatter --peer " + p.workerID("Broken") + " --retries 0 -", "one\n", []string{`{"index":0,"status":"failed"`, "1 of 1 prompts failed"}, 1},
+		{"models --gateway http://127.0.0.1:1", "", []string{"connection refused"}, 1},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		cmd := exec.CommandContext(ctx, program, append([]string{"agentfm"}, strings.Fields(c.args)...)...)
+		cmd.Dir, cmd.Stdin = dir, strings.NewReader(c.in)
+		cmd.Env = append(os.Environ(), "AGENTFM_GATEWAY_URL="+p.url, "AGENTFM_API_KEY="+testKey)
+		out, _ := cmd.CombinedOutput() // the code says how it ended
+		cancel()
+		if cmd.ProcessState.ExitCode() != c.code {
+			t.Errorf("%s: %v\n%s", c.args, cmd.ProcessState, out)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: without %q:\n%s", c.args, want, out)
+			}
+		}
 	}
 }
 

@@ -3,11 +3,18 @@
 package handler
 
 import (
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
+	"strconv"
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
 
 // artifacts serves GET /api/tasks/{id}/artifacts: the files that a task left.
@@ -20,7 +27,7 @@ func (x *exchange) artifacts() error {
 	if err != nil {
 		return err
 	}
-	f, err := x.filesOf(l)
+	f, known, err := x.filesOf(l)
 	if err != nil {
 		return err
 	}
@@ -34,13 +41,55 @@ func (x *exchange) artifacts() error {
 	h.Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", x.param+".zip"))
 	h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
 	h.Set("ETag", fmt.Sprintf(`"%x-%x"`, info.ModTime().UnixNano(), info.Size()))
+	if known != nil && known.Bytes == info.Size() {
+		h.Set("ETag", strconv.Quote(known.SHA256))
+		if sum, err := hex.DecodeString(known.SHA256); err == nil {
+			h.Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":")
+		}
+	}
 	_ = x.rc.SetReadDeadline(time.Time{}) // a download outlasts the time for a body
 	w := &fileWriter{ResponseWriter: x.w, send: sender{x}}
 	http.ServeContent(w, x.r, "", info.ModTime(), f)
 	if w.refused {
 		h.Del("Content-Disposition")
+		h.Del("Repr-Digest")
 		return &problem{status: http.StatusRequestedRangeNotSatisfiable, code: "invalid_request_error",
 			message: "the file has no such range"}
+	}
+	return nil
+}
+
+// filesOf opens the files of a task, and says what is known of them. Those of a task that was
+// submitted are its owner's; what a client of POST /api/execute has is whose who knows the
+// id, and nothing is known of it.
+func (x *exchange) filesOf(l lease) (*os.File, *tasks.Artifact, error) {
+	if !tasks.Reserved(x.param) {
+		f, err := l.OpenArtifact(x.param)
+		return f, nil, err
+	}
+	r, err := x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
+	if err == nil && r.Result.Artifact == nil {
+		err = tasks.ErrNotFound
+	}
+	if err != nil {
+		return nil, nil, taskStoreProblem(err)
+	}
+	f, err := l.OpenArtifact(r.RunID()) // until they have the task's own id
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = l.OpenArtifact(r.ID)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, &problem{status: http.StatusGone, code: "artifacts_expired",
+			message: "the files of this task are not in the gateway's folder: they are not kept any more, or the gateway that stored them has another folder"}
+	}
+	return f, r.Result.Artifact, err
+}
+
+// roomFor refuses tasks while there is no room for the files that they may leave.
+func roomFor(l lease) error {
+	if err := l.Roomy(); err != nil {
+		return &problem{status: http.StatusServiceUnavailable, code: codeNoRoom, retryAfter: roomRetryAfter,
+			message: "the gateway has no room for files of tasks", cause: err}
 	}
 	return nil
 }

@@ -31,11 +31,6 @@ type commentRequest struct {
 	Signature []byte `json:"signature"`
 }
 
-// commentProblem is the answer to a comment that is not one.
-func commentProblem(code, param, message string) error {
-	return &problem{status: http.StatusBadRequest, code: code, param: param, message: message}
-}
-
 // decodeComment reads and checks what both routes have in common.
 func (x *exchange) decodeComment() (req commentRequest, attached []byte, err error) {
 	body, err := x.bodyUpTo(maxCommentBody)
@@ -47,11 +42,11 @@ func (x *exchange) decodeComment() (req commentRequest, attached []byte, err err
 	}
 	switch {
 	case strings.TrimSpace(req.Text) == "":
-		return req, nil, commentProblem("missing_field", "text", "text is missing or empty")
+		return req, nil, &problem{status: http.StatusBadRequest, code: "missing_field", param: "text", message: "text is missing or empty"}
 	case len(req.Text) > ledgerwire.MaxComment:
-		return req, nil, commentProblem("body_too_large", "text", fmt.Sprintf("text has more than %d bytes", ledgerwire.MaxComment))
+		return req, nil, &problem{status: http.StatusBadRequest, code: "body_too_large", param: "text", message: fmt.Sprintf("text has more than %d bytes", ledgerwire.MaxComment)}
 	case req.Rating != nil && !(*req.Rating >= -1 && *req.Rating <= 1):
-		return req, nil, commentProblem("bad_rating", "rating", "rating: want a number between -1 and 1")
+		return req, nil, &problem{status: http.StatusBadRequest, code: "bad_rating", param: "rating", message: "rating: want a number between -1 and 1"}
 	}
 	if req.Attached != "" {
 		h, err := ledgerwire.ParseHash(req.Attached)
@@ -117,7 +112,7 @@ func (x *exchange) submitComment() error {
 	}
 	rater, err := decodePeer(req.Rater)
 	if err != nil {
-		return commentProblem("missing_field", "rater_peer_id", "rater_peer_id: want a peer id")
+		return &problem{status: http.StatusBadRequest, code: "missing_field", param: "rater_peer_id", message: "rater_peer_id: want a peer id"}
 	}
 	if rater != l.Self() {
 		return &problem{status: http.StatusForbidden, code: "non_self_submitter", param: "rater_peer_id",

@@ -28,6 +28,13 @@ import (
 // is another.
 const codeRateLimit = "rate_limit_exceeded"
 
+// codeNoRoom says that there is no room for files. There may be some in roomRetryAfter
+// seconds.
+const (
+	codeNoRoom     = "artifact_storage_full"
+	roomRetryAfter = 5
+)
+
 // queueRetryAfter is when a request may come again that found no place in the
 // queue, in seconds.
 const queueRetryAfter = 2
@@ -145,6 +152,12 @@ func problemOf(err error) *problem {
 		return p
 	case is(wire.ErrTruncated):
 		return streamFailed(err, "the worker's output ended early")
+	case is(mesh.ErrNoRoom):
+		return &problem{status: http.StatusInsufficientStorage, code: codeNoRoom, final: true,
+			message: "the agent left files, and the gateway has no room for them", cause: err}
+	case is(mesh.ErrArtifactSize):
+		return &problem{status: http.StatusBadGateway, code: "artifact_too_large", final: true,
+			message: "the files that the agent left are larger than the gateway keeps", cause: err}
 	case is(mesh.ErrArtifact):
 		return streamFailed(err, "the worker announced files and did not deliver them")
 	case is(mesh.ErrUnavailable):

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
 
 // eventsHeartbeat is how often a silent stream of events says that it lives. A
@@ -46,44 +47,43 @@ func (x *exchange) events() error {
 	_ = x.rc.SetReadDeadline(time.Time{})
 	ctx, cancel := context.WithTimeout(x.r.Context(), eventsLife)
 	defer cancel()
-	err = x.sendEvents(ctx, s)
+	err = x.sendEvents(ctx, func(ctx context.Context) (string, error) { return x.nextText(ctx, s) })
 	x.log().Debug("stream of events ended", zap.Error(err))
 	return nil
 }
 
-// sendEvents sends the events of s until ctx ends, there are no more, or the client
-// does not take them; the error says which.
-func (x *exchange) sendEvents(ctx context.Context, s *mesh.Subscription) error {
+// sendEvents sends the texts of events until ctx ends, there are no more, or the client
+// does not take them; the error says which. next returns the next one by the end of its
+// context.
+func (x *exchange) sendEvents(ctx context.Context, next func(context.Context) (string, error)) error {
 	w := x.begin("text/event-stream")
-	if _, err := io.WriteString(w, ":ready\n\n"); err != nil {
-		return err
-	}
-	for {
-		text, err := x.nextText(ctx, s)
-		if err != nil {
+	for text := ":ready\n\n"; ; {
+		if _, err := io.WriteString(w, text); err != nil {
 			return err
 		}
-		if _, err := io.WriteString(w, text); err != nil {
+		silent, cancel := context.WithTimeout(ctx, eventsHeartbeat)
+		var err error
+		text, err = next(silent)
+		cancel()
+		switch {
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+			text = ":heartbeat\n\n"
+		case err != nil:
 			return err
 		}
 	}
 }
 
-// nextText returns the next event that the client may see, as it is sent; or a
-// heartbeat, when it is time for one, whatever else happens on the mesh.
-func (x *exchange) nextText(all context.Context, s *mesh.Subscription) (string, error) {
-	ctx, cancel := context.WithTimeout(all, eventsHeartbeat)
-	defer cancel()
+// nextText returns the next event that the client may see, as it is sent. A heartbeat
+// comes when it is time for one, whatever else happens on the mesh.
+func (x *exchange) nextText(ctx context.Context, s *mesh.Subscription) (string, error) {
 	for {
 		ev, err := s.Next(ctx)
 		switch {
-		case err == nil && x.identity.MayUse(ev.Peer, ev.Agent, ev.Model):
-			return x.eventText(ev)
-		case err == nil: // none of its business
-		case errors.Is(err, context.DeadlineExceeded) && all.Err() == nil:
-			return ":heartbeat\n\n", nil
-		default:
+		case err != nil:
 			return "", err
+		case x.identity.MayUse(ev.Peer, ev.Agent, ev.Model):
+			return x.eventText(ev)
 		}
 	}
 }
@@ -132,10 +132,10 @@ func (x *exchange) lastEventID() string {
 // subscriptionProblem is the answer to who gets no events.
 func subscriptionProblem(err error) error {
 	switch {
-	case errors.Is(err, mesh.ErrSubscriptions):
+	case errors.Is(err, mesh.ErrSubscriptions), errors.Is(err, tasks.ErrFollowing):
 		return &problem{status: http.StatusTooManyRequests, code: "rate_limited", retryAfter: 10,
 			message: "too many streams of events are open for this client", cause: err}
-	case errors.Is(err, mesh.ErrSubscribers):
+	case errors.Is(err, mesh.ErrSubscribers), errors.Is(err, tasks.ErrFollowers):
 		return overloaded("too many streams of events are open")
 	}
 	return mesh.ErrNotRunning

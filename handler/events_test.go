@@ -31,11 +31,17 @@ type eventStream struct {
 	cancel context.CancelFunc
 }
 
-// openEvents opens a stream and reads its beginning.
+// openEvents opens a stream of what happens on the mesh.
 func (g *gate) openEvents(t *testing.T, query string, headers ...string) *eventStream {
 	t.Helper()
+	return g.openStream(t, "/v1/events"+query, headers...)
+}
+
+// openStream opens a stream of events and reads its beginning.
+func (g *gate) openStream(t *testing.T, path string, headers ...string) *eventStream {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.URL+"/v1/events"+query, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.URL+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,6 +61,21 @@ func (g *gate) openEvents(t *testing.T, query string, headers ...string) *eventS
 		t.Fatalf("began with %q", first)
 	}
 	return s
+}
+
+// get makes a request whose answer is read bit by bit.
+func (g *gate) get(t *testing.T, path string) *http.Response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, g.URL+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := g.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp
 }
 
 // next returns the text up to the next blank line; "" at the end.

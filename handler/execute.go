@@ -101,6 +101,13 @@ func (x *exchange) execute() error {
 	if err := x.trusted(req.WorkerID); err != nil {
 		return err
 	}
+	l, err := x.takeLease()
+	if err != nil {
+		return err
+	}
+	if err := roomFor(l); err != nil {
+		return err
+	}
 	task, err := x.dispatch(x.r.Context(), mesh.Call{
 		Target:       router.Request{Peer: req.WorkerID},
 		Prompt:       req.Prompt,

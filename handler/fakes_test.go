@@ -29,7 +29,8 @@ const (
 type fakeMesh struct {
 	dir      string // of artifacts
 	workers  []mesh.WorkerInfo
-	off      bool // not running
+	off      bool  // not running
+	full     error // what there is no room for
 	dispatch func(ctx context.Context, c mesh.Call) (run, error)
 	routes   router.Routes // of its workers
 	noText   bool          // no worker takes a text
@@ -127,6 +128,8 @@ func (l *fakeLease) KeepArtifact(from, to string) error {
 	return os.Rename(filepath.Join(l.f.dir, from+".zip"), filepath.Join(l.f.dir, to+".zip"))
 }
 
+func (l *fakeLease) Roomy() error { return l.f.full }
+
 func (l *fakeLease) DropArtifact(id string) error {
 	_ = os.Remove(filepath.Join(l.f.dir, id+".zip"))
 	return nil
@@ -143,6 +146,7 @@ type script struct {
 	hang   bool          // no end before the client is gone
 	pause  time.Duration // before each read
 	files  bool
+	usage  *wire.Usage
 	// response is the head of an answer that is passed on.
 	response *mesh.Response
 	closed   chan struct{} // closed by Close, when not nil
@@ -187,6 +191,18 @@ func (r *fakeRun) Close() error {
 func (r *fakeRun) Served() mesh.Served { return r.served }
 
 func (r *fakeRun) HasFiles() bool { return r.files }
+
+func (r *fakeRun) Artifact() *wire.Artifact {
+	if !r.files {
+		return nil
+	}
+	return &wire.Artifact{Size: 3, SHA256: zipSum, Files: 2}
+}
+
+func (r *fakeRun) Usage() *wire.Usage { return r.usage }
+
+// zipSum is the SHA-256 of "zip".
+const zipSum = "4a70fe9aa6436e02c2dea340fbd1e352e4ef2d8ce6ca52ad25d4b95471fc8bf2"
 
 func (r *fakeRun) Response() *mesh.Response { return r.response }
 

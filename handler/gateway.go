@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
@@ -39,6 +40,8 @@ type lease interface {
 	OpenArtifact(taskID string) (*os.File, error)
 	// KeepArtifact gives the zip of a task another id, in place of what has it.
 	KeepArtifact(from, to string) error
+	// Roomy returns a [mesh.ErrNoRoom] when there is no room for files of tasks.
+	Roomy() error
 	// DropArtifact removes the zip of a task, if there is one.
 	DropArtifact(taskID string) error
 	// About describes the node.
@@ -65,6 +68,11 @@ type run interface {
 	Served() mesh.Served
 	// HasFiles reports, after io.EOF, whether the task left files.
 	HasFiles() bool
+	// Artifact says, after io.EOF, what the zip of these is; nil where there are none.
+	Artifact() *wire.Artifact
+	// Usage returns, after io.EOF, what the agent's model has counted; nil where that is
+	// not known.
+	Usage() *wire.Usage
 	// Response returns the head of the answer of a worker that serves the request
 	// itself; nil when what is read is an agent's output.
 	Response() *mesh.Response

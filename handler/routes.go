@@ -71,6 +71,8 @@ func find(p string) (rt route, param string, ok bool) {
 		case id == "":
 		case !below:
 			return route{get: (*exchange).getTask, del: (*exchange).cancelTask}, id, true
+		case what == "events":
+			return route{get: (*exchange).taskEvents}, id, true
 		case what == "output":
 			return route{get: (*exchange).taskOutput}, id, true
 		case what == "webhook":

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
+	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/router"
 	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
@@ -39,7 +41,7 @@ func (t taskRunner) Run(ctx context.Context, j tasks.Job) (tasks.Attempt, error)
 	if err != nil {
 		return nil, t.Failure(err)
 	}
-	a := &taskAttempt{lease: l}
+	a := &taskAttempt{lease: l, prompt: j.Prompt}
 	if lost := j.Record.LostRunID(); lost != "" { // it may have left files
 		_ = l.DropArtifact(lost)
 	}
@@ -115,7 +117,7 @@ func (taskRunner) Failure(err error) *tasks.Failure {
 		f.Kind = tasks.Away
 	case stopped(err):
 		f.Kind = tasks.Broken
-	case is(wire.ErrAgentFailed), is(os.ErrDeadlineExceeded):
+	case is(wire.ErrAgentFailed), is(os.ErrDeadlineExceeded), is(mesh.ErrNoRoom), is(mesh.ErrArtifactSize):
 	case is(mesh.ErrStream), is(wire.ErrTruncated), is(mesh.ErrArtifact), is(mesh.ErrTaskID):
 		f.Kind = tasks.Broken
 	}
@@ -150,8 +152,23 @@ func (t taskRunner) Keep(r *tasks.Record) error {
 // taskAttempt is a task that a worker runs.
 type taskAttempt struct {
 	run
-	lease lease
-	once  sync.Once
+	lease  lease
+	prompt string
+	once   sync.Once
+
+	begin []byte // of the output, whose tokens are counted
+	size  int    // of the output
+}
+
+// maxCounted is how much of an output has its tokens counted.
+const maxCounted = 8 << 10
+
+// Read implements tasks.Attempt.
+func (a *taskAttempt) Read(p []byte) (int, error) {
+	n, err := a.run.Read(p)
+	a.begin = append(a.begin, p[:min(n, maxCounted-len(a.begin))]...)
+	a.size += n
+	return n, err
 }
 
 // Close implements tasks.Attempt.
@@ -160,5 +177,23 @@ func (a *taskAttempt) Close() error {
 	return a.run.Close()
 }
 
-// Files implements tasks.Attempt.
-func (a *taskAttempt) Files() bool { return a.HasFiles() }
+// Result implements tasks.Attempt.
+func (a *taskAttempt) Result() tasks.Result {
+	result := tasks.Result{Usage: a.usage()}
+	if files := a.Artifact(); files != nil {
+		result.Artifact = &tasks.Artifact{Bytes: files.Size, SHA256: strings.ToLower(files.SHA256), Files: files.Files}
+	}
+	return result
+}
+
+// usage returns what the agent's model has counted, or else an estimate.
+func (a *taskAttempt) usage() *tasks.Usage {
+	if u := a.Usage(); u != nil {
+		return &tasks.Usage{Prompt: u.Prompt, Completion: u.Completion}
+	}
+	u := &tasks.Usage{Prompt: openai.CountTokens(a.prompt), Completion: openai.CountTokens(string(a.begin)), Estimated: true}
+	if n := len(a.begin); a.size > n {
+		u.Completion = int(float64(u.Completion) / float64(n) * float64(a.size))
+	}
+	return u
+}

@@ -166,6 +166,9 @@ func (x *exchange) taskTarget(req submitRequest) (tasks.Target, error) {
 	if err != nil {
 		return tasks.Target{}, err
 	}
+	if err := roomFor(l); err != nil {
+		return tasks.Target{}, err
+	}
 	call := mesh.Call{Target: router.Request{Peer: req.WorkerID, Model: req.Model}, Prompt: req.Prompt}
 	if err := x.target(&call.Target); err != nil {
 		return tasks.Target{}, err
@@ -211,6 +214,9 @@ func taskStoreProblem(err error) error {
 		return &problem{status: http.StatusNotFound, code: "task_not_found", message: "you have no task of this id"}
 	case is(tasks.ErrEnded):
 		return &problem{status: http.StatusConflict, code: "task_ended", message: "the task has ended already"}
+	case is(tasks.ErrOffset):
+		return &problem{status: http.StatusRequestedRangeNotSatisfiable, code: openai.CodeInvalidRequest, param: "offset",
+			message: "the output has not so many bytes"}
 	case is(tasks.ErrNoWebhook):
 		return &problem{status: http.StatusNotFound, code: "webhook_not_found", message: "the task was submitted without webhook_url"}
 	case is(tasks.ErrPending):

@@ -5,13 +5,10 @@ package handler
 import (
 	"cmp"
 	"errors"
-	"io"
-	"io/fs"
-	"net/http"
-	"os"
 	"strconv"
 	"time"
 
+	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
 
@@ -37,6 +34,8 @@ type taskEntry struct {
 	Prompt   int           `json:"prompt_bytes"`
 	Output   int64         `json:"output_bytes"`
 	Files    bool          `json:"has_files"`
+	Artifact *artifact     `json:"artifacts,omitempty"`
+	Usage    *openai.Usage `json:"usage,omitempty"`
 	Late     []lateEntry   `json:"late_results,omitempty"`
 	Webhook  *webhookEntry `json:"webhook,omitzero"`
 }
@@ -50,6 +49,13 @@ type lateEntry struct {
 	At       time.Time   `json:"at"`
 }
 
+// artifact is the zip of a task's files as clients see it.
+type artifact struct {
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
+	Files  int    `json:"files,omitzero"`
+}
+
 // newTaskEntry describes a task. Before it runs, the worker is who was asked for.
 func newTaskEntry(r *tasks.Record) taskEntry {
 	e := taskEntry{
@@ -57,6 +63,12 @@ func newTaskEntry(r *tasks.Record) taskEntry {
 		WorkerID: cmp.Or(r.Worker.Peer, r.Target.Worker), Agent: r.Worker.Agent, Model: cmp.Or(r.Worker.Model, r.Target.Model),
 		Attempts: r.Attempts, Created: r.Created, Started: r.Started, Ended: r.Ended,
 		Prompt: r.PromptSize, Output: r.Bytes, Files: r.Files,
+	}
+	if a := r.Result.Artifact; a != nil {
+		e.Artifact = &artifact{a.Bytes, a.SHA256, a.Files}
+	}
+	if u := r.Result.Usage; u != nil {
+		e.Usage = &openai.Usage{PromptTokens: u.Prompt, CompletionTokens: u.Completion, TotalTokens: u.Prompt + u.Completion, Estimated: u.Estimated}
 	}
 	for _, l := range r.Late {
 		e.Late = append(e.Late, lateEntry{l.Attempt, l.Worker.Peer, l.State, l.Reason, l.At})
@@ -132,65 +144,4 @@ func (x *exchange) cancelTask() error {
 		return taskStoreProblem(err)
 	}
 	return x.answerJSON(newTaskEntry(r))
-}
-
-// headerTaskStatus says beside the output how far the task is.
-const headerTaskStatus = "X-AgentFM-Task-Status"
-
-// taskOutput serves GET /api/tasks/{id}/output: what the agent has said so far.
-func (x *exchange) taskOutput() error {
-	err := x.h.tasks.Output(x.r.Context(), x.identity.ID, x.param, func(r *tasks.Record, o *tasks.Output) error {
-		h := x.w.Header()
-		h.Set(headerTaskStatus, string(r.State))
-		h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
-		if r.State == tasks.Completed {
-			h.Set("Content-Length", strconv.FormatInt(r.Bytes, 10))
-		}
-		out := x.begin("text/plain; charset=utf-8")
-		if x.r.Method == http.MethodHead {
-			return nil
-		}
-		for {
-			chunk, err := o.Next()
-			switch {
-			case err == io.EOF:
-				return nil
-			case err != nil:
-				x.gone(err)
-				panic(http.ErrAbortHandler) // so that the client sees that it is not whole
-			}
-			if _, err := out.Write(chunk); err != nil {
-				x.gone(err)
-				return nil
-			}
-		}
-	})
-	if err != nil {
-		return taskStoreProblem(err)
-	}
-	return nil
-}
-
-// filesOf opens the files of a task. Those of a task that was submitted are its owner's;
-// what a client of POST /api/execute has is whose who knows the id.
-func (x *exchange) filesOf(l lease) (*os.File, error) {
-	if !tasks.Reserved(x.param) {
-		return l.OpenArtifact(x.param)
-	}
-	r, err := x.h.tasks.Get(x.r.Context(), x.identity.ID, x.param)
-	if err == nil && !r.Files {
-		err = tasks.ErrNotFound
-	}
-	if err != nil {
-		return nil, taskStoreProblem(err)
-	}
-	f, err := l.OpenArtifact(r.RunID()) // until they have the task's own id
-	if errors.Is(err, fs.ErrNotExist) {
-		f, err = l.OpenArtifact(r.ID)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &problem{status: http.StatusGone, code: "artifacts_gone",
-			message: "the files of this task are not in the gateway's folder: they were removed, or the gateway that stored them has another folder"}
-	}
-	return f, err
 }

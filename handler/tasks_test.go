@@ -139,6 +139,10 @@ func TestAsync(t *testing.T) {
 		}
 		return answers(script{output: []string{"one ", "two"}, files: true})(ctx, c)
 	})
+	const (
+		artifacts = `"artifacts":{"bytes":3,"sha256":"` + zipSum + `","files":2}`
+		usage     = `"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3,"agentfm_estimated":true}`
+	)
 	g := serveTasks(t, f, tasks.Options{})
 	id := g.submitTask(t, taskBody)
 	v := g.endedTask(t, id)
@@ -160,21 +164,38 @@ func TestAsync(t *testing.T) {
 	if a := g.do(t, "GET", "/api/tasks/"+id+"/artifacts", ""); a.status != 200 || a.body != "zip" {
 		t.Errorf("got %+v", a)
 	}
+	if a := g.do(t, "GET", "/api/tasks/"+id, ""); !strings.Contains(a.body, artifacts) || !strings.Contains(a.body, usage) {
+		t.Errorf("got %s", a.body)
+	}
+	a := g.do(t, "GET", "/api/tasks/"+id+"/artifacts", "", "Range", "bytes=1-", "If-Range", `"`+zipSum+`"`)
+	if a.status != 206 || a.body != "ip" || a.header.Get("ETag") != `"`+zipSum+`"` || !strings.HasPrefix(a.header.Get("Repr-Digest"), "sha-256=:SnD+") {
+		t.Errorf("got %+v", a)
+	}
+	if a := g.do(t, "GET", "/api/tasks/"+id+"/artifacts", "", "If-None-Match", `"`+zipSum+`"`); a.status != 304 {
+		t.Errorf("got %+v", a)
+	}
+	if err := os.Remove(filepath.Join(f.dir, id+".zip")); err != nil {
+		t.Fatal(err)
+	}
+	g.do(t, "GET", "/api/tasks/"+id+"/artifacts", "").failed(t, http.StatusGone, "artifacts_expired")
 	g.do(t, "DELETE", "/api/tasks/"+id, "").failed(t, http.StatusConflict, "task_ended")
 	call := f.seen()[0]
 	if call.TaskID != id || call.Prompt != "hello" || call.Target.Peer != peerA || call.Retries != defaultRetries {
 		t.Errorf("got %+v", call)
 	}
 
+	f.dispatch = asking(answers(script{output: []string{"x"}, usage: &wire.Usage{Prompt: 7, Completion: 5}}))
 	byModel := g.submitTask(t, `{"model":" LLAMA3.2 ","prompt":"x"}`)
-	g.endedTask(t, byModel)
+	if got := fmt.Sprint(g.endedTask(t, byModel)["usage"]); got != "map[completion_tokens:5 prompt_tokens:7 total_tokens:12]" {
+		t.Errorf("got %s", got)
+	}
 	var list struct {
 		Tasks []struct {
 			ID string `json:"task_id"`
 		} `json:"tasks"`
 		More bool `json:"has_more"`
 	}
-	a := g.do(t, "GET", "/api/tasks?limit=1&status=completed", "")
+	a = g.do(t, "GET", "/api/tasks?limit=1&status=completed", "")
 	if err := json.Unmarshal([]byte(a.body), &list); err != nil || len(list.Tasks) != 1 || list.Tasks[0].ID != byModel || !list.More {
 		t.Errorf("got %d %s", a.status, a.body)
 	}
@@ -302,6 +323,8 @@ func TestTaskFailures(t *testing.T) {
 		mesh.ErrStream:                        "3 worker_stream_failed",
 		wire.ErrTruncated:                     "3 worker_stream_failed",
 		mesh.ErrArtifact:                      "3 worker_stream_failed",
+		mesh.ErrNoRoom:                        "0 artifact_storage_full",
+		mesh.ErrArtifactSize:                  "0 artifact_too_large",
 		wire.ErrAgentFailed:                   "0 worker_stream_failed",
 		router.ErrPromptTooLong:               "0 context_length_exceeded",
 		os.ErrDeadlineExceeded:                "0 deadline",
@@ -313,6 +336,26 @@ func TestTaskFailures(t *testing.T) {
 		if got := fmt.Sprintf("%d %s", f.Kind, f.Reason); got != want {
 			t.Errorf("%v: got %s, want %s", err, got, want)
 		}
+	}
+}
+
+// TestNoRoom wants no task to be taken while there is no room for its files, and the
+// health to say so.
+func TestNoRoom(t *testing.T) {
+	f := &fakeMesh{workers: []mesh.WorkerInfo{worker(peerA, "HR", "llama3.2")}, dispatch: answers(script{})}
+	g := serveTasks(t, f, tasks.Options{})
+	f.full = mesh.ErrNoRoom
+	for _, a := range []answer{
+		g.do(t, "POST", "/api/execute/async", taskBody), g.do(t, "POST", "/api/execute", taskBody), g.do(t, "GET", "/health", ""),
+	} {
+		a.failed(t, http.StatusServiceUnavailable, "artifact_storage_full")
+		if a.header.Get("Retry-After") != "5" {
+			t.Errorf("got %v", a.header)
+		}
+	}
+	f.full = nil
+	if a := g.do(t, "POST", "/api/execute", taskBody); a.status != 200 {
+		t.Errorf("got %d %s", a.status, a.body)
 	}
 }
 

@@ -22,6 +22,9 @@ func (x *exchange) health() error {
 	if err := x.h.tasks.Ready(); err != nil {
 		return taskStoreProblem(err)
 	}
+	if err := roomFor(l); err != nil {
+		return err
+	}
 	return x.answerJSON(struct {
 		Status string `json:"status"`
 		Online int    `json:"online_workers"`

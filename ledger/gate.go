@@ -75,6 +75,12 @@ func (s *standings) of(id peer.ID) Standing {
 	return st
 }
 
+// known reports whether a worker has a score that is enough, where 0 is not.
+func (s *standings) known(worker string) bool {
+	id, err := peer.Decode(worker)
+	return err == nil && s.scores[id] >= s.floor
+}
+
 // Standing returns what this gateway thinks of a peer.
 func (l *Ledger) Standing(id peer.ID) Standing { return l.gate.now.Load().of(id) }
 
@@ -180,10 +186,13 @@ func (l *Ledger) score() error {
 // stand makes the standings those that count.
 func (l *Ledger) stand(s *standings) {
 	l.gate.now.Store(s)
-	l.node.Bar(func(worker string) bool {
-		id, err := peer.Decode(worker)
-		return err != nil || s.of(id).Refused != ""
-	})
+	refused := make(map[string]bool) // by text: each worker is looked up
+	for id := range s.scores {
+		if s.of(id).Refused != "" {
+			refused[id.String()] = true
+		}
+	}
+	l.node.Bar(func(worker string) bool { return s.broken || s.floor > 0 && !s.known(worker) || refused[worker] })
 }
 
 // rate makes ratings of the outcomes, when an hour has passed.

@@ -37,7 +37,17 @@ type Ledger struct {
 	serving   chan struct{} // holds a place for each request that is being answered
 	confirmed atomic.Bool   // peers were asked for what they have of the own log
 	kicks     chan peer.ID  // peers that came
-	opened    time.Time
+	heads     struct {      // how far the heads of peers were read
+		sync.Mutex
+		seen map[peer.ID]uint64
+	}
+	opened time.Time
+
+	alarms struct { // the last one
+		sync.Mutex
+		text string
+		at   time.Time
+	}
 
 	running sync.WaitGroup
 	cancel  context.CancelFunc
@@ -129,9 +139,19 @@ func (l *Ledger) confirm() {
 	}
 }
 
-// alarm logs what keeps this node from signing, or that the store fails.
+// alarm logs what keeps this node from signing, or that the store fails; the same once a
+// minute.
 func (l *Ledger) alarm(err error) {
 	if err == nil || l.ctx.Err() != nil {
+		return
+	}
+	l.alarms.Lock()
+	repeated := l.alarms.text == err.Error() && time.Since(l.alarms.at) < time.Minute
+	if !repeated {
+		l.alarms.text, l.alarms.at = err.Error(), time.Now()
+	}
+	l.alarms.Unlock()
+	if repeated {
 		return
 	}
 	switch {

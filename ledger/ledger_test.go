@@ -5,6 +5,7 @@ package ledger
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -259,6 +260,13 @@ func TestEquivocation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	one := &wire.Entry{Kind: wire.Rating, Rater: id, Subject: a.id(), Dimension: "x", Time: time.Now().UnixNano()}
+	if err := one.Sign(liar); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := a.store.Accept(ctx, []*wire.Entry{one}); err != nil {
+		t.Fatal(err)
+	}
 	for _, root := range []byte{1, 2} {
 		h := &wire.Head{Peer: id, Size: 5, Root: wire.Hash{root}, Time: time.Now().UnixNano()}
 		if err := h.Sign(liar); err != nil {
@@ -295,5 +303,64 @@ func TestForeignGossip(t *testing.T) {
 	again, _, err := b.store.Accept(ctx, []*wire.Entry{e})
 	if err != nil || again[0] != store.Known || b.has(a) != 1 {
 		t.Errorf("%v, %v", again, err)
+	}
+}
+
+// TestHeadsMeet shows one head of a log to one node, and another to another. Once these ask
+// each other, both know.
+func TestHeadsMeet(t *testing.T) {
+	a, b, liar := fresh(t), fresh(t), newKey(t)
+	id, err := peer.IDFromPrivateKey(liar)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := &wire.Entry{Kind: wire.Rating, Rater: id, Subject: newID(t), Dimension: "x", Time: time.Now().UnixNano()}
+	if err := one.Sign(liar); err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range []*testNode{a, b} {
+		if _, _, err := n.store.Accept(ctx, []*wire.Entry{one}); err != nil {
+			t.Fatal(err)
+		}
+		h := &wire.Head{Peer: id, Size: 5, Root: wire.Hash{byte(i)}, Time: time.Now().UnixNano()}
+		if err := h.Sign(liar); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.observe(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.connect(t, b)
+	for _, n := range []*testNode{a, b} {
+		await.Until(t, "the liar is known", func() bool {
+			all, err := n.store.Equivocators(ctx)
+			return err == nil && all[id]
+		})
+	}
+}
+
+// TestLostEntries restores an old store of which nobody has all that was published since, but
+// somebody has seen its head: the node does not sign.
+func TestLostEntries(t *testing.T) {
+	key, dir, subject := newKey(t), t.TempDir(), newID(t)
+	a, b := newNode(t, key, dir), fresh(t)
+	a.connect(t, b)
+	await.Until(t, "both are confirmed", func() bool { return a.confirmed.Load() && b.confirmed.Load() })
+	a.rate(t, subject, 1)
+	b.awaitEntries(t, a, 1)
+	h := &wire.Head{Peer: a.id(), Size: 3, Root: wire.Hash{3}, Time: time.Now().UnixNano()}
+	if err := h.Sign(key); err != nil {
+		t.Fatal(err)
+	}
+	if ahead, err := b.observe(h); !ahead || err != nil {
+		t.Fatal(ahead, err)
+	}
+	a.close()
+	a = newNode(t, key, dir)
+	a.connect(t, b)
+	await.Until(t, "it knows that it lacks entries", func() bool { return errors.Is(a.store.MaySign(), store.ErrBehind) })
+	e := &wire.Entry{Kind: wire.Rating, Subject: subject, Dimension: wire.Honesty}
+	if err := a.Append(ctx, e, nil); !errors.Is(err, store.ErrBehind) {
+		t.Errorf("signed: %v", err)
 	}
 }

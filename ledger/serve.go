@@ -23,11 +23,11 @@ const (
 )
 
 // protocols are those that the ledger serves.
-var protocols = []protocol.ID{wire.HeadProtocol, wire.LogProtocol, wire.InboxProtocol, wire.CommentProtocol}
+var protocols = []protocol.ID{wire.HeadProtocol, wire.LogProtocol, wire.InboxProtocol, wire.CommentProtocol, wire.HeadsProtocol}
 
 // serve registers the protocols.
 func (l *Ledger) serve() {
-	for i, answer := range []func(io.Reader, io.Writer) error{l.serveHead, l.serveLog, l.serveInbox, l.serveComment} {
+	for i, answer := range []func(io.Reader, io.Writer) error{l.serveHead, l.serveLog, l.serveInbox, l.serveComment, l.serveHeads} {
 		l.node.Host.SetStreamHandler(protocols[i], func(s network.Stream) { l.answer(s, answer) })
 	}
 }
@@ -90,6 +90,18 @@ func (l *Ledger) serveInbox(r io.Reader, w io.Writer) error {
 		return err
 	}
 	items, err := l.store.Inbox(l.ctx, asked)
+	if err != nil {
+		return err
+	}
+	return wire.WritePage(w, items)
+}
+
+func (l *Ledger) serveHeads(r io.Reader, w io.Writer) error {
+	asked, err := wire.ReadRange(r)
+	if err != nil {
+		return err
+	}
+	items, err := l.store.Heads(l.ctx, asked)
 	if err != nil {
 		return err
 	}

@@ -19,10 +19,11 @@ import (
 // textAnswer is the answer to a task of mesh protocol 1.
 type textAnswer struct {
 	network.Stream
-	out  *wire.OutputReader
-	task *task
-	ctx  context.Context
-	stop func() bool // of the watch over ctx
+	out   *wire.OutputReader
+	files *wire.Artifact // that it has left
+	task  *task
+	ctx   context.Context
+	stop  func() bool // of the watch over ctx
 }
 
 // writeTask sends the task's frame by mesh protocol 1.
@@ -52,8 +53,9 @@ func (r *Run) writeTask(d *dispatch, id peer.ID) error {
 func (a *textAnswer) Read(p []byte) (int, error) {
 	n, err := a.out.Read(p)
 	if errors.Is(err, io.EOF) && a.out.Files() {
-		if err := a.task.waitForFiles(a.ctx); err != nil {
-			return n, err
+		var waitErr error
+		if a.files, waitErr = a.task.waitForFiles(a.ctx); waitErr != nil {
+			return n, waitErr
 		}
 	}
 	return n, err
@@ -61,7 +63,9 @@ func (a *textAnswer) Read(p []byte) (int, error) {
 
 func (a *textAnswer) limit(t time.Time) { _ = a.SetReadDeadline(t) }
 
-func (a *textAnswer) hasFiles() bool { return a.out.Files() }
+func (a *textAnswer) left() *wire.Artifact { return a.files }
+
+func (a *textAnswer) usage() *wire.Usage { return nil }
 
 func (a *textAnswer) end(whole bool) {
 	a.stop()
@@ -100,7 +104,9 @@ func (r *Run) exchange(d *dispatch, id peer.ID, req *httpRequest, take func(*exc
 	return nil
 }
 
-func (a *httpAnswer) hasFiles() bool { return false }
+func (a *httpAnswer) left() *wire.Artifact { return nil }
+
+func (a *httpAnswer) usage() *wire.Usage { return nil }
 
 // taskAnswer is the answer to a task of mesh protocol 2.
 type taskAnswer struct {
@@ -162,4 +168,6 @@ func (a *taskAnswer) Read(p []byte) (int, error) {
 
 func (a *taskAnswer) end(whole bool) { a.exchange.end(whole && a.whole) }
 
-func (a *taskAnswer) hasFiles() bool { return a.events.Artifact() != nil }
+func (a *taskAnswer) left() *wire.Artifact { return a.events.Artifact() }
+
+func (a *taskAnswer) usage() *wire.Usage { return a.events.Usage() }

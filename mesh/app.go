@@ -8,7 +8,6 @@ package mesh
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync/atomic"
 
@@ -51,6 +50,9 @@ type App struct {
 	// `<task id>.zip`. Default: agentfm/artifacts in Caddy's data folder.
 	Artifacts string `json:"artifacts,omitempty"`
 
+	// ArtifactLimits say how many of them are kept.
+	ArtifactLimits *ArtifactLimits `json:"artifact_limits,omitempty"`
+
 	// Tasks says how tasks are kept that clients submit without waiting for the answer.
 	Tasks *Tasks `json:"tasks,omitempty"`
 
@@ -59,7 +61,7 @@ type App struct {
 	Reputation *Reputation `json:"reputation,omitempty"`
 
 	settings   Settings
-	artifacts  string
+	artifacts  *artifactFolder
 	tasks      Tasks
 	reputation ReputationSettings
 	services   map[string]Service
@@ -88,11 +90,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.settings, err = a.Mesh.resolve(a.logger); err != nil {
 		return fmt.Errorf("mesh: %w", err)
 	}
-	a.artifacts = filepath.Join(caddy.AppDataDir(), "agentfm", "artifacts")
+	dir := filepath.Join(caddy.AppDataDir(), "agentfm", "artifacts")
 	if a.Artifacts != "" {
-		if a.artifacts, err = caddy.NewReplacer().ReplaceOrErr(a.Artifacts, true, true); err != nil {
+		if dir, err = caddy.NewReplacer().ReplaceOrErr(a.Artifacts, true, true); err != nil {
 			return fmt.Errorf("artifacts: %w", err)
 		}
+	}
+	if a.artifacts, err = newArtifactFolder(dir, a.ArtifactLimits); err != nil {
+		return fmt.Errorf("artifact_limits: %w", err)
 	}
 	if a.tasks, err = a.Tasks.resolve(); err != nil {
 		return fmt.Errorf("tasks: %w", err)
@@ -123,10 +128,9 @@ func (a *App) Start() error {
 	if !a.used {
 		return nil
 	}
-	if err := os.MkdirAll(a.artifacts, 0o700); err != nil {
-		return fmt.Errorf("making the folder for artifacts: %w", err)
+	if err := a.artifacts.open(); err != nil {
+		return err
 	}
-	removeParts(a.artifacts)
 	v, _, err := nodes.LoadOrNew(nodeKey, func() (caddy.Destructor, error) {
 		return openNode(a.settings, func() (crypto.PrivKey, error) { return a.Identity(a.settings.Identity) }, a.logger)
 	})

@@ -4,11 +4,12 @@ package mesh
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -34,8 +35,8 @@ type taskTable struct {
 
 // task is a task under way.
 type task struct {
-	id  string
-	dir string // folder for its files
+	id     string
+	folder *artifactFolder // for its files
 
 	mu       sync.Mutex
 	worker   peer.ID // who may deliver
@@ -48,23 +49,24 @@ type delivery struct {
 	begun   chan struct{} // closed when the stream with the files begins
 	done    chan struct{} // closed when it has ended
 	claimed bool
-	err     error // once done
+	err     error          // once done
+	files   *wire.Artifact // once done without an error
 }
 
 func newTaskTable() *taskTable { return &taskTable{byID: make(map[string]*task)} }
 
 // begin reserves a task id. It returns [ErrTaskID] when a task of that id runs
 // or has left files: one client must not overwrite another's.
-func (tt *taskTable) begin(id, dir string) (*task, error) {
+func (tt *taskTable) begin(id string, folder *artifactFolder) (*task, error) {
 	tt.mu.Lock()
 	defer tt.mu.Unlock()
 	if _, ok := tt.byID[id]; ok {
 		return nil, ErrTaskID
 	}
-	if _, err := os.Lstat(artifactFile(dir, id)); err == nil {
+	if _, err := os.Lstat(folder.file(id)); err == nil {
 		return nil, ErrTaskID
 	}
-	t := &task{id: id, dir: dir}
+	t := &task{id: id, folder: folder}
 	tt.byID[id] = t
 	return t, nil
 }
@@ -126,8 +128,8 @@ func (t *task) deliver(d *delivery) {
 	t.delivery = d
 }
 
-// waitForFiles returns when the files that the worker announced are stored.
-func (t *task) waitForFiles(ctx context.Context) error {
+// waitForFiles returns what the files are that the worker announced, when they are stored.
+func (t *task) waitForFiles(ctx context.Context) (*wire.Artifact, error) {
 	t.mu.Lock()
 	d := t.delivery
 	t.mu.Unlock()
@@ -136,19 +138,19 @@ func (t *task) waitForFiles(ctx context.Context) error {
 	select {
 	case <-d.begun:
 	case <-grace.C:
-		return fmt.Errorf("%w: the worker announced files and sent none", ErrArtifact)
+		return nil, fmt.Errorf("%w: the worker announced files and sent none", ErrArtifact)
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	select {
 	case <-d.done: // always comes: the stream has a deadline of its own
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	if d.err != nil {
-		return fmt.Errorf("%w: %w", ErrArtifact, d.err)
+		return nil, fmt.Errorf("%w: %w", ErrArtifact, d.err)
 	}
-	return nil
+	return d.files, nil
 }
 
 // receiveArtifact handles a stream of the artifact protocol.
@@ -180,7 +182,8 @@ func (n *node) storeArtifact(s network.Stream) (claimed bool, err error) {
 		return false, fmt.Errorf("%w: task %s: %w", errUnwanted, h.TaskID, err)
 	}
 	_ = s.SetReadDeadline(time.Now().Add(ArtifactTimeout))
-	d.err = writeArtifact(artifactFile(t.dir, t.id), s, h.Size, func(commit func() error) error {
+	sum := sha256.New()
+	d.err = t.folder.store(t.id, h.Size, func(f *os.File) error { return copyWhole(io.MultiWriter(f, sum), s, h.Size) }, func(commit func() error) error {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if t.delivery != d {
@@ -188,68 +191,19 @@ func (n *node) storeArtifact(s network.Stream) (claimed bool, err error) {
 		}
 		return commit()
 	})
+	d.files = &wire.Artifact{Size: h.Size, SHA256: hex.EncodeToString(sum.Sum(nil))}
 	close(d.done)
 	return true, d.err
 }
 
-// artifactFile is where the zip of a task is. The Python SDK of AgentFM looks there.
-func artifactFile(dir, taskID string) string { return filepath.Join(dir, taskID+".zip") }
-
-// writeArtifact writes exactly size bytes of r to file; see storeFile.
-func writeArtifact(file string, r io.Reader, size int64, last func(commit func() error) error) error {
-	return storeFile(file, func(f *os.File) error {
-		if _, err := io.CopyN(f, r, size); err != nil {
-			return err
-		}
-		var more [1]byte
-		if k, err := r.Read(more[:]); k > 0 || !errors.Is(err, io.EOF) {
-			return fmt.Errorf("%w: more than the announced %d bytes", wire.ErrBadFrame, size)
-		}
-		return nil
-	}, last)
-}
-
-// storeFile has fill write a file, whole or not at all, and durably: the client is
-// told that it is there. last is called with the last step and decides whether it
-// is still wanted. A file is never replaced.
-func storeFile(file string, fill func(*os.File) error, last func(commit func() error) error) error {
-	dir := filepath.Dir(file)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(file)+partSuffix) // mode 0600
-	if err != nil {
+// copyWhole writes exactly size bytes of r to w, after which r must end.
+func copyWhole(w io.Writer, r io.Reader, size int64) error {
+	if _, err := io.CopyN(w, r, size); err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
-	err = fill(f)
-	if err == nil {
-		err = f.Sync()
+	var more [1]byte
+	if k, err := r.Read(more[:]); k > 0 || !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: more than the announced %d bytes", wire.ErrBadFrame, size)
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := last(func() error { return os.Link(f.Name(), file) }); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-// partSuffix ends the names of artifacts that are being received.
-const partSuffix = ".*.part"
-
-// removeParts removes what a process that was killed has left of deliveries.
-func removeParts(dir string) {
-	parts, _ := filepath.Glob(filepath.Join(dir, ".*.zip.*.part"))
-	for _, p := range parts {
-		if fi, err := os.Stat(p); err == nil && time.Since(fi.ModTime()) > ArtifactTimeout {
-			_ = os.Remove(p)
-		}
-	}
-}
-
-// syncDir makes a change of the folder durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return nil
 }

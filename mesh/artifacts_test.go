@@ -65,7 +65,10 @@ func TestLargeArtifact(t *testing.T) {
 		t.Fatalf("files: %v, %v", run.HasFiles(), err)
 	}
 	_ = run.Close()
-	fi, err := os.Stat(filepath.Join(a.artifacts, "large.zip"))
+	if left := run.Artifact(); left.Size != size || len(left.SHA256) != 64 {
+		t.Errorf("it says %+v", left)
+	}
+	fi, err := os.Stat(filepath.Join(a.artifacts.dir, "large.zip"))
 	if err != nil || fi.Size() != size {
 		t.Errorf("stored: %v, %v", fi, err)
 	}

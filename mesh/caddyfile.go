@@ -18,7 +18,11 @@ import (
 //			swarm_key <file>
 //			discovery mdns|dht... | off
 //		}
-//		artifacts <dir>
+//		artifacts [<dir>] {
+//			max_size <size>
+//			max_age  <duration> | off
+//			min_free <size>
+//		}
 //		tasks {
 //			store          <dir>
 //			nats <url>... {
@@ -47,7 +51,7 @@ import (
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return option.Set{
 		"mesh":       option.Func(a.unmarshalMesh),
-		"artifacts":  option.String(&a.Artifacts),
+		"artifacts":  option.Func(a.unmarshalArtifacts),
 		"tasks":      option.Func(a.unmarshalTasks),
 		"reputation": option.Func(a.unmarshalReputation),
 	}.Unmarshal(d)
@@ -66,6 +70,29 @@ func (a *App) unmarshalMesh(d *caddyfile.Dispenser) error {
 		"swarm_key": option.String(&a.Mesh.SwarmKey),
 		"discovery": option.Strings(&a.Mesh.Discovery),
 	}.Block(d)
+}
+
+// unmarshalArtifacts reads the folder for artifacts, and its block.
+func (a *App) unmarshalArtifacts(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) == 1 {
+		a.Artifacts = args[0]
+	}
+	var l ArtifactLimits
+	err := option.Set{
+		"max_size": option.Size(&l.MaxSize),
+		"max_age":  option.DurationOrOff(&l.MaxAge),
+		"min_free": option.Size(&l.MinFree),
+	}.Block(d)
+	switch {
+	case err != nil:
+		return err
+	case l != ArtifactLimits{}:
+		a.ArtifactLimits = &l
+	case len(args) != 1 || args[0] == "":
+		return d.ArgErr()
+	}
+	return nil
 }
 
 // unmarshalTasks reads the tasks block.

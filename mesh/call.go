@@ -28,6 +28,10 @@ var (
 	ErrTaskID = errors.New("task id is in use")
 	// ErrArtifact says that the worker announced files and did not deliver them.
 	ErrArtifact = errors.New("artifact was not delivered")
+	// ErrNoRoom says that the gateway has no room for files.
+	ErrNoRoom = errors.New("no room for files")
+	// ErrArtifactSize says that the files of a task are larger than all that may be kept.
+	ErrArtifactSize = errors.New("files are too large to be kept")
 )
 
 // AttemptError is the failure of a call for which workers were tried.

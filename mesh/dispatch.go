@@ -52,7 +52,7 @@ func (l *Lease) OpenArtifact(taskID string) (*os.File, error) {
 	if !wire.ValidTaskID(taskID) {
 		return nil, os.ErrNotExist
 	}
-	return os.Open(artifactFile(l.app.artifacts, taskID))
+	return os.Open(l.app.artifacts.file(taskID))
 }
 
 // maxBounces is how many workers may refuse a call because they are full.
@@ -181,6 +181,9 @@ func MayHaveRun(err error) bool {
 
 // again reports whether another worker may be tried.
 func (d *dispatch) again(err error, peer string) bool {
+	if errors.Is(err, ErrNoRoom) || errors.Is(err, ErrArtifactSize) { // nor is there for another's
+		return false
+	}
 	if errors.Is(err, wire.ErrCapacity) { // the router knows that it is full
 		d.bounces++
 		return d.bounces <= maxBounces

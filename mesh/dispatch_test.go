@@ -606,7 +606,7 @@ func TestArtifacts(t *testing.T) {
 			t.Errorf("OpenArtifact(%q): %v", id, err)
 		}
 	}
-	entries, _ := os.ReadDir(a.artifacts)
+	entries, _ := os.ReadDir(a.artifacts.dir)
 	if len(entries) != 1 {
 		t.Errorf("the folder holds %v", entries)
 	}
@@ -627,7 +627,7 @@ func TestArtifactLate(t *testing.T) {
 		_ = wire.WriteArtifactHeader(art, wire.ArtifactHeader{Size: 8, TaskID: req.TaskID})
 		_, _ = io.WriteString(art, "EVIL")
 		await.Until(t, "the delivery has begun", func() bool {
-			found, _ := filepath.Glob(filepath.Join(a.artifacts, ".*.part"))
+			found, _ := filepath.Glob(filepath.Join(a.artifacts.dir, ".*.part"))
 			return len(found) > 0
 		})
 		begun.open()
@@ -658,7 +658,7 @@ func TestArtifactLate(t *testing.T) {
 	if _, _, err := ask(t, a, c); err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := os.ReadFile(filepath.Join(a.artifacts, "job-1.zip")); string(b) != "good" {
+	if b, _ := os.ReadFile(filepath.Join(a.artifacts.dir, "job-1.zip")); string(b) != "good" {
 		t.Errorf("stored %q", b)
 	}
 }
@@ -683,7 +683,7 @@ func TestArtifactLies(t *testing.T) {
 			if out != "ok\n" || !errors.Is(err, ErrArtifact) {
 				t.Errorf("got %q, %v", out, err)
 			}
-			if left, _ := filepath.Glob(filepath.Join(a.artifacts, "*")); len(left) != 0 {
+			if left, _ := filepath.Glob(filepath.Join(a.artifacts.dir, "*")); len(left) != 0 {
 				t.Errorf("left behind: %v", left)
 			}
 		})

@@ -74,7 +74,7 @@ type fetch struct {
 // store fetches the artifact into its file.
 func (f *fetch) store(ctx context.Context) error {
 	t := f.run.task
-	return storeFile(artifactFile(t.dir, t.id), func(file *os.File) error {
+	return t.folder.store(t.id, f.artifact.Size, func(file *os.File) error {
 		for broken := 0; f.got < f.artifact.Size; {
 			before := f.got
 			err := f.part(ctx, file)

@@ -40,6 +40,11 @@ func (a *App) started() {
 func (a *App) stopping() {
 	if n := a.node.Load(); n != nil && caddy.Exiting() {
 		n.directory.events.Close()
+		for _, s := range a.services {
+			if s, ok := s.(interface{ EndFollowing() }); ok {
+				s.EndFollowing()
+			}
+		}
 	}
 }
 

@@ -470,19 +470,22 @@ func TestFetch(t *testing.T) {
 				if err == nil && !run.HasFiles() {
 					t.Error("no files")
 				}
+				if left := run.Artifact(); err == nil && (left.Size != int64(len(content)) || left.SHA256 != announced.SHA256) {
+					t.Errorf("it says %+v", left)
+				}
 				_ = run.Close()
 			}
 			if !errors.Is(err, c.want) {
 				t.Fatalf("got %v, want %v", err, c.want)
 			}
-			got, err := os.ReadFile(filepath.Join(a.artifacts, "with-files.zip"))
+			got, err := os.ReadFile(filepath.Join(a.artifacts.dir, "with-files.zip"))
 			if c.want == nil && string(got) != content {
 				t.Errorf("got %d bytes, %v", len(got), err)
 			}
 			if c.want != nil && !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("a file that is not whole is there: %d bytes, %v", len(got), err)
 			}
-			if left, _ := os.ReadDir(a.artifacts); c.want != nil && len(left) > 0 {
+			if left, _ := os.ReadDir(a.artifacts.dir); c.want != nil && len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}
 			await.Until(t, "the worker is told", func() bool { mu.Lock(); defer mu.Unlock(); return forgotten })

@@ -69,7 +69,7 @@ func newTestApp(t testing.TB, psk pnet.PSK) *App {
 
 func newTestAppOn(t testing.TB, listen ma.Multiaddr, psk pnet.PSK) *App {
 	t.Helper()
-	a := &App{logger: zap.NewNop(), artifacts: t.TempDir()}
+	a := &App{logger: zap.NewNop(), artifacts: newFolder(t, t.TempDir(), nil)}
 	a.settings = Settings{Identity: "test", Listen: []ma.Multiaddr{listen}, SwarmKey: psk}
 	key := newKey(t)
 	n, err := openNode(a.settings, func() (crypto.PrivKey, error) { return key, nil }, a.logger)

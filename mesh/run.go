@@ -44,8 +44,11 @@ type answer interface {
 	io.Reader
 	// limit sets the deadline for what is still to be read.
 	limit(time.Time)
-	// hasFiles reports, after io.EOF, whether there are files.
-	hasFiles() bool
+	// left returns, after io.EOF, what files there are; nil for none.
+	left() *wire.Artifact
+	// usage returns, after io.EOF, what the agent's model has counted; nil where that is
+	// not known.
+	usage() *wire.Usage
 	// end gives back what the answer holds. The worker stops when it was not whole.
 	end(whole bool)
 }
@@ -167,7 +170,25 @@ func (r *Run) streamError(err error) error {
 }
 
 // HasFiles reports, after io.EOF, whether the task left files; they have arrived.
-func (r *Run) HasFiles() bool { return errors.Is(r.err, io.EOF) && r.answer.hasFiles() }
+func (r *Run) HasFiles() bool { return r.Artifact() != nil }
+
+// Artifact says, after io.EOF, what the zip of the task's files is, with the hash of what
+// has arrived; nil where there are none.
+func (r *Run) Artifact() *wire.Artifact {
+	if !errors.Is(r.err, io.EOF) {
+		return nil
+	}
+	return r.answer.left()
+}
+
+// Usage returns, after io.EOF, what the agent's model has counted; nil where that is not
+// known.
+func (r *Run) Usage() *wire.Usage {
+	if !errors.Is(r.err, io.EOF) {
+		return nil
+	}
+	return r.answer.usage()
+}
 
 // Close ends the run; the worker stops the agent when it still works. It may be
 // called more than once.
@@ -223,7 +244,7 @@ func (r *Run) outcome(err error) router.Outcome {
 	switch {
 	case errors.Is(r.err, io.EOF), err == nil:
 		return r.statusOutcome()
-	case r.ctx.Err() != nil:
+	case r.ctx.Err() != nil, errors.Is(err, ErrNoRoom):
 		return router.Unjudged
 	case errors.Is(err, wire.ErrCapacity):
 		return router.Refused

@@ -154,18 +154,22 @@ func (a *App) cleanUpServices() error {
 	return errors.Join(errs...)
 }
 
-// KeepArtifact gives the files of a task another id, in place of those that have it.
+// KeepArtifact gives the files of a task another id, in place of those that have it. The
+// error is fs.ErrNotExist when there are none.
 func (l *Lease) KeepArtifact(from, to string) error {
-	dir := l.app.artifacts
-	if err := os.Rename(artifactFile(dir, from), artifactFile(dir, to)); err != nil {
+	folder := l.app.artifacts
+	if err := os.Rename(folder.file(from), folder.file(to)); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncDir(folder.dir)
 }
+
+// Roomy returns an [ErrNoRoom] when there is no room for files of tasks.
+func (l *Lease) Roomy() error { return l.app.artifacts.roomy() }
 
 // DropArtifact removes the files of a task, if there are any.
 func (l *Lease) DropArtifact(taskID string) error {
-	err := os.Remove(artifactFile(l.app.artifacts, taskID))
+	err := os.Remove(l.app.artifacts.file(taskID))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

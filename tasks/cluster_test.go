@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -309,5 +310,34 @@ func TestClusterSettings(t *testing.T) {
 	_, err := openStore(t.Context(), place{cluster: wrong}, zap.NewNop())
 	if err == nil || strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "bob") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestClusterFollow wants a task to be followed at any gateway, as soon as anything happens.
+func TestClusterFollow(t *testing.T) {
+	c := startServer(t).cluster()
+	r, w := io.Pipe()
+	a := join(t, c, &fakeRunner{run: func(_ context.Context, j Job) (Attempt, error) {
+		return &fakeAttempt{Reader: r}, j.Begin(testWorker)
+	}}, clusterLimits())
+	id := submit(t, a, "")
+	until(t, a, id, "a task that runs", func(r *Record) bool { return r.State == Running })
+	b := join(t, c, &fakeRunner{run: says("", nil)}, clusterLimits())
+	out, events := follow(t, b, id), follow(t, b, id)
+	if err := out.Seek(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		_, _ = io.WriteString(w, "some ")
+		if got, err := out.Output(t.Context()); err != nil || string(got) != "some " {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+	w.Close()
+	if got, err := rest(t, out); err != io.EOF || got != "" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got := told(t, events, 0); got != "1 queued queued  0  true;2 running running  1 peer true;3 completed completed  1 peer false;" {
+		t.Errorf("got %s", got)
 	}
 }

@@ -84,8 +84,13 @@ func (a *fakeAttempt) Read(p []byte) (int, error) {
 // Close implements Attempt.
 func (a *fakeAttempt) Close() error { return nil }
 
-// Files implements Attempt.
-func (a *fakeAttempt) Files() bool { return a.files }
+// Result implements Attempt.
+func (a *fakeAttempt) Result() Result {
+	if a.files {
+		return Result{Artifact: &Artifact{Bytes: 1}}
+	}
+	return Result{}
+}
 
 // testWorker runs everything.
 var testWorker = Worker{Peer: "peer", Agent: "agent", Model: "model"}
@@ -169,7 +174,7 @@ func ended(t *testing.T, p *Part, id string) *Record {
 func output(t *testing.T, p *Part, id string) string {
 	t.Helper()
 	var b strings.Builder
-	err := p.Output(t.Context(), "ann", id, func(_ *Record, o *Output) error {
+	err := p.Output(t.Context(), "ann", id, 0, func(_ *Record, o *Output) error {
 		for {
 			chunk, err := o.Next()
 			if err == io.EOF {

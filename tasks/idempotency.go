@@ -27,8 +27,9 @@ const (
 	answerBytes = 2 << 30
 
 	// keyWait is how long a request waits for the answer to the one before it.
-	keyWait = time.Second
-	keyPoll = 20 * time.Millisecond
+	keyWait    = time.Second
+	keyPoll    = 20 * time.Millisecond
+	maxKeyPoll = 200 * time.Millisecond
 )
 
 // Names in the store.
@@ -144,12 +145,13 @@ func (f *flights) under(subject string) bool {
 // claim. The error is [ErrKeyInUse], [ErrKeyReused], a [*LostError], [ErrNotRunning] or an
 // [ErrStore].
 func (p *Part) Begin(ctx context.Context, k Key, replay func(*Kept) error) (*KeyClaim, error) {
-	for begun := time.Now(); ; {
+	begun := time.Now()
+	for wait := keyPoll; ; wait = min(2*wait, maxKeyPoll) {
 		c, err := p.begin(ctx, k, replay)
 		if !errors.Is(err, ErrKeyInUse) || time.Since(begun) > keyWait || ctx.Err() != nil {
 			return c, err
 		}
-		pause(ctx, keyPoll) // most often the answer is being stored
+		pause(ctx, wait) // most often the answer is being stored
 	}
 }
 
@@ -160,7 +162,8 @@ func (p *Part) begin(ctx context.Context, k Key, replay func(*Kept) error) (*Key
 		return nil, err
 	}
 	defer release()
-	call, cancel := context.WithTimeout(ctx, callTimeout)
+	// The client's going away does not undo half of it.
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	for range maxConflicts {
 		r, revision, err := s.store.getKey(call, k.subject())
@@ -240,7 +243,7 @@ func (s *session) takeOver(ctx context.Context, p *Part, k Key, r *keyRecord, re
 	if r.Task == "" {
 		return nil, &LostError{LostGateway}
 	}
-	accepted, err := s.accepted(ctx, (&Record{Owner: k.Owner, ID: r.Task}).key())
+	accepted, err := s.accepted(ctx, k.Owner, r)
 	if err != nil {
 		return nil, err
 	}
@@ -270,19 +273,27 @@ func (s *session) mayBeServed(r *keyRecord, subject string) bool {
 	return s.limits.now().Before(r.Until)
 }
 
-// accepted reports whether a task was accepted whose client had no answer. One that was
-// not will not be.
-func (s *session) accepted(ctx context.Context, key string) (bool, error) {
-	r, revision, err := s.store.get(ctx, key)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return false, nil
-	case err != nil:
-		return false, err
-	case revision == 0: // it is in the queue
-		if err := s.store.syncQueued(ctx, key); err != nil {
+// accepted reports whether the task of a key was accepted, whose client had no answer. One
+// that was not will not be.
+func (s *session) accepted(ctx context.Context, owner string, of *keyRecord) (bool, error) {
+	task := &Record{ID: of.Task, Owner: owner, State: Queued, Created: of.Created}
+	for range maxConflicts {
+		r, revision, err := s.store.get(ctx, task.key())
+		switch {
+		case err == nil && revision == 0: // it is in the queue
+			return true, s.store.syncQueued(ctx, task.key())
+		case err == nil:
+			return !r.State.Ended() || r.Reason != ReasonNotAccepted, nil
+		case !errors.Is(err, ErrNotFound):
+			return false, err
+		case !s.store.shared && of.Holder != s.id: // who submitted it is dead, and its server
+			return false, nil
+		}
+		// It may be on its way to the queue, and must not run when it comes there.
+		_ = task.end(Failed, ReasonNotAccepted, "the task could not be queued")
+		if err := s.store.put(ctx, task, 0); !errors.Is(err, errConflict) {
 			return false, err
 		}
 	}
-	return !r.State.Ended() || r.Reason != ReasonNotAccepted, nil
+	return false, fmt.Errorf("%w: %w", ErrStore, errConflict)
 }

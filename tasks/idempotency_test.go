@@ -257,6 +257,33 @@ func TestKeyRestart(t *testing.T) {
 	}
 }
 
+// TestKeyLate wants a task of which nobody knew whether it was accepted not to run when it
+// comes into the queue after another has taken its place.
+func TestKeyLate(t *testing.T) {
+	runner := &fakeRunner{run: says("done", nil)}
+	p := open(t, t.TempDir(), runner, Options{})
+	k := testKey("one")
+	k.Task = NewID("ann")
+	first := k.Task
+	takeKey(t, p, k).Leave()
+	k.Task = NewID("ann")
+	if c := takeKey(t, p, k); c.Accepted || c.Task != k.Task {
+		t.Errorf("got %+v", c)
+	}
+	for _, id := range []string{first, k.Task} {
+		if _, err := p.Submit(t.Context(), Submission{ID: id, Owner: "ann", Site: "site", Prompt: "x"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := ended(t, p, k.Task); r.State != Completed {
+		t.Errorf("got %+v", r)
+	}
+	empty(t, p)
+	if r := ended(t, p, first); r.Reason != ReasonNotAccepted || len(runner.seen()) != 1 {
+		t.Errorf("got %+v after the runs %q", r, runner.seen())
+	}
+}
+
 // TestKeysAtRandom has many ask with the same keys at one time, over restarts: no request
 // may be served twice.
 func TestKeysAtRandom(t *testing.T) {

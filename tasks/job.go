@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 // job is a task under way.
@@ -18,12 +20,14 @@ type job struct {
 	key    string
 	claim  *claim
 	record *Record   // as it was last written
+	count  State     // as which the metrics have it
 	away   time.Time // since when no worker is there; zero when one is
 	wait   time.Duration
 }
 
 // run sees the task to an end that is stored. The error is of the store, or of ctx.
 func (j *job) run(ctx context.Context) error {
+	defer j.counts("")
 	if err := j.recover(ctx); err != nil {
 		return err
 	}
@@ -79,7 +83,7 @@ func (j *job) recover(ctx context.Context) error {
 	j.claim.meet(r, j.limits.now())
 	j.claim.lost.Store(int64(r.Lost))
 	if r.State == Running {
-		if err := j.lose(ctx); err != nil {
+		if err := j.lose(ctx, ReasonStopped, "the gateway was stopped while the task ran"); err != nil {
 			return err
 		}
 		if j.record.Lost >= j.record.Bounds.Attempts {
@@ -93,18 +97,21 @@ func (j *job) recover(ctx context.Context) error {
 func (j *job) again(ctx context.Context, f *Failure) error {
 	switch {
 	case f.Kind == Broken:
-		return j.lose(ctx)
+		return j.lose(ctx, cmp.Or(f.Reason, ReasonLost), f.Message)
 	case j.record.State == Running: // no agent has begun
-		return j.change(ctx, func(r *Record) { r.State, r.Started = Queued, time.Time{} })
+		return j.change(ctx, func(r *Record) { r.queue(f.Reason, f.Message) })
 	}
 	return nil
 }
 
-// lose notes that an attempt was lost. The task waits for a worker again.
-func (j *job) lose(ctx context.Context) error {
+// lose notes that an attempt was lost, and why. The task waits for a worker again.
+func (j *job) lose(ctx context.Context, reason, message string) error {
 	lost := j.record.Lost
 	j.claim.lost.Store(int64(lost) + 1)
-	err := j.change(ctx, func(r *Record) { r.Lost, r.State, r.Started = lost+1, Queued, time.Time{} })
+	err := j.change(ctx, func(r *Record) {
+		r.Lost = lost + 1
+		r.queue(reason, message)
+	})
 	if err == nil {
 		j.store.forgetOutput(ctx, j.record, lost)
 	}
@@ -167,9 +174,9 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	case err != nil:
 		return runner.Failure(err)
 	}
-	files := a.Files()
+	result := a.Result()
 	own := j.record
-	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Bytes, r.Files = size, files }); err != nil {
+	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Bytes, r.Result, r.Files = size, result, result.Artifact != nil }); err != nil {
 		j.late(ctx, err, own, Completed, "")
 		return &Failure{Err: err}
 	}
@@ -179,7 +186,7 @@ func (j *job) attempt(ctx context.Context) *Failure {
 // begin notes who is about to run the task. What has ended is not begun.
 func (j *job) begin(ctx context.Context, w Worker) error {
 	return j.change(ctx, func(r *Record) {
-		r.State, r.Worker, r.Started = Running, w, j.limits.now().UTC()
+		r.State, r.Reason, r.Message, r.Worker, r.Started = Running, "", "", w, j.limits.now().UTC()
 		r.Attempts++
 	})
 }
@@ -212,7 +219,27 @@ func (j *job) change(ctx context.Context, change func(*Record)) error {
 	if r != nil && !errors.Is(err, errTaken) {
 		j.record = r
 	}
+	if err == nil {
+		j.counts(r.State)
+	}
 	return err
+}
+
+// counts has the metrics tell what becomes of the task; "" for leaving it.
+func (j *job) counts(s State) {
+	if s.Ended() {
+		metrics.AsyncEnded(metrics.AsyncStatus(s))
+	}
+	switch {
+	case s == Running && j.count != Running:
+		metrics.AsyncRunning(1)
+		if j.record.Attempts == 1 {
+			metrics.AsyncStarted(j.record.Started.Sub(j.record.Created))
+		}
+	case s != Running && j.count == Running:
+		metrics.AsyncRunning(-1)
+	}
+	j.count = s
 }
 
 // has reports whether nobody else has done anything with the task since this job did: who

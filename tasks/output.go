@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -40,7 +41,7 @@ func (r *Record) outputOf() string { return outputSubject + r.key() + "." + strc
 // keepOutput stores what an agent writes, to its end, and returns how much it was. When
 // that fails, it calls stop, which makes the agent end.
 func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.Reader, stop func()) (int64, error) {
-	w := &outputWriter{store: s, ctx: ctx, subject: r.outputOf(), attempt: r.Attempts, limit: limit}
+	w := &outputWriter{store: s, ctx: ctx, key: r.key(), subject: r.outputOf(), attempt: r.Attempts, limit: limit}
 	chunks := make(chan []byte)
 	ended := make(chan error, 1)
 	go func() { // reads: a chunk must not wait for what the agent has yet to say
@@ -76,6 +77,7 @@ func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.
 type outputWriter struct {
 	store   *store
 	ctx     context.Context
+	key     string // of the task
 	subject string
 	attempt int
 	limit   int64
@@ -136,6 +138,7 @@ func (w *outputWriter) flush() error {
 	w.last = message
 	w.size += int64(len(w.buf))
 	w.buf = w.buf[:0]
+	w.store.changed(w.key)
 	return nil
 }
 
@@ -154,29 +157,77 @@ type Output struct {
 	subject string
 	ctx     context.Context
 	next    uint64
-	size    int64 // given out
+	size    int64 // where the next piece begins
 	first   []byte
 }
 
-// openOutput returns a task's output. The error is [ErrExpired] when there was some, and
-// it is gone.
-func (s *store) openOutput(ctx context.Context, r *Record) (*Output, error) {
-	o := &Output{store: s, stream: s.output, ctx: ctx, subject: r.outputOf(), next: 1}
-	if r.State.Ended() && r.Bytes == 0 {
-		return o, nil
+// ErrOffset says that an offset is beyond the end of an output.
+var ErrOffset = errors.New("the output is not as long as that")
+
+// openOutput returns a task's output from an offset on. The error is [ErrExpired] when
+// there was some, and it is gone.
+func (s *store) openOutput(ctx context.Context, r *Record, offset int64) (*Output, error) {
+	o, err := s.outputAt(ctx, r, offset)
+	if err != nil || r.State.Ended() && r.Bytes == offset {
+		return o, err
 	}
-	first, err := o.chunk()
+	o.first, err = o.chunk()
 	switch {
-	case errors.Is(err, io.EOF) && !r.State.Ended():
+	case err == nil, errors.Is(err, io.EOF) && (!r.State.Ended() || r.Bytes == 0):
 		return o, nil
 	case errors.Is(err, io.EOF):
 		return nil, ErrExpired
-	case err != nil:
-		return nil, err
 	}
-	o.first = first
-	return o, nil
+	return nil, err
 }
+
+// outputAt returns a task's output from an offset on, whether there is any or not.
+func (s *store) outputAt(ctx context.Context, r *Record, offset int64) (*Output, error) {
+	o := &Output{store: s, stream: s.output, ctx: ctx, subject: r.outputOf(), next: 1, size: offset}
+	if offset == 0 {
+		return o, nil
+	}
+	last, err := s.last(ctx, s.output, o.subject)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound) && offset <= r.Bytes:
+		return nil, ErrExpired
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil, ErrOffset
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	if end := endOf(last); end < offset {
+		return nil, ErrOffset
+	}
+	// What ends after the offset comes after what does not.
+	for low, high := uint64(1), last.Sequence+1; ; {
+		if o.next = low; low >= high || low > last.Sequence {
+			return o, nil
+		}
+		middle := low + (high-low)/2
+		msg, err := s.next(ctx, s.output, middle, o.subject)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%w: %w", ErrStore, err)
+		case endOf(msg) <= offset:
+			low = msg.Sequence + 1
+		default:
+			high = middle
+		}
+	}
+}
+
+// beginOf returns where a piece begins in the output; -1 where it does not say so.
+func beginOf(msg *jetstream.RawStreamMsg) int64 {
+	n, err := strconv.ParseInt(msg.Header.Get(offsetHeader), 10, 64)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// endOf returns where a piece ends.
+func endOf(msg *jetstream.RawStreamMsg) int64 { return beginOf(msg) + int64(len(msg.Data)) }
 
 // Next returns the next piece; io.EOF after the last that there is now.
 func (o *Output) Next() ([]byte, error) {
@@ -196,10 +247,30 @@ func (o *Output) chunk() ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrStore, err)
 	}
-	if msg.Header.Get(offsetHeader) != strconv.FormatInt(o.size, 10) {
+	begin, end := beginOf(msg), endOf(msg)
+	if begin < 0 || begin > o.size || end <= o.size { // what was before it is gone
 		return nil, ErrExpired
 	}
-	o.next = msg.Sequence + 1
-	o.size += int64(len(msg.Data))
-	return msg.Data, nil
+	piece := msg.Data[o.size-begin:]
+	o.next, o.size = msg.Sequence+1, end
+	return piece, nil
+}
+
+// watchOutput calls wake with the key of each task that has more output, of all gateways. A
+// wake can be lost: those who wait look by themselves, too, every now and then.
+func (s *store) watchOutput(ctx context.Context, wake func(key string)) (jetstream.ConsumeContext, error) {
+	c, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Consumer, error) {
+		return s.js.OrderedConsumer(ctx, outputName, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy, HeadersOnly: true})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.Consume(func(msg jetstream.Msg) {
+		key := strings.TrimPrefix(msg.Subject(), outputSubject)
+		if i := strings.IndexByte(key, '.'); i >= 0 { // the owner, the id, and what the attempt is told by
+			if j := strings.IndexByte(key[i+1:], '.'); j >= 0 {
+				wake(key[:i+1+j])
+			}
+		}
+	}, jetstream.PullHeartbeat(time.Second), jetstream.PullExpiry(5*time.Second))
 }

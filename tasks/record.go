@@ -51,6 +51,8 @@ const (
 	ReasonTimeout = "timeout"
 	// ReasonOutput says that the output is over [MaxOutput].
 	ReasonOutput = "output_too_large"
+	// ReasonStopped says that the gateway was stopped, or killed, while the task ran.
+	ReasonStopped = "gateway_stopped"
 	// ReasonNotAccepted says that the task did not get into the queue: its client was
 	// not told that it was accepted.
 	ReasonNotAccepted = "not_accepted"
@@ -92,8 +94,8 @@ type Record struct {
 	PromptSize int `json:"prompt_size"`
 
 	State State `json:"state"`
-	// Reason is a code that says why the task ended as it did; empty when it completed.
-	// Message says it to people.
+	// Reason is a code that says why the task ended as it did, empty when it completed; or why
+	// it waits for a worker again. Message says it to people.
 	Reason  string `json:"reason,omitempty"`
 	Message string `json:"message,omitempty"`
 
@@ -108,15 +110,19 @@ type Record struct {
 	Lost   int    `json:"lost"`
 	Worker Worker `json:"worker,omitzero"` // of the latest attempt
 
-	// Bytes is the size of the output, Files says that there are files; once completed.
-	Bytes int64 `json:"bytes"`
-	Files bool  `json:"files,omitempty"`
+	// Bytes is the size of the output, Files says that there are files, Result says more of
+	// them; once completed.
+	Bytes  int64  `json:"bytes"`
+	Files  bool   `json:"files,omitempty"`
+	Result Result `json:"result,omitzero"`
 
 	// Late are the newest results that came when the task had an end, or was another
 	// gateway's. They changed nothing.
 	Late []LateResult `json:"late,omitempty"`
 
 	Webhook *Webhook `json:"webhook,omitempty"`
+
+	Steps []Step `json:"steps,omitempty"`
 }
 
 // LateResult is the result of an attempt that does not count.

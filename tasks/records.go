@@ -101,7 +101,15 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
 	if err != nil {
 		return s.failedTo(ctx, err)
 	}
+	s.changed(r.key())
 	return nil
+}
+
+// changed wakes those who follow a task. In a cluster they hear of changes anyway.
+func (s *store) changed(key string) {
+	if s.wake != nil && !s.shared {
+		s.wake(key)
+	}
 }
 
 // publish stores a message, and returns its number in the stream. A cluster may be given it
@@ -141,9 +149,15 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 		if err != nil {
 			return nil, err
 		}
+		before := *r
+		if r.Webhook != nil {
+			webhook := *r.Webhook
+			before.Webhook = &webhook
+		}
 		if err := change(r); err != nil {
 			return r, err
 		}
+		r.note(&before)
 		err = s.put(ctx, r, revision)
 		if err == nil {
 			return r, nil
@@ -157,6 +171,7 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 
 // submit puts a new task into the queue. When it returns nil, it is on disk.
 func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
+	r.note(nil)
 	header, err := r.encodeHeader()
 	if err != nil {
 		return err
@@ -245,6 +260,11 @@ func (r *Record) end(state State, reason, message string) error {
 		r.Ended = r.Created
 	}
 	return nil
+}
+
+// queue has the task wait for a worker again.
+func (r *Record) queue(reason, message string) {
+	r.State, r.Reason, r.Message, r.Started = Queued, reason, message, time.Time{}
 }
 
 // waiting reports whether a queue has a message of a subject.

@@ -59,8 +59,30 @@ type Attempt interface {
 	io.Reader
 	// Close stops the task if it still runs.
 	io.Closer
-	// Files reports, after io.EOF, whether there are any. They have the id of the run.
-	Files() bool
+	// Result says, after io.EOF, what the task has left. Files have the id of the run.
+	Result() Result
+}
+
+// Result is what a task has left beside its output.
+type Result struct {
+	// Artifact is the zip of its files; nil where there are none.
+	Artifact *Artifact `json:"artifact,omitempty"`
+	// Usage is nil where nothing was counted.
+	Usage *Usage `json:"usage,omitempty"`
+}
+
+// Artifact is the zip of the files of a task.
+type Artifact struct {
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`          // in hex
+	Files  int    `json:"files,omitempty"` // 0 where that is not known
+}
+
+// Usage counts the tokens of a task.
+type Usage struct {
+	Prompt     int  `json:"prompt"`
+	Completion int  `json:"completion"`
+	Estimated  bool `json:"estimated,omitempty"` // and not counted by the agent's model
 }
 
 // Kind says what to do about a failure.

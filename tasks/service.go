@@ -29,11 +29,12 @@ const serviceKey = "tasks"
 // another follows when the store fails.
 type service struct {
 	*lifetime.Lifetime[*Part]
-	id      string // of the process, as keys name it
-	flights flights
-	place   place
-	current atomic.Pointer[session] // nil while the store cannot be used
-	trouble atomic.Pointer[error]   // why it cannot
+	id        string // of the process, as keys name it
+	flights   flights
+	place     place
+	current   atomic.Pointer[session] // nil while the store cannot be used
+	trouble   atomic.Pointer[error]   // why it cannot
+	followers *followers
 
 	ctx     context.Context // of the service
 	cancel  context.CancelCauseFunc
@@ -80,7 +81,7 @@ var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOu
 // openService opens the store of a place and begins to work. A cluster that is not there
 // is looked for from now on.
 func openService(at place, log *zap.Logger, l limits) (*service, error) {
-	s := &service{place: at, id: rand.Text(), limits: l}
+	s := &service{place: at, id: rand.Text(), limits: l, followers: newFollowers()}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.Lifetime = lifetime.New[*Part](s.shut)
 	if at.cluster != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 // maxPending bounds how many tasks of a lane are out of the queue at one time, to run or to
@@ -55,7 +57,7 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	store.fault = s.limits.fault
+	store.wake, store.fault = s.followers.wake, s.limits.fault
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
@@ -86,8 +88,9 @@ func (s *session) start() error {
 		return err
 	}
 	s.running.Go(s.holdLeases)
+	s.running.Go(s.watch)
 	if s.store.shared {
-		return s.share()
+		return s.share(ctx)
 	}
 	s.running.Go(func() { s.sweep(last) })
 	return nil
@@ -119,37 +122,13 @@ func (s *session) close() {
 // that nobody will take up, and webhooks that were not queued. What was written after the
 // revision is none of that.
 func (s *session) sweep(last uint64) {
-	err := s.eachRecord(func(r *Record, revision uint64) {
+	_, err := s.store.eachRecord(s.ctx, ">", func(r *Record, revision uint64) {
 		if revision <= last {
 			s.mend(r, revision)
 		}
 	})
-	if err != nil {
+	if err != nil && s.ctx.Err() == nil {
 		s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
-	}
-}
-
-// eachRecord calls look with each record that there is.
-func (s *session) eachRecord(look func(*Record, uint64)) error {
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
-	w, err := s.store.watch(ctx, ">", jetstream.IgnoreDeletes())
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil {
-				return nil
-			}
-			if r, err := decode(entry.Value()); err == nil {
-				look(r, entry.Revision())
-			}
-		}
 	}
 }
 
@@ -166,6 +145,7 @@ func (s *session) mend(r *Record, revision uint64) {
 		if err := s.store.put(ctx, r, revision); err != nil {
 			return
 		}
+		metrics.AsyncEnded(metrics.AsyncFailed)
 	}
 	if r.Webhook != nil && r.Webhook.State == WebhookPending {
 		_ = s.settle(r.key())
@@ -188,6 +168,9 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 // cancelTask ends a task that its owner does not want any more.
 func (s *session) cancelTask(ctx context.Context, key string) (*Record, error) {
 	r, err := s.store.update(ctx, key, func(r *Record) error { return r.end(Cancelled, ReasonCancelled, "the task was cancelled") })
+	if err == nil {
+		metrics.AsyncEnded(metrics.AsyncCancelled)
+	}
 	if err != nil && !errors.Is(err, ErrEnded) {
 		return r, err
 	}

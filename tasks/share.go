@@ -21,7 +21,16 @@ const (
 )
 
 // share begins what a store takes that other gateways use, too.
-func (s *session) share() error {
+func (s *session) share(ctx context.Context) error {
+	output, err := s.store.watchOutput(ctx, s.followers.wake)
+	if err != nil {
+		return err
+	}
+	s.running.Go(func() {
+		<-s.ctx.Done()
+		output.Stop()
+		<-output.Closed()
+	})
 	changes, err := s.store.watch(s.ctx, ">", jetstream.UpdatesOnly())
 	if err != nil {
 		return err
@@ -49,6 +58,7 @@ func (s *session) follow(changes jetstream.KeyWatcher) {
 			if entry == nil || s.silent.Load() {
 				continue
 			}
+			s.followers.wake(entry.Key())
 			c := s.claimOf(entry.Key())
 			if c == nil {
 				continue
@@ -85,7 +95,7 @@ func (s *session) sweepShared() {
 	before := make(map[string]uint64) // revisions of the records of tasks without an end
 	for wait := min(firstSweep, s.limits.sweep); s.ctx.Err() == nil; wait = s.limits.sweep {
 		now := make(map[string]uint64)
-		err := s.eachRecord(func(r *Record, revision uint64) {
+		_, err := s.store.eachRecord(s.ctx, ">", func(r *Record, revision uint64) {
 			if r.State.Ended() {
 				return
 			}

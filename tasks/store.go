@@ -68,6 +68,7 @@ type store struct {
 
 	tails map[string]*tail // of the streams, by their names; none of a cluster's
 
+	wake  func(key string)                    // those who follow a task; nil for nobody
 	fault func(when, verb, what string) error // nil outside of tests
 
 	failing sync.Once
@@ -125,6 +126,9 @@ func (s *store) followTails(ctx context.Context, dir string) error {
 		}
 		s.tails[name] = &tail{dir: filepath.Join(dir, "jetstream", "$G", "streams", name, "msgs")}
 		s.tails[name].safe.Store(last)
+		if err := safeRename(s.tails[name].dir); err != nil {
+			return err
+		}
 	}
 	return syncTree(dir)
 }

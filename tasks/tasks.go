@@ -267,9 +267,9 @@ func (p *Part) Cancel(ctx context.Context, owner, id string) (*Record, error) {
 	return s.cancelTask(ctx, (&Record{Owner: owner, ID: id}).key())
 }
 
-// Output calls read with the output of a task of an owner, as far as it has come. The
-// error is [ErrExpired] when it is kept no more.
-func (p *Part) Output(ctx context.Context, owner, id string, read func(*Record, *Output) error) error {
+// Output calls read with the output of a task of an owner, from an offset on and as far as
+// it has come. The error is [ErrExpired] when it is kept no more.
+func (p *Part) Output(ctx context.Context, owner, id string, offset int64, read func(*Record, *Output) error) error {
 	r, err := p.Get(ctx, owner, id)
 	if err != nil {
 		return err
@@ -279,7 +279,7 @@ func (p *Part) Output(ctx context.Context, owner, id string, read func(*Record, 
 		return err
 	}
 	defer release()
-	out, err := s.store.openOutput(ctx, r)
+	out, err := s.store.openOutput(ctx, r, offset)
 	if err != nil {
 		return err
 	}

@@ -58,6 +58,7 @@ type agent struct {
 	topic    *pubsub.Topic
 	http     *http.Server  // of mesh protocol 2
 	conns    *conns        // of that
+	packing  turns         // of gateways that fetch files
 	changed  chan struct{} // the telemetry is out of date
 
 	isReady    chan struct{} // closed when the agent takes tasks for the first time

@@ -93,7 +93,7 @@ func (c *call) exit(events *wire.EventWriter, e ending) error {
 	case stopped:
 		status = wire.ExitStopped
 	}
-	return events.Exit(wire.Exit{Status: status, Cause: e.cause, Code: e.code, Reason: e.words})
+	return events.Exit(wire.Exit{Status: status, Cause: e.cause, Code: e.code, Reason: e.words, Usage: e.usage})
 }
 
 // pipe is the events as a task's output. A gateway that does not take it ends the

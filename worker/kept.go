@@ -156,6 +156,11 @@ func (c *call) artifact(id string) {
 	}
 	ctx, end := k.begin(c)
 	defer end()
+	giveBack, ok := c.a.packing.take(ctx, c.gateway)
+	if !ok {
+		panic(http.ErrAbortHandler)
+	}
+	defer giveBack()
 	if strings.Contains(c.r.Header.Get("Range"), ",") {
 		c.r.Header.Del("Range") // the zip would be made once for each part
 	}

@@ -13,6 +13,9 @@ import (
 	"syscall"
 )
 
+// RemoveFolder removes a folder that an agent has written to; see [Agent].
+func RemoveFolder(dir string) error { return removeAll(dir) }
+
 // removeAll removes a folder, also where an agent took away our right to. However
 // deep an agent has made it, few files are open: [os.RemoveAll] has one for each level.
 func removeAll(dir string) error {

@@ -112,6 +112,8 @@ type Agent struct {
 	// OutputDir of each [Task], for folders that the runtime makes before there is a
 	// task. It is emptied when the agent opens.
 	TasksDir string
+	// MaxDisk is how many bytes of the disk such a folder may take; see [Guard]. 0 is any.
+	MaxDisk int64
 	// Changed is to be called when the Offer of a [Server] has changed, or what
 	// [MayBeAway] tells. It does not block.
 	Changed func()
@@ -168,6 +170,8 @@ type Exit struct {
 	Reason string
 	// Cause is the same for machines. Empty stands for what Code says.
 	Cause wire.Cause
+	// Usage is what the agent's model has counted; nil where that is not known.
+	Usage *wire.Usage
 }
 
 // codeSignal is where the exit status of a process that a signal has ended begins.

@@ -208,6 +208,7 @@ type ending struct {
 	words   string // for the gateway, where the agent did not succeed
 	code    int    // the agent's exit status
 	started bool   // the agent ran
+	usage   *wire.Usage
 	zip     *zipped
 	err     error // what the operator should know
 }
@@ -233,7 +234,7 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	exit, err := g.guarded(ctx, stop, Task{ID: req.TaskID, Prompt: req.Data, Request: string(req.Request), Model: g.config.Model, Output: out, OutputDir: left})
-	e := ending{started: err == nil, code: exit.Code, cause: exit.cause()}
+	e := ending{started: err == nil, code: exit.Code, cause: exit.cause(), usage: exit.Usage}
 	if cause := context.Cause(ctx); cause != nil {
 		return e.stoppedBy(cause)
 	}

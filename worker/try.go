@@ -64,7 +64,7 @@ func (t Trial) Run(ctx caddy.Context) (Outcome, error) {
 	defer beside.Wait()
 	defer retire()
 	_, err = g.runtime.Prepare(ctx, Agent{
-		Key: t.Key, PeerID: "test-" + rand.Text(), Model: g.config.Model, TasksDir: dir,
+		Key: t.Key, PeerID: "test-" + rand.Text(), Model: g.config.Model, TasksDir: dir, MaxDisk: diskFactor * g.config.MaxFilesSize,
 		Changed: func() {}, Again: func() {}, Progress: func(string, float64) {}, Context: life, Go: beside.Go,
 	})
 	if err != nil {

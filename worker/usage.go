@@ -36,6 +36,12 @@ const (
 // errUsage says that a folder is over its limits.
 var errUsage = errors.New("too much")
 
+// Guard calls stop when a folder of an agent takes more than so many bytes of the disk, or
+// has too many files, until ctx ends. The tasks that a runtime has are guarded.
+func Guard(ctx context.Context, dir string, most int64, stop context.CancelCauseFunc) {
+	guard(ctx, dir, most, stop)
+}
+
 // guard ends a task whose files take too much of the disk, or are too many, until ctx
 // ends. It looks every second, so that for a second there may be more, or for some
 // seconds where there are very many files.

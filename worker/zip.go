@@ -113,7 +113,18 @@ func (z *zipped) write(ctx context.Context, w io.Writer) error {
 
 // artifact is what the gateway is told of the zip.
 func (z *zipped) artifact() wire.Artifact {
-	return wire.Artifact{Size: z.size, SHA256: hex.EncodeToString(z.sum[:]), Skipped: z.skipped.count(), SkippedFiles: z.skipped}
+	return wire.Artifact{Size: z.size, SHA256: hex.EncodeToString(z.sum[:]), Files: z.count(), Skipped: z.skipped.count(), SkippedFiles: z.skipped}
+}
+
+// count returns how many files there are, folders aside.
+func (z *zipped) count() int {
+	n := 0
+	for _, f := range z.files {
+		if !f.dir {
+			n++
+		}
+	}
+	return n
 }
 
 // packer makes a zip. Of the same files it is always the same: each zip has a

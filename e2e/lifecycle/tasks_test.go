@@ -6,7 +6,9 @@ package lifecycle
 
 import (
 	"context"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -164,4 +166,113 @@ func TestExitTasks(t *testing.T) {
 	}
 	p.terminate()
 	p.awaitExit()
+}
+
+// follow begins to read an answer that goes on.
+func (g gateway) follow(path, lastEventID string) *stream {
+	g.t.Helper()
+	req, err := http.NewRequestWithContext(g.t.Context(), http.MethodGet, g.place.url(path), nil)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	if lastEventID != "" {
+		req.Header.Set("Last-Event-ID", lastEventID)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	s := &stream{t: g.t, resp: resp, ended: make(chan struct{})}
+	go func() {
+		defer close(s.ended)
+		for p := make([]byte, 4<<10); s.err == nil; {
+			n, err := resp.Body.Read(p)
+			s.add(string(p[:n]))
+			s.err = err
+		}
+		if s.err == io.EOF {
+			s.err = nil
+		}
+	}()
+	g.t.Cleanup(func() { resp.Body.Close(); <-s.ended })
+	return s
+}
+
+// eventNames are the ids and names of the events that have come.
+func (s *stream) eventNames() string {
+	var names []string
+	for line := range strings.Lines(s.output()) {
+		switch field, value, _ := strings.Cut(strings.TrimSpace(line), ": "); field {
+		case "event", "id":
+			names = append(names, value)
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+// Who follows a task does so through reloads, is broken off when the process is killed,
+// and goes on where that was.
+func TestFollowTask(t *testing.T) {
+	at, c, a := newPlace(t), oneAgent("hello"), newAccountant(t)
+	p := start(t, at, c)
+	k := newTask(t)
+	var v taskReport
+	body := map[string]string{"worker_id": p.awaitWorker("echo"), "prompt": k.prompt}
+	if status := a.call(t.Context(), p.gateway, "POST", "/api/execute/async", body, &v); status != 202 {
+		t.Fatalf("got %d", status)
+	}
+	path := "/api/tasks/" + v.ID
+	events, output := p.follow(path+"/events", ""), p.follow(path+"/output?follow=true", "")
+	output.awaitLine("hello")
+	for _, name := range []string{"one", "two"} {
+		p.reload(c.with(name))
+		k.say("after " + name)
+		output.awaitLine("after " + name)
+	}
+	await(t, "the events", func() bool { return events.eventNames() == "queued 1 running 2" })
+	p.kill()
+	if events.awaitEnd() == nil || output.awaitEnd() == nil {
+		t.Error("a stream that was cut off ended well")
+	}
+
+	p = start(t, at, c)
+	p.awaitWorker("echo")
+	await(t, "the task runs", func() bool { return p.get(path+"/output") == "hello\n" })
+	events = p.follow(path+"/events", "2")
+	stale := p.follow(path+"/output?follow=true&offset=5&run="+output.resp.Header.Get("X-AgentFM-Task-Run"), "")
+	if stale.resp.StatusCode != http.StatusConflict {
+		t.Errorf("the output of a lost attempt goes on: %s", stale.resp.Status)
+	}
+	output = p.follow(path+"/output?follow=true", "")
+	k.said.Reset()
+	k.say("once more")
+	output.awaitLine("once more")
+	k.end()
+	if err := output.awaitEnd(); err != nil || output.output() != k.output("hello") || output.resp.Trailer.Get("X-AgentFM-Task-Status") != "completed" {
+		t.Errorf("got %q, %v, %v", output.output(), err, output.resp.Trailer)
+	}
+	const want = "queued 3 running 4 completed 5"
+	if err := events.awaitEnd(); err != nil || events.eventNames() != want || !strings.Contains(events.output(), `"reason":"gateway_stopped"`) {
+		t.Errorf("got %s, %v", events.output(), err)
+	}
+	if resp := p.follow(path+"/events", "5").resp; resp.StatusCode != http.StatusNoContent {
+		t.Errorf("after the end: %s", resp.Status)
+	}
+
+	k = newTask(t) // Caddy exits, whoever follows
+	body["prompt"] = k.prompt
+	if status := a.call(t.Context(), p.gateway, "POST", "/api/execute/async", body, &v); status != 202 {
+		t.Fatalf("got %d", status)
+	}
+	path = "/api/tasks/" + v.ID
+	events, output = p.follow(path+"/events", ""), p.follow(path+"/output?follow=true", "")
+	output.awaitLine("hello")
+	p.terminate()
+	p.awaitExit()
+	if err := events.awaitEnd(); err != nil {
+		t.Errorf("the events ended with %v", err)
+	}
+	if output.awaitEnd() == nil {
+		t.Error("half an output ended well")
+	}
 }

@@ -27,8 +27,8 @@ func init() {
 		Short: "Shows what an AgentFM gateway sees of its mesh and keeps of tasks, makes keys, and tries agents",
 		Long: `
 Asks the running Caddy, over its admin API, what it sees of the AgentFM mesh;
-asks any gateway, with a key, for the tasks of that key; makes keys; and runs one
-task of an agent without a mesh.
+asks any gateway, with a key, for its models, for answers of these and for the tasks
+of that key; makes keys; and runs one task of an agent without a mesh.
 
 The address of the admin API is --address, or that of the configuration --config,
 or Caddy's default. On a terminal, lists are tables; elsewhere, the same as lines
@@ -37,7 +37,8 @@ answers.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand(), wayCommand())
+			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand(), wayCommand(),
+				modelsCommand(), runCommand(), chatCommand(), scatterCommand())
 		},
 	})
 }

@@ -194,7 +194,7 @@ func (t *tx) park(e *wire.Entry) (Outcome, error) {
 	if err := t.QueryRow("SELECT EXISTS (SELECT 1 FROM orphan WHERE hash = ?)", h[:]).Scan(&known); err != nil || known {
 		return Parked, err
 	}
-	if _, err := t.Exec("INSERT INTO orphan VALUES (?, ?, ?, ?, ?)", h[:], e.Prev[:], author, t.s.now().UnixNano(), e.Marshal()); err != nil {
+	if _, err := t.Exec("INSERT INTO orphan VALUES (?, ?, ?, ?, ?)", h[:], e.Prev[:], author, t.s.now().UnixNano(), seal(e)); err != nil {
 		return Refused, err
 	}
 	var mine, all int
@@ -316,10 +316,10 @@ func (s *Store) Size(ctx context.Context, id peer.ID) (size uint64, err error) {
 	return size, err
 }
 
-// Observe takes in a head that a peer has shown, whose signature is verified here. It
-// returns another head of that peer with the same size and another root, when there is
-// one: then it has equivocated. ahead reports that the log has more entries than are
-// stored.
+// Observe takes in a head, whose signature is verified here. It returns another head of its
+// owner with the same size and another root, when there is one: then it has equivocated.
+// ahead reports that the log has more entries than are stored. Of a log of which nothing is
+// stored, no head is kept: identities are free.
 func (s *Store) Observe(ctx context.Context, h *wire.Head) (other *wire.Head, ahead bool, err error) {
 	if err := h.Verify(); err != nil {
 		return nil, false, err
@@ -348,7 +348,7 @@ func (s *Store) Observe(ctx context.Context, h *wire.Head) (other *wire.Head, ah
 				return fmt.Errorf("%w: the head of size %d is not that of the entries that are stored", ErrFork, h.Size)
 			}
 		}
-		if kept == nil || kept.Size < h.Size {
+		if size > 0 && (kept == nil || kept.Size < h.Size) {
 			return t.setHead(h)
 		}
 		return nil

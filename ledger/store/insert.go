@@ -4,8 +4,10 @@ package store
 
 import (
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math"
 	"time"
 
@@ -37,13 +39,13 @@ func (t *tx) insert(e *wire.Entry, author int64, size uint64) (root wire.Hash, e
 	if err != nil {
 		return root, err
 	}
-	hash, b, now := e.Hash(), e.Marshal(), t.s.now().UnixNano()
+	hash, now := e.Hash(), t.s.now().UnixNano()
 	var cid []byte
 	if e.Kind == wire.Comment {
 		cid = e.TextCID
 	}
 	if _, err := t.Exec("INSERT INTO entry (hash, author, position, subject, received, cid, bytes) VALUES (?, ?, ?, ?, ?, ?, ?)",
-		hash[:], author, size, subject, now, cid, b); err != nil {
+		hash[:], author, size, subject, now, cid, seal(e)); err != nil {
 		return root, err
 	}
 	added, root, err := nodes(t, author).Append(size, hash)
@@ -99,8 +101,31 @@ func (t *tx) count(e *wire.Entry, author, subject int64, sign float64) error {
 	return err
 }
 
+// castagnoli is the table of the check sum of what is stored: the hash of an entry does not
+// cover its signature.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// seal returns an entry as it is stored.
+func seal(e *wire.Entry) []byte {
+	b := e.Marshal()
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// unseal returns the entry of what is stored, as it travels.
+func unseal(b []byte) ([]byte, error) {
+	n := len(b) - crc32.Size
+	if n < 0 || crc32.Checksum(b[:n], castagnoli) != binary.BigEndian.Uint32(b[n:]) {
+		return nil, fmt.Errorf("%w: the check sum of an entry is wrong", ErrDamaged)
+	}
+	return b[:n], nil
+}
+
 // parse reads an entry that was stored.
-func parse(b, hash []byte) (*wire.Entry, error) {
+func parse(sealed, hash []byte) (*wire.Entry, error) {
+	b, err := unseal(sealed)
+	if err != nil {
+		return nil, err
+	}
 	e, err := wire.ParseEntry(b)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)

@@ -69,8 +69,7 @@ func headOf(q interface {
 }
 
 func (t *tx) setHead(h *wire.Head) error {
-	_, err := t.Exec("INSERT INTO head VALUES (?, ?, ?) ON CONFLICT (peer) DO UPDATE SET size = excluded.size, bytes = excluded.bytes",
-		[]byte(h.Peer), h.Size, h.Marshal())
+	_, err := t.Exec("INSERT OR REPLACE INTO head (peer, size, bytes) VALUES (?, ?, ?)", []byte(h.Peer), h.Size, h.Marshal()) // in a new row
 	return err
 }
 

@@ -27,9 +27,11 @@ func items(rows *sql.Rows, err error) ([]wire.Item, error) {
 		if err := rows.Scan(&i.Index, &i.Entry, &hash); err != nil {
 			return nil, err
 		}
-		if _, err := parse(i.Entry, hash); err != nil {
+		e, err := parse(i.Entry, hash)
+		if err != nil {
 			return nil, err
 		}
+		i.Entry = e.Marshal()
 		out = append(out, i)
 	}
 	return out, rows.Err()
@@ -49,6 +51,34 @@ func (s *Store) Inbox(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 		return nil, nil
 	}
 	return items(s.ro.QueryContext(ctx, "SELECT id, bytes, hash FROM entry WHERE id > ? AND author <> ? ORDER BY id LIMIT ?", r.From, s.me, r.Count))
+}
+
+// Heads returns a page of the heads that are kept of others, after a row. The newer a head
+// came, the later is its row.
+func (s *Store) Heads(ctx context.Context, r wire.Range) ([]wire.Item, error) {
+	if r.From > 1<<62 {
+		return nil, nil
+	}
+	rows, err := s.ro.QueryContext(ctx, "SELECT id, bytes FROM head WHERE id > ? AND peer <> ? ORDER BY id LIMIT ?", r.From, []byte(s.self), r.Count)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []wire.Item
+	for rows.Next() {
+		var i wire.Item
+		if err := rows.Scan(&i.Index, &i.Entry); err != nil {
+			return nil, err
+		}
+		h, err := wire.ParseHead(i.Entry)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		h.Witnesses, h.Anchor = nil, ""
+		i.Entry = h.Marshal()
+		out = append(out, i)
+	}
+	return out, rows.Err()
 }
 
 // Summary is what is counted of a peer.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -450,4 +451,116 @@ func contents(s *Store, subject peer.ID) (string, error) {
 	about, err3 := s.About(ctx, subject, 500, 0)
 	bad, err4 := s.Equivocators(ctx)
 	return fmt.Sprint(s.Head(), len(about), own, in, bad), errors.Join(err1, err2, err3, err4)
+}
+
+// TestDamage flips bytes of the file wherever they are. The store must refuse to open, or to
+// answer, or answer as before; never otherwise, and never with another identity.
+func TestDamage(t *testing.T) {
+	dir, me, a := t.TempDir(), newAuthor(t), newAuthor(t)
+	subject := newAuthor(t).id
+	s := open(t, dir, me.key)
+	for range 3 {
+		s.mustAppend(t, subject, 0.5, true)
+		s.accept(t, Stored, nil, a.rate(t, subject, 1))
+	}
+	want, err := contents(s, subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	good, err := os.ReadFile(filepath.Join(dir, "ledger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flips := 60
+	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
+		flips = 1000
+	}
+	refused := 0
+	for i := range flips {
+		bad := slices.Clone(good)
+		at := i * len(bad) / flips
+		bad[at] ^= 1 << (i % 8)
+		broken := filepath.Join(t.TempDir(), "x")
+		if err := os.MkdirAll(broken, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(broken, "ledger.db"), bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(broken, me.key)
+		if err != nil {
+			refused++
+			continue
+		}
+		got, err := contents(s, subject)
+		if err != nil {
+			refused++
+		} else if got != want {
+			t.Errorf("byte %d: it answers otherwise:\n%s\nwant\n%s", at, got, want)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("%d of %d refused", refused, flips)
+}
+
+// TestOutcomes counts outcomes and makes ratings of them, once an hour, also when the store
+// was closed in between.
+func TestOutcomes(t *testing.T) {
+	dir, me, a, b, c := t.TempDir(), newAuthor(t), newAuthor(t).id, newAuthor(t).id, newAuthor(t).id
+	now := time.Now()
+	s := open(t, dir, me.key)
+	s.now = func() time.Time { return now }
+	rate := func() []*wire.Entry {
+		t.Helper()
+		r, err := s.Rate(ctx, time.Hour, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := rate(); len(r) != 0 {
+		t.Errorf("%v", r)
+	}
+	for range 2 {
+		if err := s.Note(ctx, map[peer.ID]Tally{a: {Good: 3, Bad: 1}, b: {Bad: 20}, c: {Good: 2, Bad: 2}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now = now.Add(59 * time.Minute)
+	if r := rate(); len(r) != 0 {
+		t.Errorf("too soon: %v", r)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, me.key)
+	now = now.Add(2 * time.Minute)
+	s.now = func() time.Time { return now }
+	got := map[peer.ID]*wire.Entry{}
+	for _, e := range rate() {
+		got[e.Subject] = e
+	}
+	if e := got[a]; len(got) != 2 || e.Score != 0.4 || e.Context != "task:successes=6,failures=2,window=3600s" || got[b].Score != -0.5 {
+		t.Errorf("%+v", got)
+	}
+	if h := s.Head(); h.Size != 2 || h.Verify() != nil {
+		t.Errorf("%+v", h)
+	}
+	now = now.Add(2 * time.Hour)
+	if r := rate(); len(r) != 0 {
+		t.Errorf("the same outcomes twice: %v", r)
+	}
+	all, err := s.Tallies(ctx)
+	if n := all[b]; err != nil || n.Bad < 36 || n.Bad > 37 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	now = now.Add(OutcomeHalfLife)
+	if all, err = s.Tallies(ctx); err != nil || all[b].Bad > 18.5 {
+		t.Errorf("a day later: %+v, %v", all, err)
+	}
 }

@@ -36,6 +36,10 @@ const (
 	InboxProtocol = "/agentfm/inbox-fetch/1.0.0"
 	// CommentProtocol answers with the text of a comment.
 	CommentProtocol = "/agentfm/comment-fetch/1.0.0"
+	// HeadsProtocol answers with the heads that the server holds of others, also of who
+	// asks. Request and answer are those of [InboxProtocol], with heads in place of entries.
+	// AgentFM 1.3 does not have it.
+	HeadsProtocol = "/agentfm/heads-fetch/1.0.0"
 )
 
 // Limits on messages, in bytes.

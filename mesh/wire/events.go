@@ -45,6 +45,8 @@ type Artifact struct {
 	Size int64 `json:"size"`
 	// SHA256 is the hash of the zip, as 64 hex digits.
 	SHA256 string `json:"sha256"`
+	// Files is how many files are in it, where the worker says.
+	Files int `json:"files,omitempty"`
 	// Skipped counts the files that were left out.
 	Skipped int `json:"skipped,omitempty"`
 	// SkippedFiles says which these are, and why: at most [MaxSkipped] reasons.
@@ -70,7 +72,7 @@ const (
 
 // clean puts what another side tells within its bounds.
 func (a *Artifact) clean() {
-	a.Skipped = max(a.Skipped, 0)
+	a.Skipped, a.Files = max(a.Skipped, 0), max(a.Files, 0)
 	a.SkippedFiles = a.SkippedFiles[:min(len(a.SkippedFiles), MaxSkipped)]
 	for i := range a.SkippedFiles {
 		s := &a.SkippedFiles[i]
@@ -146,6 +148,20 @@ type Exit struct {
 	Code int `json:"code,omitempty"`
 	// Reason says more, for people.
 	Reason string `json:"reason,omitempty"`
+	// Usage is what the agent's model has counted, where the worker knows.
+	Usage *Usage `json:"usage,omitempty"`
+}
+
+// Usage counts the tokens of a task.
+type Usage struct {
+	Prompt     int `json:"prompt_tokens"`
+	Completion int `json:"completion_tokens"`
+}
+
+// Valid reports whether something was counted.
+func (u Usage) Valid() bool {
+	const most = 1 << 40
+	return u.Prompt >= 0 && u.Completion >= 0 && u.Prompt < most && u.Completion < most && u.Prompt+u.Completion > 0
 }
 
 // EventWriter writes the events of a task.
@@ -217,6 +233,7 @@ type EventReader struct {
 	rest     []byte // of an output that was read
 	name     string // of the event under way
 	artifact *Artifact
+	usage    *Usage
 	err      error
 }
 
@@ -242,6 +259,10 @@ func (r *EventReader) Read(p []byte) (int, error) {
 
 // Artifact returns what the task has left, after io.EOF; nil for nothing.
 func (r *EventReader) Artifact() *Artifact { return r.artifact }
+
+// Usage returns what the agent's model has counted, after io.EOF; nil where the worker
+// does not say.
+func (r *EventReader) Usage() *Usage { return r.usage }
 
 // line reads one line.
 func (r *EventReader) line() error {
@@ -293,6 +314,9 @@ func (r *EventReader) event(data []byte) error {
 		var e Exit
 		if err := json.Unmarshal(data, &e); err != nil {
 			return fmt.Errorf("%w: exit: %w", ErrBadFrame, err)
+		}
+		if e.Usage != nil && e.Usage.Valid() {
+			r.usage = e.Usage
 		}
 		if e.Status == ExitOK {
 			return io.EOF

@@ -24,28 +24,21 @@ type proxy struct {
 	egress    *egress
 	forward   *httputil.ReverseProxy
 	transport *http.Transport
-	logger    *zap.Logger
+	log       func() *zap.Logger
 
 	lines, denials                fewLines // in the log
 	conns, denied, sent, received atomic.Int64
 }
 
-func newProxy(e *egress, logger *zap.Logger) *proxy {
-	p := &proxy{egress: e, logger: logger}
-	p.transport = &http.Transport{
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			t, err := e.find(address)
-			if err != nil {
-				return nil, err
-			}
-			return p.dial(ctx, t)
-		},
-		IdleConnTimeout:        linkIdleTime,
-		MaxIdleConns:           maxLinkConns,
-		MaxConnsPerHost:        maxLinkConns,
-		MaxResponseHeaderBytes: maxModelHeader,
-		DisableCompression:     true, // what the agent did not ask for, it may not read
-	}
+func newProxy(e *egress, logger func() *zap.Logger) *proxy {
+	p := &proxy{egress: e, log: logger}
+	p.transport = linkTransport(func(ctx context.Context, _, address string) (net.Conn, error) {
+		t, err := e.find(address)
+		if err != nil {
+			return nil, err
+		}
+		return p.dial(ctx, t)
+	})
 	p.forward = &httputil.ReverseProxy{
 		Rewrite:       func(*httputil.ProxyRequest) {}, // to its own URL, without the headers that are for a proxy
 		Transport:     p.transport,
@@ -100,7 +93,7 @@ func (p *proxy) dial(ctx context.Context, t target) (*egressConn, error) {
 		sent, received := c.sent.Load(), c.received.Load()
 		p.sent.Add(sent)
 		p.received.Add(received)
-		p.lines.write(p.logger, zap.DebugLevel, "the agent had a connection", zap.Stringer("to", t), zap.Stringer("address", c.RemoteAddr()),
+		p.lines.write(p.log(), zap.DebugLevel, "the agent had a connection", zap.Stringer("to", t), zap.Stringer("address", c.RemoteAddr()),
 			zap.Int64("sent", sent), zap.Int64("received", received), zap.Duration("duration", time.Since(began)))
 	}
 	return c, nil
@@ -114,7 +107,7 @@ func (p *proxy) refuse(w http.ResponseWriter, r *http.Request, to string, err er
 		return
 	}
 	if r.Context().Err() == nil {
-		p.lines.write(p.logger, zap.DebugLevel, "the agent got no connection", zap.String("to", clip(to)), zap.Error(err))
+		p.lines.write(p.log(), zap.DebugLevel, "the agent got no connection", zap.String("to", clip(to)), zap.Error(err))
 	}
 	http.Error(w, "proxy: the server does not answer", http.StatusBadGateway)
 }
@@ -122,7 +115,7 @@ func (p *proxy) refuse(w http.ResponseWriter, r *http.Request, to string, err er
 // deny counts and logs what an agent may not do.
 func (p *proxy) deny(to string, err error) {
 	p.denied.Add(1)
-	p.denials.write(p.logger, zap.InfoLevel, "the agent wanted to go where it may not", zap.String("to", clip(to)), zap.Error(err))
+	p.denials.write(p.log(), zap.InfoLevel, "the agent wanted to go where it may not", zap.String("to", clip(to)), zap.Error(err))
 }
 
 // clip shortens what an agent has made up.
@@ -138,7 +131,7 @@ func (p *proxy) Close() error {
 	if p.denied.Load() > logLines { // the log has not told of all
 		level = zap.InfoLevel
 	}
-	p.logger.Log(level, "the agent's connections", zap.Int64("count", p.conns.Load()), zap.Int64("denied", p.denied.Load()),
+	p.log().Log(level, "the agent's connections", zap.Int64("count", p.conns.Load()), zap.Int64("denied", p.denied.Load()),
 		zap.Int64("sent", p.sent.Load()), zap.Int64("received", p.received.Load()))
 	return nil
 }

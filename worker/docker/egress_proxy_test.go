@@ -23,7 +23,7 @@ import (
 func serveProxy(t *testing.T, e *egress) (string, *observer.ObservedLogs) {
 	t.Helper()
 	core, seen := observer.New(zapcore.DebugLevel)
-	p := newProxy(e, zap.New(core))
+	p := newProxy(e, func() *zap.Logger { return zap.New(core) })
 	s := httptest.NewServer(p)
 	t.Cleanup(func() {
 		s.Close()
@@ -250,7 +250,7 @@ func FuzzProxy(f *testing.F) {
 		p := newProxy(&egress{
 			rules:    []rule{{target: target{name: "good.test", port: 443}}, {target: target{name: "good.test", port: 80}}},
 			resolver: z.resolver(),
-		}, zap.NewNop())
+		}, zap.NewNop)
 		defer p.Close()
 		w := httptest.NewRecorder()
 		p.ServeHTTP(w, r)

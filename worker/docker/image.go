@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -111,6 +112,8 @@ func (r *Runtime) checkImage(img image.InspectResponse, ref string) error {
 		return mismatch(fmt.Errorf("image %q: what the engine has by that name is %s %v", ref, img.ID, img.RepoDigests))
 	case img.Config == nil:
 		return fmt.Errorf("image %q has no configuration", ref)
+	case below(img.Config.Volumes, outputDir) != "":
+		return fmt.Errorf("image %q declares the volume %s, whose files would be lost: take it out of the Dockerfile", ref, below(img.Config.Volumes, outputDir))
 	case r.platform != nil && !fits(got, *r.platform):
 		return unavailable(fmt.Errorf("image %q is for %s/%s, not for platform %s", ref, got.OS, got.Architecture, r.Platform))
 	}
@@ -122,6 +125,16 @@ func (r *Runtime) checkImage(img image.InspectResponse, ref string) error {
 		return fmt.Errorf("image %q has no ENTRYPOINT to give the prompt to: add one, or set prompt stdin", ref)
 	}
 	return nil
+}
+
+// below returns a volume that is below a folder, or nothing.
+func below(volumes map[string]struct{}, dir string) string {
+	for v := range volumes {
+		if strings.HasPrefix(path.Clean(v), dir+"/") {
+			return v
+		}
+	}
+	return ""
 }
 
 // labelPrompt is the label by which an image says how its agent gets the prompt.

@@ -197,6 +197,8 @@ func TestPulled(t *testing.T) {
 	}
 }
 
+const noCause = wire.Cause("none of those that machines are told")
+
 func TestCheckImage(t *testing.T) {
 	for _, tc := range []struct {
 		ref, img string
@@ -206,12 +208,14 @@ func TestCheckImage(t *testing.T) {
 		{"a@sha256:1", `{"Id":"sha256:1","Config":{"Entrypoint":["a"]}}`, ""},
 		{"a@sha256:1", `{"Id":"sha256:2","RepoDigests":["a@sha256:11"],"Config":{"Entrypoint":["a"]}}`, wire.CauseDigestMismatch},
 		{"a@sha256:1", `{"Id":"sha256:2"}`, wire.CauseDigestMismatch},
+		{"a", `{"Id":"sha256:2","Config":{"Entrypoint":["a"],"Volumes":{"/tmp/output":{},"/tmp/outputs/x":{}}}}`, ""},
+		{"a", `{"Id":"sha256:2","Config":{"Entrypoint":["a"],"Volumes":{"/tmp//output/x":{}}}}`, noCause},
 	} {
 		var img image.InspectResponse
 		if err := json.Unmarshal([]byte(tc.img), &img); err != nil {
 			t.Fatal(err)
 		}
-		if err := (&Runtime{Prompt: promptArgument}).checkImage(img, tc.ref); cause(err) != tc.cause || (err == nil) != (tc.cause == "") {
+		if err := (&Runtime{Prompt: promptArgument}).checkImage(img, tc.ref); (err == nil) != (tc.cause == "") || tc.cause != noCause && cause(err) != tc.cause {
 			t.Errorf("%s, %s: %v", tc.ref, tc.img, err)
 		}
 	}

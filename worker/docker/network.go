@@ -269,9 +269,9 @@ func (r *Runtime) warnOfNetwork(logger *zap.Logger) {
 }
 
 // handler returns what is served in a container.
-func (o *outlet) handler(logger *zap.Logger) handler {
+func (o *outlet) handler(log func() *zap.Logger) handler {
 	if o.mode == networkModel {
-		return newModelHandler(o.base, o.key, logger)
+		return newModelHandler(o.base, o.key, log)
 	}
-	return newProxy(&o.egress, logger)
+	return newProxy(&o.egress, log)
 }

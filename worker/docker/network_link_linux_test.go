@@ -129,7 +129,7 @@ func TestLinkEndsTunnels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, k := openLink(t, newProxy(&egress{rules: []rule{to}}, zap.NewNop()), 1234)
+	n, k := openLink(t, newProxy(&egress{rules: []rule{to}}, zap.NewNop), 1234)
 	c, err := n.dial(t.Context(), 1234)
 	if err != nil {
 		t.Fatal(err)

@@ -16,9 +16,6 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/worker/upstream"
 )
 
-// maxModelHeader is how long the header of a model server's answer may be.
-const maxModelHeader = 256 << 10
-
 // errModelKey says that a model server does not take the worker's key.
 var errModelKey = errors.New("the model server does not take the key")
 
@@ -28,20 +25,13 @@ type modelHandler struct {
 	key       string
 	proxy     *httputil.ReverseProxy
 	transport *http.Transport
-	logger    *zap.Logger
+	log       func() *zap.Logger
 	lines     fewLines // in the log
 }
 
-func newModelHandler(base *url.URL, key string, logger *zap.Logger) *modelHandler {
-	h := &modelHandler{base: base, key: key, logger: logger}
-	h.transport = &http.Transport{
-		DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		TLSHandshakeTimeout:    dialTimeout,
-		IdleConnTimeout:        linkIdleTime,
-		MaxIdleConnsPerHost:    maxLinkConns,
-		MaxResponseHeaderBytes: maxModelHeader,
-		DisableCompression:     true, // what the agent did not ask for, it may not read
-	}
+func newModelHandler(base *url.URL, key string, logger func() *zap.Logger) *modelHandler {
+	h := &modelHandler{base: base, key: key, log: logger}
+	h.transport = linkTransport((&net.Dialer{Timeout: dialTimeout}).DialContext)
 	h.proxy = &httputil.ReverseProxy{
 		Rewrite:        h.rewrite,
 		Transport:      h.transport,
@@ -83,7 +73,7 @@ func (h *modelHandler) check(resp *http.Response) error {
 
 func (h *modelHandler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() == nil {
-		h.lines.write(h.logger, zap.WarnLevel, "the agent's model server does not answer", zap.String("url", h.base.Redacted()), zap.Error(err))
+		h.lines.write(h.log(), zap.WarnLevel, "the agent's model server does not answer", zap.String("url", h.base.Redacted()), zap.Error(err))
 	}
 	http.Error(w, "the model server does not answer", http.StatusBadGateway)
 }

@@ -29,7 +29,7 @@ func serveModel(t *testing.T, path, key string, answer http.HandlerFunc) (string
 		t.Fatal(err)
 	}
 	core, seen := observer.New(zapcore.DebugLevel)
-	h := newModelHandler(base, key, zap.New(core))
+	h := newModelHandler(base, key, func() *zap.Logger { return zap.New(core) })
 	inside := httptest.NewServer(h)
 	t.Cleanup(func() {
 		inside.Close()
@@ -141,7 +141,7 @@ func TestModelFailures(t *testing.T) {
 	l.Close()
 	base, _ := upstream.ParseBase("http://" + l.Addr().String())
 	core, seen := observer.New(zapcore.DebugLevel)
-	h := newModelHandler(base, "", zap.New(core))
+	h := newModelHandler(base, "", func() *zap.Logger { return zap.New(core) })
 	for range 2 * logLines {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/models", nil))

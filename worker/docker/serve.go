@@ -97,7 +97,7 @@ func (r *Runtime) wayIn(e engine) (program string, err error) {
 func (r *Runtime) prepareServer(ctx context.Context, agent worker.Agent, p *prepared) error {
 	if r.user == nil { // for the first time
 		logger := r.logger.With(zap.String("agent", agent.Key))
-		r.user = &serviceUser{logger: logger, changed: func(up bool) {
+		r.user = &serviceUser{logger: logger, grace: p.spec.grace, changed: func(up bool) {
 			if up { // it may be another than it was
 				r.upstream.Look()
 			}
@@ -106,6 +106,7 @@ func (r *Runtime) prepareServer(ctx context.Context, agent worker.Agent, p *prep
 		agent.Go(func() {
 			<-agent.Context.Done()
 			r.retire()
+			leaveHome(agent.PeerID)
 		})
 	}
 	teller(agent.Progress).tell("starting model server", 0)

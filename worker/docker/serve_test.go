@@ -525,6 +525,24 @@ func (r *relay) stop() {
 	r.relays.Wait()
 }
 
+// On this machine's network, nobody else may have the port.
+func TestServePortTaken(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	p := &prepared{spec: spec{network: &outlet{mode: networkHost}}}
+	if err := p.checkPort(port); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d of this machine is not free", port)) {
+		t.Errorf("error is %v", err)
+	}
+	p.spec.network = nil
+	if err := p.checkPort(port); err != nil {
+		t.Error(err)
+	}
+}
+
 // An engine elsewhere is told of before anything is started.
 func TestServeElsewhere(t *testing.T) {
 	r := &Runtime{Image: "x", Serve: 8080, Host: "tcp://192.0.2.1:2375"}

@@ -59,7 +59,8 @@ type service struct {
 
 	// Under the mutex of services.
 	users  []*serviceUser
-	logger *zap.Logger // of the newest user, also when it has left
+	logger *zap.Logger   // of the newest user, also when it has left
+	grace  time.Duration // the same
 
 	mu       sync.Mutex
 	net      dialer // into the container that runs, or nil
@@ -72,6 +73,7 @@ type service struct {
 // serviceUser is a configuration that uses a service.
 type serviceUser struct {
 	logger *zap.Logger
+	grace  time.Duration // between asking the container to end and killing it
 	// changed is called when the server begins or ceases to answer. It must not block.
 	changed func(up bool)
 }
@@ -105,7 +107,7 @@ func joinService(p *prepared, port int, u *serviceUser) (*service, int) {
 		ctx, s.cancel = context.WithCancel(context.Background())
 		go s.run(ctx)
 	}
-	s.users, s.logger = append(s.users, u), u.logger
+	s.users, s.logger, s.grace = append(s.users, u), u.logger, u.grace
 	return s, failures
 }
 
@@ -116,7 +118,8 @@ func (s *service) leave(u *serviceUser) {
 	s.users = slices.DeleteFunc(s.users, func(v *serviceUser) bool { return v == u })
 	last := len(s.users) == 0
 	if !last {
-		s.logger = s.users[len(s.users)-1].logger
+		newest := s.users[len(s.users)-1]
+		s.logger, s.grace = newest.logger, newest.grace
 	}
 	if last && services.byKey[s.key] == s {
 		delete(services.byKey, s.key)

@@ -39,7 +39,10 @@ const (
 // serve runs one container to its end, or to that of ctx; none is left. It returns
 // for how long it answered, and how it ended.
 func (s *service) serve(ctx context.Context, output *tail) (served time.Duration, err error) {
-	p := prepared{engine: s.engine, spec: s.spec, logger: s.log()}
+	p := prepared{engine: s.engine, spec: s.spec, logger: s.log(), newest: s.log}
+	if err := p.checkPort(s.port); err != nil {
+		return 0, err
+	}
 	id := rand.Text()
 	live.add(liveKey{s.key.peerID, id})
 	defer live.remove(liveKey{s.key.peerID, id})
@@ -104,6 +107,19 @@ func (s *service) serve(ctx context.Context, output *tail) (served time.Duration
 	default:
 	}
 	return served, err
+}
+
+// checkPort checks that nobody else has the port of a server whose network is that of this
+// machine: the requests would be theirs.
+func (p *prepared) checkPort(port int) error {
+	if o := p.spec.network; o == nil || o.mode != networkHost {
+		return nil
+	}
+	l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return fmt.Errorf("serve, with network host: port %d of this machine is not free: %w", port, err)
+	}
+	return l.Close()
 }
 
 // awaitAnswer asks the server for its models until it answers; false when ctx ended
@@ -233,8 +249,11 @@ func (s *service) howEnded(ctx context.Context, id string, code int) error {
 // remove removes a container. One that still runs because ctx has ended may end by
 // itself first.
 func (s *service) remove(ctx context.Context, id string) {
-	if ctx.Err() != nil && s.spec.grace > 0 {
-		p := prepared{engine: s.engine, spec: s.spec, logger: s.log()}
+	p := prepared{engine: s.engine, spec: s.spec, logger: s.log()}
+	services.Lock()
+	p.spec.grace = s.grace
+	services.Unlock()
+	if ctx.Err() != nil && p.spec.grace > 0 {
 		p.stop(ctx, id)
 	}
 	if err := removeContainer(context.Background(), s.engine, id); err != nil {

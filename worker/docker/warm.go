@@ -128,12 +128,16 @@ func (q *warmPool) leave(l *zap.Logger) {
 	}
 }
 
-// prepared returns what the containers are made with, and the logger of the newest
-// configuration: those of older ones may be closed.
-func (q *warmPool) prepared() *prepared {
+// log returns the logger of the newest configuration: those of older ones may be closed.
+func (q *warmPool) log() *zap.Logger {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return &prepared{engine: q.engine, spec: q.spec, logger: q.loggers[len(q.loggers)-1]}
+	return q.loggers[len(q.loggers)-1]
+}
+
+// prepared returns what the containers are made with.
+func (q *warmPool) prepared() *prepared {
+	return &prepared{engine: q.engine, spec: q.spec, logger: q.log(), newest: q.log}
 }
 
 // take returns the container that has waited the longest, which is the task's then; nil
@@ -201,6 +205,7 @@ func (q *warmPool) start() (*warmed, error) {
 // long, or the pool ends.
 func (q *warmPool) keep(c *warmed) {
 	defer q.release()
+	q.working.Go(func() { c.guard(q.prepared()) })
 	began, old := time.Now(), time.NewTimer(q.age)
 	defer old.Stop()
 	select {

@@ -253,6 +253,27 @@ func TestWarmThatDoesNotWait(t *testing.T) {
 	}
 }
 
+// One that fills the disk before it has a task does not wait for one.
+func TestWarmThatFillsTheDisk(t *testing.T) {
+	t.Parallel()
+	f := startWarm(t, "early 8", 1, nil)
+	f.waiting(1)
+	p := f.withWarm(nil)
+	p.spec.agent.MaxDisk = 1 << 20
+	c, err := p.startWarm(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.guard(p)
+	<-c.over
+	if how := c.howEnded(p); !strings.Contains(how, "its files are too many or too large") {
+		t.Errorf("it has ended: %s", how)
+	}
+	c.discard(t.Context(), p)
+	f.waiting(1) // those with room for it go on
+	f.wantContainers(1)
+}
+
 // A task whose folder is elsewhere, or that wants another model, gets a fresh container.
 func TestWarmThatCannotBeUsed(t *testing.T) {
 	t.Parallel()

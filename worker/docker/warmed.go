@@ -40,6 +40,8 @@ type warmed struct {
 	exited chan container.WaitResponse
 	lost   chan error
 	taken  chan struct{} // closed when a task has it
+
+	tooMuch error // that it has written before it had a task; set before over is closed
 }
 
 // startWarm starts a container ahead. ctx is for its start alone.
@@ -125,9 +127,33 @@ func (c *warmed) discard(ctx context.Context, p *prepared) {
 	if c.output == "" {
 		return
 	}
-	if err := os.RemoveAll(c.output); err != nil {
+	if err := worker.RemoveFolder(c.output); err != nil {
 		p.logger.Warn("removing the folder of a container", zap.Error(err))
 	}
+}
+
+// guard ends the waiting of a container that fills the disk before it has a task.
+func (c *warmed) guard(p *prepared) {
+	if p.spec.agent.MaxDisk == 0 {
+		return
+	}
+	ctx, stop := context.WithCancelCause(c.ctx)
+	defer stop(nil)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		worker.Guard(ctx, c.output, p.spec.agent.MaxDisk, stop)
+	}()
+	select {
+	case <-c.taken:
+	case <-ctx.Done():
+		if c.ctx.Err() == nil {
+			c.tooMuch = context.Cause(ctx)
+			c.cancel() // then nobody knows how it goes on, and it is removed
+		}
+	}
+	stop(nil)
+	<-watched
 }
 
 // ended reports whether the container has ended, or nobody knows.
@@ -142,6 +168,9 @@ func (c *warmed) ended() bool {
 
 // howEnded says how the container has ended, in words.
 func (c *warmed) howEnded(p *prepared) string {
+	if c.tooMuch != nil {
+		return c.tooMuch.Error()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), connectLimit)
 	defer cancel()
 	state, err := p.exited(ctx, c.id, c.exited, c.lost)

@@ -3,6 +3,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/openai"
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
@@ -30,15 +32,16 @@ func (r *Runtime) Run(ctx context.Context, task worker.Task) (worker.Exit, error
 	r.working.Add(1)
 	defer r.working.Add(-1)
 	resp, err := r.ask(ctx, v.first, task.Prompt)
+	var usage *wire.Usage
 	if err == nil {
 		defer resp.Body.Close()
-		err = r.answerOf(resp, task.Output)
+		usage, err = r.answerOf(resp, task.Output)
 	}
 	if ctx.Err() != nil {
 		return worker.Exit{}, context.Cause(ctx)
 	}
 	if err == nil {
-		return worker.Exit{}, nil
+		return worker.Exit{Usage: usage}, nil
 	}
 	r.logger.Warn("a task failed at the server", zap.String("task", task.ID), zap.Error(err))
 	reason := "the agent's model server failed"
@@ -60,11 +63,15 @@ func (r *Runtime) ask(ctx context.Context, model, prompt string) (*http.Response
 		Role    string `json:"role"`
 		Content string `json:"content"`
 	}
+	type options struct {
+		Usage bool `json:"include_usage"`
+	}
 	body, err := json.Marshal(struct {
 		Model    string    `json:"model"`
 		Messages []message `json:"messages"`
 		Stream   bool      `json:"stream"`
-	}{model, []message{{"user", prompt}}, true})
+		Options  options   `json:"stream_options"`
+	}{model, []message{{"user", prompt}}, true, options{true}})
 	if err != nil {
 		return nil, err
 	}
@@ -82,39 +89,41 @@ func (r *Runtime) ask(ctx context.Context, model, prompt string) (*http.Response
 	return resp, nil
 }
 
-// answerOf copies the text of an answer to output, as it comes.
-func (r *Runtime) answerOf(resp *http.Response, output io.Writer) error {
+// answerOf copies the text of an answer to output, as it comes, and returns the usage where
+// the server tells it.
+func (r *Runtime) answerOf(resp *http.Response, output io.Writer) (usage *wire.Usage, err error) {
 	if resp.StatusCode != http.StatusOK {
-		return failure(fmt.Sprintf("the agent's model server answered with status %d", resp.StatusCode))
+		return nil, failure(fmt.Sprintf("the agent's model server answered with status %d", resp.StatusCode))
 	}
 	if mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); mediaType != "text/event-stream" {
-		return failure("the agent's model server does not stream")
+		return nil, failure("the agent's model server does not stream")
 	}
 	finished := false
 	for events := newEvents(resp.Body); ; {
 		ev, err := events.next()
 		switch {
 		case err != nil && finished: // what is missing is not of the answer
-			return nil
+			return usage, nil
 		case errors.Is(err, io.EOF):
-			return failure("the agent's model server broke off its answer")
+			return nil, failure("the agent's model server broke off its answer")
 		case errors.Is(err, errEvent):
-			return err
+			return nil, err
 		case err != nil:
-			return fmt.Errorf("%w: %w", failure("the agent's model server broke off its answer"), err)
+			return nil, fmt.Errorf("%w: %w", failure("the agent's model server broke off its answer"), err)
 		case string(ev.data) == "[DONE]":
-			return nil
+			return usage, nil
 		}
-		text, end, err := r.piece(ev)
+		text, end, counted, err := r.piece(ev)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		finished = finished || end
+		usage = cmp.Or(counted, usage)
 		if text == "" {
 			continue
 		}
 		if _, err := io.WriteString(output, text); err != nil {
-			return fmt.Errorf("writing the answer: %w", err)
+			return nil, fmt.Errorf("writing the answer: %w", err)
 		}
 	}
 }
@@ -128,20 +137,31 @@ type chunk struct {
 		} `json:"delta"`
 		FinishReason string `json:"finish_reason"`
 	} `json:"choices"`
+	Usage json.RawMessage `json:"usage"`
 	Error json.RawMessage `json:"error"`
+}
+
+// usageOf reads what a server says of the usage; nil where that is none.
+func usageOf(b json.RawMessage) *wire.Usage {
+	u := new(wire.Usage)
+	if len(b) == 0 || json.Unmarshal(b, u) != nil || !u.Valid() {
+		return nil
+	}
+	return u
 }
 
 // maxDetail bounds what the log has of an error of the server's.
 const maxDetail = 300
 
-// piece returns the text of an event, and whether the answer ends with it.
-func (r *Runtime) piece(ev event) (text string, end bool, err error) {
+// piece returns the text of an event, whether the answer ends with it, and the usage
+// where it has that.
+func (r *Runtime) piece(ev event) (text string, end bool, usage *wire.Usage, err error) {
 	var c chunk
 	if err := json.Unmarshal(ev.data, &c); err != nil && ev.name != "error" {
-		return "", false, errors.New("an event is not a chunk of a chat")
+		return "", false, nil, errors.New("an event is not a chunk of a chat")
 	}
 	if ev.name == "error" || len(c.Error) > 0 && string(c.Error) != "null" {
-		return "", false, fmt.Errorf("an error came in the stream: %s", openai.Clip(r.key.hide(string(ev.data)), maxDetail))
+		return "", false, nil, fmt.Errorf("an error came in the stream: %s", openai.Clip(r.key.hide(string(ev.data)), maxDetail))
 	}
 	for _, choice := range c.Choices {
 		if choice.Index == 0 {
@@ -149,5 +169,5 @@ func (r *Runtime) piece(ev event) (text string, end bool, err error) {
 			end = end || choice.FinishReason != ""
 		}
 	}
-	return text, end, nil
+	return text, end, usageOf(c.Usage), nil
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -39,6 +40,8 @@ func TestRun(t *testing.T) {
 		"without [DONE]":    {200, sse, delta("a") + finish, "a", worker.Exit{}},
 		"only [DONE]":       {200, sse, delta("a") + "data: [DONE]\n\nrest", "a", worker.Exit{}},
 		"with usage":        {200, sse, delta("a") + finish + `data: {"choices":[],"usage":{"total_tokens":1}}` + "\n\ndata: [DONE]\n\n", "a", worker.Exit{}},
+		"with a count":      {200, sse, delta("a") + finish + `data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}` + "\n\ndata: [DONE]\n\n", "a", worker.Exit{Usage: &wire.Usage{Prompt: 3, Completion: 1}}},
+		"with odd usage":    {200, sse, delta("a") + `data: {"choices":[],"usage":{"prompt_tokens":"3"}}` + "\n\n" + finish, "a", worker.Exit{}},
 		"role and null":     {200, sse, `data: {"choices":[{"delta":{"role":"assistant","content":null}}],"error":null}` + "\n\n" + finish, "", worker.Exit{}},
 		"another choice":    {200, sse, `data: {"choices":[{"index":1,"delta":{"content":"x"}}]}` + "\n\n" + delta("a") + finish, "a", worker.Exit{}},
 		"carriage returns":  {200, sse, strings.ReplaceAll(delta("a")+finish, "\n", "\r\n"), "a", worker.Exit{}},
@@ -68,10 +71,10 @@ func TestRun(t *testing.T) {
 			var out bytes.Buffer
 			exit, err := r.Run(t.Context(), worker.Task{ID: "t", Prompt: "user: a\x00é\n\nassistant:", Output: &out})
 			r.transport.CloseIdleConnections()
-			if out.String() != c.out || exit != c.exit || err != nil {
+			if out.String() != c.out || !reflect.DeepEqual(exit, c.exit) || err != nil {
 				t.Errorf("got %q, %+v, %v", out.String(), exit, err)
 			}
-			if want := `{"model":"first","messages":[{"role":"user","content":"user: a\u0000é\n\nassistant:"}],"stream":true}`; got != want {
+			if want := `{"model":"first","messages":[{"role":"user","content":"user: a\u0000é\n\nassistant:"}],"stream":true,"stream_options":{"include_usage":true}}`; got != want {
 				t.Errorf("the server got %s", got)
 			}
 		})

@@ -85,7 +85,7 @@ func FuzzEvents(f *testing.F) {
 			if err != nil {
 				return
 			}
-			_, _, _ = r.piece(ev)
+			_, _, _, _ = r.piece(ev)
 		}
 	})
 }

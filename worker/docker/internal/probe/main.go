@@ -42,6 +42,9 @@ func main() {
 		_, _ = io.Copy(os.Stdout, os.Stdin)
 	case "once":
 		once()
+	case "early": // n MiB, before there is a task
+		check(os.WriteFile("/tmp/output/early", make([]byte, n<<20), 0o600))
+		once()
 	case "pipe":
 		pipe(number)
 	case "file":

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/Agent-FM/caddy-agentfm/client"
+)
+
+// withClient makes the work of a command of its arguments and a client of a gateway. The
+// work ends on Ctrl-C.
+func withClient(work func(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error) func(*cobra.Command, []string) error {
+	return withGateway(func(ctx context.Context, cmd *cobra.Command, g *gatewayClient, args []string) error {
+		c, err := g.sdk()
+		if err != nil {
+			return err
+		}
+		defer c.CloseIdleConnections()
+		return explained(work(ctx, cmd, c, args))
+	})
+}
+
+// sdk returns a client of the same gateway. An agent may be silent for as long as it likes.
+func (g *gatewayClient) sdk() (*client.Client, error) {
+	key := client.WithoutAPIKey()
+	if g.key != "" {
+		key = client.WithAPIKey(g.key)
+	}
+	return client.New(client.WithBaseURL(g.base), key, client.WithUserAgent("caddy-agentfm"))
+}
+
+// explained adds to an error what to do about it.
+func explained(err error) error {
+	switch {
+	case errors.Is(err, client.ErrAuthentication):
+		return fmt.Errorf("%w; put a key that the gateway accepts into %s, or a file for --api-key-file", err, keyEnv)
+	case errors.Is(err, client.ErrModelNotFound):
+		return fmt.Errorf("%w; `models` shows what there is", err)
+	}
+	return err
+}
+
+// modelsCommand is `caddy agentfm models`.
+func modelsCommand() *cobra.Command {
+	cmd := askGateway(&cobra.Command{
+		Use:   "models [--json] [--gateway <url>]",
+		Short: "Lists the models that a gateway has, and the workers that offer them",
+		Args:  cobra.NoArgs,
+		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, c *client.Client, _ []string) error {
+			models, err := c.OpenAI.Models(ctx)
+			if err != nil {
+				return err
+			}
+			if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+				return printValue(cmd, models)
+			}
+			rows := make([][]string, len(models))
+			for i, m := range models {
+				offered := m.Engine
+				if len(m.Models) > 0 {
+					offered = strings.Join(m.Models, ",")
+				}
+				rows[i] = []string{offered, m.Name, m.Status, fmt.Sprintf("%d/%d", m.CurrentTasks, m.MaxTasks), m.OwnedBy, m.ID}
+			}
+			return printRows(cmd.OutOrStdout(), []string{"MODEL", "AGENT", "STATUS", "TASKS", "AUTHOR", "PEER"}, rows)
+		}),
+	})
+	cmd.Flags().Bool("json", false, "Print the answer of the gateway")
+	return cmd
+}
+
+// whoFlags gives a command the flags that say who shall answer.
+func whoFlags(cmd *cobra.Command) {
+	cmd.Flags().StringP("model", "m", "", "Model engine; a worker that offers it answers")
+	cmd.Flags().StringSlice("peer", nil, "Peer id of the worker that shall answer")
+	cmd.MarkFlagsOneRequired("model", "peer")
+	cmd.MarkFlagsMutuallyExclusive("model", "peer")
+}
+
+// who returns what whoFlags say. There is at most one peer id where only one may be.
+func who(cmd *cobra.Command, one bool) (model string, peers []string, err error) {
+	model, _ = cmd.Flags().GetString("model")
+	peers, _ = cmd.Flags().GetStringSlice("peer")
+	if model == "" && len(peers) == 0 || one && len(peers) > 1 {
+		return "", nil, errors.New("want --model, or --peer with one peer id")
+	}
+	return model, peers, nil
+}
+
+// pickWorker returns the peer id of who shall run a task: for a model, of a worker with room.
+func pickWorker(ctx context.Context, cmd *cobra.Command, c *client.Client) (string, error) {
+	model, peers, err := who(cmd, true)
+	if err != nil || model == "" {
+		return strings.Join(peers, ""), err
+	}
+	workers, err := c.Workers.List(ctx, client.WorkerFilter{Model: model})
+	if err != nil {
+		return "", err
+	}
+	best := -1
+	for i, w := range workers {
+		if w.DispatchAllowed && (best < 0 || w.Available() && (!workers[best].Available() || w.CurrentTasks < workers[best].CurrentTasks)) {
+			best = i
+		}
+	}
+	if best < 0 {
+		return "", &client.Error{Kind: client.ErrModelNotFound, Code: client.CodeModelNotFound, Message: "no worker that is online offers " + model}
+	}
+	return workers[best].PeerID, nil
+}
+
+// maxPrompt bounds a prompt that is read, in bytes: no agent takes more.
+const maxPrompt = 1 << 20
+
+// promptOf returns the prompt: the arguments, or standard input where they are "-" or
+// there are none.
+func promptOf(cmd *cobra.Command, args []string) (string, error) {
+	if len(args) > 0 && args[0] != "-" {
+		return strings.Join(args, " "), nil
+	}
+	b, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxPrompt+1))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("reading the prompt: %w", err)
+	case len(b) > maxPrompt:
+		return "", fmt.Errorf("the prompt has more than %d bytes", maxPrompt)
+	case len(b) == 0:
+		return "", errors.New("the prompt is empty")
+	}
+	return string(b), nil
+}
+
+// answers returns where to write what a stranger says: a terminal must not be steered.
+func answers(cmd *cobra.Command) io.Writer {
+	out := cmd.OutOrStdout()
+	if terminal(out) {
+		return &plainWriter{out: out}
+	}
+	return out
+}
+
+// runCommand is `caddy agentfm run`.
+func runCommand() *cobra.Command {
+	cmd := askGateway(&cobra.Command{
+		Use:   "run --model <engine> | --peer <peer id> [--files <folder>] [--json] [<prompt> | -]",
+		Short: "Runs a task on a worker and prints what its agent says",
+		Long: `
+Runs a task on a worker, and prints what its agent says as it comes. Without a prompt,
+standard input is one. With --files, what the agent leaves is unpacked into a folder of
+that folder, and its name printed to standard error. Ctrl-C stops the agent.
+
+The exit status is 0 only when the agent has ended well.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: withClient(runTask),
+	})
+	whoFlags(cmd)
+	cmd.Flags().String("files", "", "Folder for what the agent leaves")
+	cmd.Flags().Bool("json", false, "Print one JSON object at the end")
+	return cmd
+}
+
+// runResult is what `run --json` prints, and a line of `scatter`.
+type runResult struct {
+	Index    *int     `json:"index,omitempty"`
+	Status   string   `json:"status,omitempty"`
+	Worker   string   `json:"worker_id"`
+	Task     string   `json:"task_id,omitempty"`
+	Text     string   `json:"text"`
+	Files    []string `json:"artifacts,omitempty"`
+	Seconds  float64  `json:"duration_seconds"`
+	Attempts int      `json:"attempts,omitempty"`
+	Error    string   `json:"error,omitempty"`
+	Code     string   `json:"code,omitempty"`
+}
+
+// runTask is the work of runCommand.
+func runTask(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error {
+	prompt, err := promptOf(cmd, args)
+	if err != nil {
+		return err
+	}
+	peer, err := pickWorker(ctx, cmd, c)
+	if err != nil {
+		return err
+	}
+	dir, _ := cmd.Flags().GetString("files")
+	request := client.RunRequest{WorkerID: peer, Prompt: prompt, ArtifactsDir: dir}
+	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+		r, err := c.Tasks.Run(ctx, request)
+		if err != nil {
+			return err
+		}
+		return printValue(cmd, runResult{Worker: r.WorkerID, Task: r.TaskID, Text: r.Text, Files: r.Artifacts, Seconds: r.Duration.Seconds()})
+	}
+	stream, err := c.Tasks.Stream(ctx, request)
+	if err != nil {
+		return err
+	}
+	out, files := answers(cmd), false
+	for chunk, err := range stream.All() {
+		if err != nil {
+			return err
+		}
+		if chunk.Kind == client.ChunkMarker {
+			files = chunk.Text == client.MarkerFiles
+			continue
+		}
+		if _, err := io.WriteString(out, chunk.Text); err != nil {
+			return err
+		}
+	}
+	if !files || dir == "" {
+		return nil
+	}
+	paths, err := c.Tasks.Artifacts(ctx, stream.Served.TaskID, filepath.Join(dir, stream.Served.TaskID))
+	for _, path := range paths {
+		fmt.Fprintln(cmd.ErrOrStderr(), plain(path))
+	}
+	return err
+}
+
+// jsonLine returns a value as a line that cannot steer a terminal.
+func jsonLine(out io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return printJSON(out, append(b, '\n'))
+}

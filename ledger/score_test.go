@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/store"
+)
+
+// id returns a name that is as good as a peer id here.
+func id(kind string, n int) peer.ID { return peer.ID(fmt.Sprint(kind, n)) }
+
+func TestScores(t *testing.T) {
+	me, seed, x := id("me", 0), id("seed", 0), id("x", 0)
+	vote := func(rater peer.ID, mean, weight float64) store.Vote {
+		return store.Vote{Rater: rater, Subject: x, Mean: mean, Weight: weight}
+	}
+	good := map[peer.ID]store.Tally{}
+	for i := range 50 {
+		good[id("good", i)] = store.Tally{Good: 40}
+	}
+	ring := func(kind string, mean float64) (votes []store.Vote) {
+		for i := range 50 {
+			votes = append(votes, vote(id(kind, i), mean, 100))
+		}
+		return votes
+	}
+	for _, c := range []struct {
+		name        string
+		e           evidence
+		least, most float64
+	}{
+		{"nothing is known", evidence{votes: []store.Vote{}}, 0, 0},
+		{"one task that failed", evidence{tallies: map[peer.ID]store.Tally{x: {Bad: 1}}}, -0.21, -0.19},
+		{"ten that failed", evidence{tallies: map[peer.ID]store.Tally{x: {Bad: 10}}}, -0.8, -0.7},
+		{"one in twenty fails", evidence{tallies: map[peer.ID]store.Tally{x: {Good: 95, Bad: 5}}}, 0.8, 0.9},
+		{"it was bad long ago", evidence{tallies: map[peer.ID]store.Tally{x: {Bad: 0.1}}}, -0.03, 0},
+		{"a stranger slanders", evidence{votes: []store.Vote{vote(id("s", 0), -1, 100)}}, -0.05, -0.01},
+		{"fifty strangers slander", evidence{votes: ring("s", -1)}, -0.05, -0.01},
+		{"fifty strangers praise", evidence{votes: ring("s", 1)}, 0.01, 0.05},
+		{"fifty that were good slander", evidence{tallies: good, votes: ring("good", -1)}, -0.4, -0.2},
+		{"a client slanders", evidence{votes: []store.Vote{vote(me, -1, 100)}}, -0.21, -0.1},
+		{"a seed warns", evidence{votes: []store.Vote{vote(seed, -1, 10)}}, -0.5, -0.3},
+		{"a seed said little", evidence{votes: []store.Vote{vote(seed, -1, 0.1)}}, -0.1, -0.01},
+		{"a cheat takes revenge", evidence{tallies: map[peer.ID]store.Tally{id("bad", 0): {Bad: 10}}, votes: []store.Vote{vote(id("bad", 0), -1, 100)}}, 0, 0},
+		{"a liar praises", evidence{liars: map[peer.ID]bool{id("liar", 0): true}, votes: []store.Vote{vote(id("liar", 0), 1, 100)}}, 0, 0},
+		{"it praises itself", evidence{votes: []store.Vote{vote(x, 1, 100)}}, 0, 0},
+		{"it has equivocated", evidence{tallies: map[peer.ID]store.Tally{x: {Good: 50}}, liars: map[peer.ID]bool{x: true}}, -1, -1},
+	} {
+		c.e.self, c.e.seeds = me, map[peer.ID]float64{seed: 0.8}
+		if got := c.e.scores()[x]; got < c.least || got > c.most {
+			t.Errorf("%s: %.3f, want %.3f to %.3f", c.name, got, c.least, c.most)
+		}
+	}
+}
+
+// TestAttacksOnScores plays a mesh of which three in ten are hostile: they fail their tasks,
+// praise each other, slander the honest and the new, vote with dates of the past, and come
+// back under new names when they are refused. Honest workers fail one task in fifty. No
+// honest one may ever be refused.
+func TestAttacksOnScores(t *testing.T) {
+	games := uint64(20)
+	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
+		games = 1000
+	}
+	for game := range games {
+		play(t, rand.New(rand.NewPCG(game, 18)))
+	}
+}
+
+func play(t *testing.T, r *rand.Rand) {
+	t.Helper()
+	const workers, hostile, tasks, floor = 200, 60, 4000, -0.5
+	names := make([]peer.ID, workers)
+	for i := range names {
+		names[i] = id("w", i)
+	}
+	e := evidence{self: id("me", 0), tallies: make(map[peer.ID]store.Tally)}
+	scores := map[peer.ID]float64{}
+	renamed, late, lateHostile := 0, 0, 0
+	for n := range tasks {
+		i := r.IntN(workers)
+		for scores[names[i]] < floor {
+			i = r.IntN(workers)
+		}
+		w := names[i]
+		count := e.tallies[w]
+		bad := i < hostile
+		if n >= tasks/2 {
+			late++
+			if bad {
+				lateHostile++
+			}
+		}
+		if bad && r.IntN(20) > 0 || !bad && r.IntN(50) == 0 {
+			count.Bad++
+		} else {
+			count.Good++
+		}
+		e.tallies[w] = count
+		if n%100 != 0 {
+			continue
+		}
+		e.votes = e.votes[:0]
+		for a := range hostile {
+			for range 20 {
+				b := r.IntN(workers)
+				v := store.Vote{Rater: names[a], Subject: names[b], Mean: -1, Weight: r.Float64() * 100}
+				if b < hostile {
+					v.Mean = 1
+				}
+				e.votes = append(e.votes, v)
+			}
+		}
+		scores = e.scores()
+		for j, w := range names {
+			switch {
+			case scores[w] >= floor:
+			case j >= hostile:
+				t.Fatalf("honest worker %d is refused, with %.2f after %+v", j, scores[w], e.tallies[w])
+			case renamed < hostile/4: // some come back
+				renamed++
+				names[j] = id("new", renamed)
+			}
+		}
+	}
+	if share := float64(lateHostile) / float64(late); share > 0.1 {
+		t.Errorf("of the later tasks, %.1f %% went to hostile workers", 100*share)
+	}
+}
