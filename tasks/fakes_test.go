@@ -153,7 +153,7 @@ func until(t *testing.T, p *Part, id, what string, want func(*Record) bool) *Rec
 	await.Until(t, what, func() bool {
 		var err error
 		r, err = p.Get(t.Context(), "ann", id)
-		if errors.Is(err, ErrNotRunning) { // it is being opened anew
+		if errors.Is(err, ErrNotRunning) || errors.Is(err, ErrStore) { // it is being opened anew
 			return false
 		}
 		if err != nil {

@@ -66,16 +66,16 @@ func dieAt(point string) {
 	}
 }
 
-// tellings counts the bodies of webhooks that come, by their ids.
-type tellings struct {
+// listener counts the bodies of webhooks that come, by their ids.
+type listener struct {
 	*httptest.Server
 	mu     sync.Mutex
 	bodies map[string][]string
 }
 
-func newTold(t *testing.T) *tellings {
+func newListener(t *testing.T) *listener {
 	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "1")
-	s := &tellings{bodies: make(map[string][]string)}
+	s := &listener{bodies: make(map[string][]string)}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		s.mu.Lock()
@@ -88,7 +88,7 @@ func newTold(t *testing.T) *tellings {
 }
 
 // check wants a task that has ended to have been told of, with one body.
-func (s *tellings) check(t *testing.T, p *Part, id string) {
+func (s *listener) check(t *testing.T, p *Part, id string) {
 	t.Helper()
 	until(t, p, id, "a delivery", func(r *Record) bool { return r.Webhook.State == WebhookDelivered })
 	s.mu.Lock()
@@ -118,7 +118,7 @@ func TestFailingSteps(t *testing.T) {
 				}
 				return nil
 			}
-			sink := newTold(t)
+			sink := newListener(t)
 			p := open(t, t.TempDir(), &fakeRunner{run: says("done", nil)}, Options{})
 			accepted := submitMany(t, p, sink.URL, 8)
 			for id, cancelled := range accepted {
@@ -134,6 +134,49 @@ func TestFailingSteps(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBadDisk wants right answers of a disk that is slow, and that fails now and then: what
+// was accepted ends, in one way, and is told of.
+func TestBadDisk(t *testing.T) {
+	slow, n := 100*time.Millisecond, 15
+	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
+		slow, n = 2*time.Second, 500
+	}
+	old := defaultLimits
+	t.Cleanup(func() { defaultLimits = old })
+	var failed, syncs atomic.Int32
+	defaultLimits.fault = func(_, verb, _ string) error {
+		if verb != "sync" {
+			return nil
+		}
+		switch k := syncs.Add(1); {
+		case k < 20: // it opens
+		case rand.N(100) == 0:
+			failed.Add(1)
+			return errors.New("input/output error")
+		case rand.N(50) == 0:
+			time.Sleep(slow)
+		}
+		return nil
+	}
+	sink := newListener(t)
+	p := open(t, t.TempDir(), &fakeRunner{run: says("done", nil)}, Options{})
+	ends := make(map[string]State)
+	for id, cancelled := range submitMany(t, p, sink.URL, n) {
+		r := ended(t, p, id)
+		if r.State != Completed && r.Reason != ReasonLost && !(cancelled && r.State == Cancelled) {
+			t.Errorf("got %+v", r)
+		}
+		ends[id] = r.State
+	}
+	for id, state := range ends {
+		sink.check(t, p, id)
+		if r := ended(t, p, id); r.State != state {
+			t.Errorf("task %s was %s, and is %s", id, state, r.State)
+		}
+	}
+	t.Logf("%d syncs, of which %d failed", syncs.Load(), failed.Load())
 }
 
 // submitMany has tasks accepted, and cancels one. While the store is being opened anew it
@@ -159,7 +202,7 @@ func submitMany(t *testing.T, p *Part, url string, n int) map[string]bool {
 func TestDyingSteps(t *testing.T) {
 	for _, point := range some(points()) {
 		t.Run(strings.ReplaceAll(point, " ", "_"), func(t *testing.T) {
-			sink, dir := newTold(t), filepath.Join(t.TempDir(), "store")
+			sink, dir := newListener(t), filepath.Join(t.TempDir(), "store")
 			t.Setenv("TASKS_DIE_AT", point)
 			t.Setenv("TASKS_WEBHOOK", sink.URL)
 			w := startWriter(t, dir)

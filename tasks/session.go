@@ -62,8 +62,7 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	store.wake = s.followers.wake
-	store.fault = s.limits.fault
+	store.wake, store.fault = s.followers.wake, s.limits.fault
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
 	for i := range next.turns {
 		next.turns[i] = make(chan struct{}, maxTurns)
