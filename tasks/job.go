@@ -26,7 +26,6 @@ type job struct {
 	revision uint64        // of it
 	count    State         // as which the metrics have it
 	prompt   string        // empty when it is to be read again
-	count    State         // as which the metrics have it
 	away     time.Time     // since when no worker is there; zero when one is
 	wait     time.Duration
 }
