@@ -71,7 +71,7 @@ var allowed = map[string][]string{
 	"ledger/tree":                  {"ledger/wire"},
 	"ledger/store":                 {"ledger/tree", "ledger/wire"},
 	"ledger":                       {"ledger/store", "ledger/wire", "mesh", "internal/lifetime"},
-	"tasks":                        {"internal/ipclass", "internal/lifetime", "internal/webhook"},
+	"tasks":                        {"internal/ipclass", "internal/lifetime", "internal/metrics", "internal/webhook"},
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},
 	"worker/docker":                {"worker", "worker/upstream", "mesh/wire", "internal/ipclass", "internal/option", "internal/way"},

@@ -83,6 +83,7 @@ const (
 const (
 	ReasonCancelled        Code = "cancelled"
 	ReasonQueueTimeout     Code = "queue_timeout"
+	ReasonTimeout          Code = "timeout"
 	ReasonAttemptsLost     Code = "attempts_lost"
 	ReasonExitCode         Code = "exit_code"
 	ReasonSignal           Code = "signal"

@@ -141,7 +141,8 @@ func (b *batch) prompt(ctx context.Context, i int, prompt string) ScatterResult 
 		result, err := b.s.Run(ctx, RunRequest{WorkerID: peer, Prompt: prompt, ArtifactsDir: b.o.ArtifactsDir})
 		b.give(peer)
 		r.Attempts++
-		if r.Err = err; result != nil {
+		r.Err, r.Result = err, Result{} // nothing is left of an attempt before
+		if result != nil {
 			r.Result = *result
 		}
 		r.WorkerID = peer

@@ -22,7 +22,26 @@ type SubmitRequest struct {
 	Prompt string `json:"prompt"`
 	// WebhookURL is told of the end; see [WebhookHandler].
 	WebhookURL string `json:"webhook_url,omitzero"`
+	// MaxAttempts is how often it may be begun and broken off; 0 is what the gateway says.
+	MaxAttempts int `json:"max_attempts,omitzero"`
+	// QueueTimeout is how long it may wait for a worker, RunTimeout how long a worker may
+	// take, and Timeout how long it may take in all, each in whole seconds, rounded up; 0
+	// is what the gateway says.
+	QueueTimeout time.Duration `json:"-"`
+	RunTimeout   time.Duration `json:"-"`
+	Timeout      time.Duration `json:"-"`
 }
+
+// submitBody is a [SubmitRequest] as it is sent.
+type submitBody struct {
+	SubmitRequest
+	Queue int64 `json:"queue_timeout_seconds,omitzero"`
+	Run   int64 `json:"run_timeout_seconds,omitzero"`
+	Total int64 `json:"timeout_seconds,omitzero"`
+}
+
+// seconds rounds up to whole ones.
+func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
 // Ack says that a task was taken: it is on the gateway's disk.
 type Ack struct {
@@ -38,9 +57,12 @@ func (s *TaskService) Submit(ctx context.Context, r SubmitRequest, opts ...CallO
 		return nil, invalid("worker_id", "the worker's peer id is missing, or the model")
 	case r.Prompt == "":
 		return nil, invalid("prompt", "the prompt is missing")
+	case r.MaxAttempts < 0 || min(r.QueueTimeout, r.RunTimeout, r.Timeout) < 0:
+		return nil, invalid("", "the attempts and timeouts of a task cannot be less than 0")
 	}
+	body := submitBody{r, seconds(r.QueueTimeout), seconds(r.RunTimeout), seconds(r.Timeout)}
 	var ack Ack
-	if _, err := s.c.call(ctx, request{method: http.MethodPost, path: "/api/execute/async", body: r}.with(opts), &ack); err != nil {
+	if _, err := s.c.call(ctx, request{method: http.MethodPost, path: "/api/execute/async", body: body}.with(opts), &ack); err != nil {
 		return nil, err
 	}
 	if ack.TaskID == "" {

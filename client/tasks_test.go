@@ -32,7 +32,11 @@ func TestSubmit(t *testing.T) {
 	if header.Get("Idempotency-Key") != "k" || header.Get("X-AgentFM-Worker") != "12D3" || header.Get("X-AgentFM-Exclude") != "A, B" || header.Get("Content-Type") != "application/json" {
 		t.Error(header)
 	}
-	for _, r := range []SubmitRequest{{Prompt: "p"}, {Model: "m"}} {
+	if _, err := c.Tasks.Submit(t.Context(), SubmitRequest{WorkerID: "w", Prompt: "p", MaxAttempts: 2, QueueTimeout: time.Millisecond, RunTimeout: time.Minute, Timeout: time.Hour}); err != nil ||
+		body != `{"worker_id":"w","prompt":"p","max_attempts":2,"queue_timeout_seconds":1,"run_timeout_seconds":60,"timeout_seconds":3600}` {
+		t.Error(body, err)
+	}
+	for _, r := range []SubmitRequest{{Prompt: "p"}, {Model: "m"}, {Model: "m", Prompt: "p", MaxAttempts: -1}, {Model: "m", Prompt: "p", RunTimeout: -1}} {
 		if _, err := c.Tasks.Submit(t.Context(), r); !errors.Is(err, ErrInvalidRequest) {
 			t.Error(err)
 		}

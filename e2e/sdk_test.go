@@ -386,10 +386,10 @@ func sdkPeers(ctx context.Context, t *testing.T, c *client.Client, peer string) 
 	if err != nil || summary.Agent != "Text report" || !summary.Online || summary.EntriesCount != 2 || summary.Raters == nil {
 		t.Errorf("%+v, %v", summary, err)
 	}
-	reputation, err := c.Peers.Reputation(ctx, peer)
-	if err != nil || reputation.RatingCount != 1 || reputation.Scores["honesty"] <= 0 {
-		t.Errorf("%+v, %v", reputation, err)
-	}
+	await(t, "the rating to count", func() bool { // scores are computed once a second
+		r, err := c.Peers.Reputation(ctx, peer)
+		return err == nil && r.RatingCount == 1 && r.Scores["honesty"] > 0
+	})
 	_, comment := c.Peers.CommentBody(ctx, peer, "1220"+strings.Repeat("0", 64))
 	_, bad := c.Peers.Get(ctx, "x")
 	_, entry := c.Peers.Proof(ctx, peer, strings.Repeat("0", 64))

@@ -145,6 +145,15 @@ func TestA7OtherTenants(t *testing.T) {
 			}
 		}
 	}
+	// Nor is what she names by a key of her own known to another who names the same.
+	request, again := map[string]string{"worker_id": worker, "prompt": marker + " once"}, []string{"Idempotency-Key", "the-same-for-both"}
+	hers := p.submitAs(t, aliceKey, request, again...)
+	if id := p.submitAs(t, bobKey, request, again...); id == hers || p.taskAs(t, bobKey, id).ID != id {
+		t.Errorf("bob got %s with the key of alice's request, which is %s", id, hers)
+	}
+	if id := p.submitAs(t, aliceKey, request, again...); id != hers {
+		t.Errorf("alice got %s and not %s", id, hers)
+	}
 	if v := p.taskAs(t, aliceKey, runs); v.Status != "running" || v.Attempts != 1 {
 		t.Errorf("the task that ran: %+v", v)
 	}

@@ -115,6 +115,8 @@ func (taskRunner) Failure(err error) *tasks.Failure {
 		return f
 	case is(wire.ErrRefused), is(mesh.ErrUnreachable), is(mesh.ErrUnavailable): // no agent ran
 		f.Kind = tasks.Away
+	case stopped(err):
+		f.Kind = tasks.Broken
 	case is(wire.ErrAgentFailed), is(os.ErrDeadlineExceeded), is(mesh.ErrNoRoom), is(mesh.ErrArtifactSize):
 	case is(mesh.ErrStream), is(wire.ErrTruncated), is(mesh.ErrArtifact), is(mesh.ErrTaskID):
 		f.Kind = tasks.Broken
@@ -125,6 +127,13 @@ func (taskRunner) Failure(err error) *tasks.Failure {
 		f.Reason = string(wire.CauseDeadline)
 	}
 	return f
+}
+
+// stopped reports whether an agent was stopped, by a worker that ends: its task did not end
+// so by itself.
+func stopped(err error) bool {
+	e, ok := errors.AsType[*wire.AgentError](err)
+	return ok && e.Cause == wire.CauseCancelled
 }
 
 // Keep implements tasks.Runner.

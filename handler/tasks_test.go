@@ -419,3 +419,13 @@ func TestTaskBounds(t *testing.T) {
 		}
 	}
 }
+
+// TestStopped wants a task whose agent was stopped with its worker to be run again.
+func TestStopped(t *testing.T) {
+	for cause, want := range map[wire.Cause]tasks.Kind{wire.CauseCancelled: tasks.Broken, wire.CauseExitCode: tasks.Final, "": tasks.Final} {
+		err := fmt.Errorf("attempt 1: %w", &wire.AgentError{Cause: cause, Reason: "the worker is shutting down"})
+		if got := (taskRunner{}).Failure(err); got.Kind != want {
+			t.Errorf("%q: got %+v", cause, got)
+		}
+	}
+}

@@ -49,6 +49,8 @@ type gate struct {
 	now   atomic.Pointer[standings]
 	dirty chan struct{} // holds a token when there is news
 
+	failures atomic.Int32 // to make scores, one after another
+
 	mu    sync.Mutex
 	fresh map[string]store.Tally // outcomes that are not stored yet
 }
@@ -73,6 +75,12 @@ func (s *standings) of(id peer.ID) Standing {
 		st.Refused = ReasonFloor
 	}
 	return st
+}
+
+// known reports whether a worker has a score that is enough, where 0 is not.
+func (s *standings) known(worker string) bool {
+	id, err := peer.Decode(worker)
+	return err == nil && s.scores[id] >= s.floor
 }
 
 // Standing returns what this gateway thinks of a peer.
@@ -104,18 +112,17 @@ func (l *Ledger) watch() {
 	defer l.keepOutcomes(context.WithoutCancel(l.ctx))
 	tick := time.NewTicker(scoreEvery)
 	defer tick.Stop()
-	for failures := 0; ; {
+	for {
 		begun := time.Now()
 		l.keepOutcomes(l.ctx)
 		if err := l.score(); err != nil && l.ctx.Err() == nil {
-			failures++
 			l.alarm(err)
-			if failures == maxFailures && !l.settings().FailOpen {
+			if l.gate.failures.Add(1) == maxFailures && !l.settings().FailOpen {
 				l.node.Log().Error("no worker gets tasks: the ledger cannot be read, and fail_open is not set")
 				l.stand(&standings{broken: true})
 			}
 		} else {
-			failures = 0
+			l.gate.failures.Store(0)
 		}
 		l.rate()
 		pause := time.NewTimer(scoreSoonest + scorePause*time.Since(begun))
@@ -180,10 +187,13 @@ func (l *Ledger) score() error {
 // stand makes the standings those that count.
 func (l *Ledger) stand(s *standings) {
 	l.gate.now.Store(s)
-	l.node.Bar(func(worker string) bool {
-		id, err := peer.Decode(worker)
-		return err != nil || s.of(id).Refused != ""
-	})
+	refused := make(map[string]bool) // by text: each worker is looked up
+	for id := range s.scores {
+		if s.of(id).Refused != "" {
+			refused[id.String()] = true
+		}
+	}
+	l.node.Bar(func(worker string) bool { return s.broken || s.floor > 0 && !s.known(worker) || refused[worker] })
 }
 
 // rate makes ratings of the outcomes, when an hour has passed.

@@ -43,6 +43,12 @@ type Ledger struct {
 	}
 	opened time.Time
 
+	alarms struct { // the last one
+		sync.Mutex
+		text string
+		at   time.Time
+	}
+
 	running sync.WaitGroup
 	cancel  context.CancelFunc
 	ctx     context.Context
@@ -133,9 +139,19 @@ func (l *Ledger) confirm() {
 	}
 }
 
-// alarm logs what keeps this node from signing, or that the store fails.
+// alarm logs what keeps this node from signing, or that the store fails; the same once a
+// minute.
 func (l *Ledger) alarm(err error) {
 	if err == nil || l.ctx.Err() != nil {
+		return
+	}
+	l.alarms.Lock()
+	repeated := l.alarms.text == err.Error() && time.Since(l.alarms.at) < time.Minute
+	if !repeated {
+		l.alarms.text, l.alarms.at = err.Error(), time.Now()
+	}
+	l.alarms.Unlock()
+	if repeated {
 		return
 	}
 	switch {

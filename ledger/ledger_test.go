@@ -364,3 +364,24 @@ func TestLostEntries(t *testing.T) {
 		t.Errorf("signed: %v", err)
 	}
 }
+
+// TestFailsClosed breaks the store while the ledger is in use: nobody gets tasks then, unless
+// the settings say otherwise.
+func TestFailsClosed(t *testing.T) {
+	for _, open := range []bool{false, true} {
+		n := fresh(t)
+		n.parts.Join(&Part{s: Settings{Floor: -0.5, FailOpen: open}})
+		worker := newID(t)
+		n.judge(worker.String(), true)
+		await.Until(t, "the task counts", func() bool { return n.Standing(worker).Score > 0 })
+		if err := n.store.Close(); err != nil {
+			t.Fatal(err)
+		}
+		failed := n.gate.failures.Load()
+		await.Until(t, "scores cannot be made", func() bool { n.news(); return n.gate.failures.Load() > failed+maxFailures })
+		if got := n.Standing(worker).Refused; open && got != "" || !open && got != ReasonUnreadable {
+			t.Errorf("fail open %t: refused %q", open, got)
+		}
+		n.close()
+	}
+}

@@ -7,6 +7,7 @@ import (
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
@@ -102,9 +103,18 @@ func (d *directory) bar(barred func(string) bool) {
 }
 
 // judged tells whoever wants to know how a worker's task ended. A client that went away
-// and a worker that was full say nothing of it.
+// and a worker that was full say nothing of it, nor does a connection that broke: it may
+// have been ours.
 func (n *node) judged(worker string, o router.Outcome) {
-	if judge := n.judge.Load(); judge != nil && o != router.Unjudged && o != router.Refused {
-		(*judge)(worker, o == router.Succeeded)
+	judge := n.judge.Load()
+	if judge == nil || o == router.Unjudged || o == router.Refused {
+		return
 	}
+	if o == router.Failed {
+		id, err := n.directory.id(worker)
+		if err != nil || n.host.Network().Connectedness(id) == network.NotConnected {
+			return
+		}
+	}
+	(*judge)(worker, o == router.Succeeded)
 }

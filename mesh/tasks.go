@@ -34,7 +34,7 @@ type Tasks struct {
 	// signed with both. May be a placeholder that is empty. Default: none.
 	OldWebhookSecret string `json:"old_webhook_secret,omitempty"`
 
-	// How many tasks may be queued or running at one time, at most 10,000. More are
+	// How many tasks may be queued or running at one time, at most 1,000,000. More are
 	// refused with status 503. Default: 256.
 	InFlight int `json:"in_flight,omitempty"`
 

@@ -273,7 +273,7 @@ func TestClusterMend(t *testing.T) {
 	}
 	defer s.close()
 	half := &Record{ID: newID(time.Now(), 0), Owner: "ann", State: Queued, Created: time.Now()}
-	if err := s.put(t.Context(), half, 0); err != nil {
+	if _, err := s.put(t.Context(), half, 0); err != nil {
 		t.Fatal(err)
 	}
 	l := clusterLimits()

@@ -109,6 +109,7 @@ func (s *session) send(msg jetstream.Msg, key string, r *Record) {
 		_ = msg.NakWithDelay(5 * time.Second)
 		return
 	}
+	countDelivery(r, d)
 	if r.Webhook.State == WebhookPending {
 		_ = msg.NakWithDelay(max(0, min(r.Webhook.Next.Sub(s.limits.now()), s.limits.rest)))
 		return

@@ -152,7 +152,11 @@ func until(t *testing.T, p *Part, id, what string, want func(*Record) bool) *Rec
 	var r *Record
 	await.Until(t, what, func() bool {
 		var err error
-		if r, err = p.Get(t.Context(), "ann", id); err != nil {
+		r, err = p.Get(t.Context(), "ann", id)
+		if errors.Is(err, ErrNotRunning) || errors.Is(err, ErrStore) { // it is being opened anew
+			return false
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		return want(r)

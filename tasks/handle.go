@@ -68,7 +68,7 @@ func (s *session) handle(msg jetstream.Msg) {
 	}
 	defer s.unclaim(key)
 	for s.ctx.Err() == nil {
-		t := &job{session: s, key: key, claim: c}
+		t := &job{session: s, key: key, claim: c, turn: s.turns[strings.IndexByte(lanes, key[len(key)-1])]}
 		err := t.run(ctx)
 		if errors.Is(context.Cause(ctx), ErrCancelled) { // its end is stored
 			ctx, err = s.ctx, ErrEnded
@@ -106,7 +106,9 @@ func (s *session) acknowledge(msg jetstream.Msg) error {
 		err = s.store.sync(meta.Stream, meta.Sequence.Stream)
 	}
 	if err == nil {
-		_, err = patiently(ctx, s.store, func(ctx context.Context) (any, error) { return nil, msg.DoubleAck(ctx) })
+		_, err = step(s.store, "acknowledge", msg.Subject(), func() (any, error) {
+			return patiently(ctx, s.store, func(ctx context.Context) (any, error) { return nil, msg.DoubleAck(ctx) })
+		})
 	}
 	if err != nil && !s.store.shared { // of others it is delivered again
 		err = s.store.failedTo(ctx, err)

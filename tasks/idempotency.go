@@ -291,7 +291,7 @@ func (s *session) accepted(ctx context.Context, owner string, of *keyRecord) (bo
 		}
 		// It may be on its way to the queue, and must not run when it comes there.
 		_ = task.end(Failed, ReasonNotAccepted, "the task could not be queued")
-		if err := s.store.put(ctx, task, 0); !errors.Is(err, errConflict) {
+		if _, err := s.store.put(ctx, task, 0); !errors.Is(err, errConflict) {
 			return false, err
 		}
 	}

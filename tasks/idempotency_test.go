@@ -223,7 +223,7 @@ func TestKeyRestart(t *testing.T) {
 	if _, err := p.Submit(t.Context(), Submission{ID: r.ID, Owner: r.Owner, Site: "site", Prompt: "x"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.put(t.Context(), begin(unqueued), 0); err != nil {
+	if _, err := store.put(t.Context(), begin(unqueued), 0); err != nil {
 		t.Fatal(err)
 	}
 	begin(unwritten)

@@ -9,21 +9,31 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 // job is a task under way.
 type job struct {
 	*session
-	key    string
-	claim  *claim
-	record *Record   // as it was last written
-	away   time.Time // since when no worker is there; zero when one is
-	wait   time.Duration
+	key      string
+	claim    *claim
+	turn     chan struct{} // holds those of the lane who look for a worker
+	looking  bool          // this is one of them
+	record   *Record       // as it was last written
+	revision uint64        // of it
+	count    State         // as which the metrics have it
+	prompt   string        // empty when it is to be read again
+	away     time.Time     // since when no worker is there; zero when one is
+	wait     time.Duration
 }
 
 // run sees the task to an end that is stored. The error is of the store, or of ctx.
 func (j *job) run(ctx context.Context) error {
+	defer j.counts("")
+	defer j.endTurn()
 	if err := j.recover(ctx); err != nil {
 		return err
 	}
@@ -39,7 +49,10 @@ func (j *job) run(ctx context.Context) error {
 // try makes attempts until one is the last.
 func (j *job) try(ctx context.Context) error {
 	for {
-		failure := j.attempt(ctx)
+		failure := j.beginTurn(ctx)
+		if failure == nil && ctx.Err() == nil {
+			failure = j.attempt(ctx)
+		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -61,21 +74,52 @@ func (j *job) try(ctx context.Context) error {
 		if err := j.again(ctx, failure); err != nil {
 			return err
 		}
+		if failure.Kind != Busy { // others of the lane may be for a worker that is there
+			j.endTurn()
+		}
 		j.wait = min(max(2*j.wait, j.limits.pause), maxPause)
 		pause(ctx, min(j.wait/2+rand.N(j.wait), max(minPause, j.queueLeft())))
 	}
 }
 
+// beginTurn waits until the task may look for a worker, unless it does, or until ctx ends.
+func (j *job) beginTurn(ctx context.Context) *Failure {
+	if j.looking {
+		return nil
+	}
+	late := time.NewTimer(j.queueLeft())
+	defer late.Stop()
+	select {
+	case j.turn <- struct{}{}:
+		j.looking = true
+	case <-late.C:
+		return &Failure{Kind: Busy}
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// endTurn lets another task of the lane look for a worker.
+func (j *job) endTurn() {
+	if j.looking {
+		j.looking = false
+		<-j.turn
+	}
+}
+
 // recover takes note of an attempt that was broken off with the process that made it.
 func (j *job) recover(ctx context.Context) error {
-	r, _, err := j.store.get(ctx, j.key)
+	r, revision, err := j.store.kept(ctx, j.key)
+	if errors.Is(err, ErrNotFound) { // nobody has begun it
+		r, err = decodeHeader(nats.Header(j.claim.msg.Headers()))
+	}
 	switch {
 	case err != nil:
 		return err
 	case r.State.Ended():
 		return ErrEnded
 	}
-	j.record = r
+	j.record, j.revision = r, revision
 	j.claim.meet(r, j.limits.now())
 	j.claim.lost.Store(int64(r.Lost))
 	if r.State == Running {
@@ -147,14 +191,14 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	if runner == nil {
 		return &Failure{Kind: Away, Err: ErrNotRunning}
 	}
-	msg, err := j.store.queued(ctx, j.key)
+	prompt, err := j.readPrompt(ctx)
 	if err != nil {
 		return &Failure{Err: err}
 	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
 	a, err := runner.Run(run, Job{
-		Record: j.record, Prompt: string(msg.Data), Wait: max(minPause, j.queueLeft()),
+		Record: j.record, Prompt: prompt, Wait: max(minPause, j.queueLeft()),
 		Begin: func(w Worker) error { return j.begin(ctx, w) },
 	})
 	if err != nil {
@@ -179,8 +223,27 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	return nil
 }
 
+// smallPrompt is the size of a prompt that stays in memory while its task waits.
+const smallPrompt = 4 << 10
+
+// readPrompt returns the prompt of the task.
+func (j *job) readPrompt(ctx context.Context) (string, error) {
+	if j.prompt != "" {
+		return j.prompt, nil
+	}
+	msg, err := j.store.queued(ctx, j.key)
+	if err != nil {
+		return "", err
+	}
+	if len(msg.Data) <= smallPrompt {
+		j.prompt = string(msg.Data)
+	}
+	return string(msg.Data), nil
+}
+
 // begin notes who is about to run the task. What has ended is not begun.
 func (j *job) begin(ctx context.Context, w Worker) error {
+	defer j.endTurn()
 	return j.change(ctx, func(r *Record) {
 		r.State, r.Reason, r.Message, r.Worker, r.Started = Running, "", "", w, j.limits.now().UTC()
 		r.Attempts++
@@ -202,7 +265,7 @@ func (j *job) finish(ctx context.Context, state State, reason, message string, m
 
 // change changes the record of a task that has not ended, and that this job has.
 func (j *job) change(ctx context.Context, change func(*Record)) error {
-	r, err := j.store.update(ctx, j.key, func(r *Record) error {
+	r, revision, err := j.store.updateFrom(ctx, j.key, j.record, j.revision, func(r *Record) error {
 		switch {
 		case r.State.Ended():
 			return ErrEnded
@@ -213,9 +276,29 @@ func (j *job) change(ctx context.Context, change func(*Record)) error {
 		return nil
 	})
 	if r != nil && !errors.Is(err, errTaken) {
-		j.record = r
+		j.record, j.revision = r, revision
+	}
+	if err == nil {
+		j.counts(r.State)
 	}
 	return err
+}
+
+// counts has the metrics tell what becomes of the task; "" for leaving it.
+func (j *job) counts(s State) {
+	if s.Ended() {
+		metrics.AsyncEnded(metrics.AsyncStatus(s))
+	}
+	switch {
+	case s == Running && j.count != Running:
+		metrics.AsyncRunning(1)
+		if j.record.Attempts == 1 {
+			metrics.AsyncStarted(j.record.Started.Sub(j.record.Created))
+		}
+	case s != Running && j.count == Running:
+		metrics.AsyncRunning(-1)
+	}
+	j.count = s
 }
 
 // has reports whether nobody else has done anything with the task since this job did: who

@@ -76,7 +76,7 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 			return nil, false, fmt.Errorf("%w: listing the queue: %w", ErrStore, err)
 		}
 	}
-	newest, err := s.listRecords(ctx, owner, p)
+	newest, err := s.eachRecord(ctx, ownerKey(owner)+".*", func(r *Record, _ uint64) { p.add(r) })
 	if err != nil {
 		return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
 	}
@@ -91,14 +91,16 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 	return p.records, p.more, nil
 }
 
-// listRecords adds the tasks of an owner to a page that have a record, and returns the
-// newest revision.
-func (s *store) listRecords(ctx context.Context, owner string, p *page) (newest uint64, err error) {
+// eachRecord calls look with each record that there is below a key, and returns the newest
+// revision. One that changes meanwhile may come in its old form and in its new one.
+func (s *store) eachRecord(ctx context.Context, keys string, look func(*Record, uint64)) (newest uint64, err error) {
 	begun, err := s.lastMessage(ctx, recordName)
 	if err != nil {
 		return 0, err
 	}
-	w, err := s.watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := s.watch(ctx, keys, jetstream.IgnoreDeletes())
 	if err != nil {
 		return 0, err
 	}
@@ -108,26 +110,28 @@ func (s *store) listRecords(ctx context.Context, owner string, p *page) (newest 
 		case <-ctx.Done():
 			return 0, context.Cause(ctx)
 		case entry, ok := <-w.Updates():
-			if !ok || entry == nil { // all that there were
-				return s.listChanges(ctx, owner, p, begun)
+			if !ok || entry == nil { // all that there were, or almost
+				return s.eachChange(ctx, keys, min(begun, newest), look)
 			}
+			newest = entry.Revision()
 			if r, err := decode(entry.Value()); err == nil {
-				p.add(r)
+				look(r, newest)
 			}
 		}
 	}
 }
 
-// listChanges adds to a page what came after a revision. A watcher may not say of a record
-// that changes while it looks.
-func (s *store) listChanges(ctx context.Context, owner string, p *page, after uint64) (newest uint64, err error) {
+// eachChange goes on after a revision, up to the newest. A watcher goes through the records
+// in the order of their revisions, but it may not say of one that changes while it looks,
+// and says that there are no more when there are.
+func (s *store) eachChange(ctx context.Context, keys string, after uint64, look func(*Record, uint64)) (newest uint64, err error) {
 	stream, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, recordName) })
 	if err != nil {
 		return 0, err
 	}
-	subject := "$KV." + bucket + "." + ownerKey(owner) + ".*"
-	for newest = after; ; {
-		msg, err := s.next(ctx, stream, newest+1, subject)
+	end := stream.CachedInfo().State.LastSeq // as it was a moment ago
+	for newest = after; newest < end; {
+		msg, err := s.next(ctx, stream, newest+1, "$KV."+bucket+"."+keys)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			return newest, nil
 		}
@@ -136,9 +140,10 @@ func (s *store) listChanges(ctx context.Context, owner string, p *page, after ui
 		}
 		newest = msg.Sequence
 		if r, err := decode(msg.Data); err == nil {
-			p.add(r)
+			look(r, newest)
 		}
 	}
+	return newest, nil
 }
 
 // listQueue adds the newest tasks of the queue to a page. It reads backwards, by parts of

@@ -262,7 +262,9 @@ func (o *Output) chunk() ([]byte, error) {
 // watchOutput calls wake with the key of each task that has more output, of all gateways. A
 // wake can be lost: those who wait look by themselves, too, every now and then.
 func (s *store) watchOutput(ctx context.Context, wake func(key string)) (jetstream.ConsumeContext, error) {
-	c, err := s.js.OrderedConsumer(ctx, outputName, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy, HeadersOnly: true})
+	c, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Consumer, error) {
+		return s.js.OrderedConsumer(ctx, outputName, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy, HeadersOnly: true})
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -188,6 +188,7 @@ func TestPowerWriter(t *testing.T) {
 	if dir == "" {
 		return
 	}
+	dieAt(os.Getenv("TASKS_DIE_AT"))
 	p, err := New(Options{Dir: dir, InFlight: 1000, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
@@ -200,7 +201,9 @@ func TestPowerWriter(t *testing.T) {
 	for range 16 {
 		clients.Go(func() {
 			for {
-				r, err := p.Submit(context.Background(), Submission{Owner: "ann", Site: "site", Prompt: "prompt"})
+				r, err := p.Submit(context.Background(), Submission{
+					Owner: "ann", Site: "site", Prompt: "prompt", WebhookURL: os.Getenv("TASKS_WEBHOOK"), Base: "https://gw.example",
+				})
 				if err != nil {
 					if !errors.Is(err, ErrFull) {
 						return // the disk is gone

@@ -220,6 +220,18 @@ func laneOf(owner string, target Target) byte {
 	return sum[0] & 0x0f
 }
 
+// clone returns a copy, which can be changed.
+func (r *Record) clone() *Record {
+	c := *r
+	c.Late, c.Steps = slices.Clone(r.Late), slices.Clone(r.Steps)
+	if r.Webhook != nil {
+		webhook := *r.Webhook
+		webhook.History = slices.Clone(r.Webhook.History)
+		c.Webhook = &webhook
+	}
+	return &c
+}
+
 // encode returns the record as it is stored.
 func (r *Record) encode() ([]byte, error) {
 	b, err := json.Marshal(r)

@@ -81,31 +81,31 @@ func (s *store) kept(ctx context.Context, key string) (*Record, uint64, error) {
 }
 
 // put writes a record, when its revision is still that one; 0 is for one that is not
-// there yet. When it returns nil, it is on disk. A record goes away [Keep] after it was
-// last written.
-func (s *store) put(ctx context.Context, r *Record, revision uint64) error {
+// there yet. It returns the new revision, which is on disk. A record goes away [Keep]
+// after it was last written.
+func (s *store) put(ctx context.Context, r *Record, revision uint64) (uint64, error) {
 	b, err := r.encode()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := s.sync(recordName, revision); err != nil { // this write removes the one before
-		return s.failedTo(ctx, err)
+		return 0, s.failedTo(ctx, err)
 	}
 	message, err := s.publish(ctx, &nats.Msg{Subject: "$KV." + bucket + "." + r.key(), Data: b},
 		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithMsgTTL(Keep))
 	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
-		if err = s.holds(ctx, r.key(), b); err != nil {
-			return err
+		if message, err = s.holds(ctx, r.key(), b); err != nil {
+			return 0, err
 		}
 	}
 	if err == nil {
 		err = s.sync(recordName, message)
 	}
 	if err != nil {
-		return s.failedTo(ctx, err)
+		return 0, s.failedTo(ctx, err)
 	}
 	s.changed(r.key())
-	return nil
+	return message, nil
 }
 
 // changed wakes those who follow a task. In a cluster they hear of changes anyway.
@@ -118,24 +118,26 @@ func (s *store) changed(key string) {
 // publish stores a message, and returns its number in the stream. A cluster may be given it
 // twice.
 func (s *store) publish(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) (uint64, error) {
-	ack, err := patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
+	ack, err := step(s, "write", msg.Subject, func() (*jetstream.PubAck, error) {
+		return patiently(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) { return s.js.PublishMsg(ctx, msg, opts...) })
+	})
 	if err != nil {
 		return 0, err
 	}
 	return ack.Sequence, nil
 }
 
-// holds returns errConflict when a record is not this one. It is when a cluster took it,
-// and the answer was lost.
-func (s *store) holds(ctx context.Context, key string, b []byte) error {
+// holds returns the revision of a record, or errConflict when it is not this one. It is when
+// a cluster took it, and the answer was lost.
+func (s *store) holds(ctx context.Context, key string, b []byte) (uint64, error) {
 	if !s.shared {
-		return errConflict
+		return 0, errConflict
 	}
 	entry, err := patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValueEntry, error) { return s.records.Get(ctx, key) })
 	if err == nil && bytes.Equal(entry.Value(), b) {
-		return nil
+		return entry.Revision(), nil
 	}
-	return errConflict
+	return 0, errConflict
 }
 
 // maxConflicts bounds how often a change is tried: two sides change a record, and
@@ -145,10 +147,22 @@ const maxConflicts = 20
 // update changes a record. The change sees its newest form and may refuse with an error,
 // which is returned with the record as it is. A change of a lost answer may be seen twice.
 func (s *store) update(ctx context.Context, key string, change func(*Record) error) (*Record, error) {
+	r, _, err := s.updateFrom(ctx, key, nil, 0, change)
+	return r, err
+}
+
+// updateFrom does so from a record of which the caller has a revision; nil for none. The
+// record stays as it is.
+func (s *store) updateFrom(ctx context.Context, key string, known *Record, revision uint64, change func(*Record) error) (*Record, uint64, error) {
 	for range maxConflicts {
-		r, revision, err := s.get(ctx, key)
-		if err != nil {
-			return nil, err
+		r := known
+		if r == nil {
+			var err error
+			if r, revision, err = s.get(ctx, key); err != nil {
+				return nil, 0, err
+			}
+		} else {
+			r = r.clone()
 		}
 		before := *r
 		if r.Webhook != nil {
@@ -156,18 +170,19 @@ func (s *store) update(ctx context.Context, key string, change func(*Record) err
 			before.Webhook = &webhook
 		}
 		if err := change(r); err != nil {
-			return r, err
+			return r, revision, err
 		}
 		r.note(&before)
-		err = s.put(ctx, r, revision)
+		next, err := s.put(ctx, r, revision)
 		if err == nil {
-			return r, nil
+			return r, next, nil
 		}
 		if !errors.Is(err, errConflict) {
-			return nil, err
+			return nil, 0, err
 		}
+		known = nil
 	}
-	return nil, fmt.Errorf("%w: %w", ErrStore, errConflict)
+	return nil, 0, fmt.Errorf("%w: %w", ErrStore, errConflict)
 }
 
 // submit puts a new task into the queue. When it returns nil, it is on disk.
@@ -186,7 +201,7 @@ func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	_ = r.end(Failed, ReasonNotAccepted, "the task could not be queued")
-	_ = s.put(ctx, r, 0)
+	_, _ = s.put(ctx, r, 0)
 	return s.failedTo(ctx, err)
 }
 

@@ -208,7 +208,13 @@ func checkDelivery(t *testing.T, name string, s *sink, r *Record, begun time.Tim
 	s.mu.Lock()
 	seen, got := s.seen[r.ID], s.got[r.ID]
 	s.mu.Unlock()
-	if w.State != s.final || w.Attempts != len(w.History) || seen < w.Attempts || (got > 0) != (s.final == WebhookDelivered) {
+	answers := 0
+	for _, d := range w.History {
+		if d.Status != 0 { // others may have been too late on a busy machine
+			answers++
+		}
+	}
+	if w.State != s.final || w.Attempts != len(w.History) || seen < answers || (got > 0) != (s.final == WebhookDelivered) {
 		t.Errorf("%s: got %s after %d attempts, of which %d were seen and %d taken", name, w.State, w.Attempts, seen, got)
 	}
 	for i, d := range w.History[1:] {

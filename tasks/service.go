@@ -54,7 +54,9 @@ type limits struct {
 
 	now  func() time.Time // time.Now, for webhooks
 	rest time.Duration    // restLimit
-	post time.Duration    // postTimeout
+
+	fault func(when, verb, what string) error // see step
+	post  time.Duration                       // postTimeout
 }
 
 // place is where a store is: a folder, or a cluster.

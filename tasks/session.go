@@ -12,11 +12,16 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
-// maxPending bounds how many tasks of a lane are out of the queue at one time, to run or to
-// wait for a worker: there is a goroutine for each.
-const maxPending = 640
+// Of the tasks of a lane, maxPending are out of the queue at one time, with a goroutine each,
+// and maxTurns look for a worker.
+const (
+	maxPending = 512
+	maxTurns   = 32
+)
 
 // maxLists bounds how many lists are made at one time: each looks at all tasks of an owner
 // that were begun.
@@ -35,6 +40,8 @@ type session struct {
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
 	queues  []jetstream.MessagesContext
+
+	turns [len(lanes)]chan struct{} // hold those of each lane who look for a worker
 
 	mu     sync.Mutex
 	claims map[string]*claim // tasks under way, by their keys
@@ -55,8 +62,11 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	store.wake = s.followers.wake
+	store.wake, store.fault = s.followers.wake, s.limits.fault
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
+	for i := range next.turns {
+		next.turns[i] = make(chan struct{}, maxTurns)
+	}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
 		next.close()
@@ -86,6 +96,7 @@ func (s *session) start() error {
 		return err
 	}
 	s.running.Go(s.holdLeases)
+	s.running.Go(s.watch)
 	if s.store.shared {
 		return s.share(ctx)
 	}
@@ -122,37 +133,13 @@ func (s *session) close() {
 // that nobody will take up, and webhooks that were not queued. What was written after the
 // revision is none of that.
 func (s *session) sweep(last uint64) {
-	err := s.eachRecord(func(r *Record, revision uint64) {
+	_, err := s.store.eachRecord(s.ctx, ">", func(r *Record, revision uint64) {
 		if revision <= last {
 			s.mend(r, revision)
 		}
 	})
-	if err != nil {
+	if err != nil && s.ctx.Err() == nil {
 		s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
-	}
-}
-
-// eachRecord calls look with each record that there is.
-func (s *session) eachRecord(look func(*Record, uint64)) error {
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
-	w, err := s.store.watch(ctx, ">", jetstream.IgnoreDeletes())
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil {
-				return nil
-			}
-			if r, err := decode(entry.Value()); err == nil {
-				look(r, entry.Revision())
-			}
-		}
 	}
 }
 
@@ -166,9 +153,10 @@ func (s *session) mend(r *Record, revision uint64) {
 			return
 		}
 		_ = r.end(Failed, ReasonNotAccepted, "the gateway was stopped before the task was queued")
-		if err := s.store.put(ctx, r, revision); err != nil {
+		if _, err := s.store.put(ctx, r, revision); err != nil {
 			return
 		}
+		metrics.AsyncEnded(metrics.AsyncFailed)
 	}
 	if r.Webhook != nil && r.Webhook.State == WebhookPending {
 		_ = s.settle(r.key())
@@ -191,6 +179,9 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 // cancelTask ends a task that its owner does not want any more.
 func (s *session) cancelTask(ctx context.Context, key string) (*Record, error) {
 	r, err := s.store.update(ctx, key, func(r *Record) error { return r.end(Cancelled, ReasonCancelled, "the task was cancelled") })
+	if err == nil {
+		metrics.AsyncEnded(metrics.AsyncCancelled)
+	}
 	if err != nil && !errors.Is(err, ErrEnded) {
 		return r, err
 	}

@@ -98,7 +98,7 @@ func (s *session) sweepShared() {
 	before := make(map[string]uint64) // revisions of the records of tasks without an end
 	for wait := min(firstSweep, s.limits.sweep); s.ctx.Err() == nil; wait = s.limits.sweep {
 		now := make(map[string]uint64)
-		err := s.eachRecord(func(r *Record, revision uint64) {
+		_, err := s.store.eachRecord(s.ctx, ">", func(r *Record, revision uint64) {
 			if r.State.Ended() {
 				return
 			}

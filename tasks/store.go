@@ -69,7 +69,8 @@ type store struct {
 
 	tails map[string]*tail // of the streams, by their names; none of a cluster's
 
-	wake func(key string) // those who follow a task; nil for nobody
+	wake  func(key string)                    // those who follow a task; nil for nobody
+	fault func(when, verb, what string) error // nil outside of tests
 
 	failing sync.Once
 	failed  chan struct{} // closed when it cannot be written any more
@@ -126,13 +127,34 @@ func (s *store) followTails(ctx context.Context, dir string) error {
 		}
 		s.tails[name] = &tail{dir: filepath.Join(dir, "jetstream", "$G", "streams", name, "msgs")}
 		s.tails[name].safe.Store(last)
+		if err := safeRename(s.tails[name].dir); err != nil {
+			return err
+		}
 	}
 	return syncTree(dir)
 }
 
 // sync returns nil when a message of a stream, and all before it, are on disk. What a
 // cluster acknowledges, more than one server has.
-func (s *store) sync(stream string, message uint64) error { return s.tails[stream].sync(message) }
+func (s *store) sync(stream string, message uint64) error {
+	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].sync(message) })
+	return err
+}
+
+// step does a step that decides what is known after a crash. In tests, it can fail, before
+// it is done and after.
+func step[T any](s *store, verb, what string, do func() (T, error)) (v T, err error) {
+	if s.fault == nil {
+		return do()
+	}
+	if err := s.fault("before", verb, what); err != nil {
+		return v, err
+	}
+	if v, err = do(); err == nil {
+		err = s.fault("after", verb, what)
+	}
+	return v, err
+}
 
 // openFolder starts the server on a folder.
 func (s *store) openFolder(dir string, log *zap.Logger) error {
@@ -239,6 +261,9 @@ const errNoReplicas jetstream.ErrorCode = 10074
 // that leads it: one that lags behind must not say that what was acknowledged is not there.
 func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream.Stream, error) {
 	c.Storage, c.Replicas, c.AllowDirect = jetstream.FileStorage, s.replicas, !s.shared
+	if !s.shared { // nothing is sent twice: a start need not read what came of late
+		c.Duplicates = 100 * time.Millisecond
+	}
 	return patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.CreateOrUpdateStream(ctx, c) })
 }
 
@@ -290,7 +315,7 @@ func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects 
 	}
 	// Under load, a pull can be lost between the client and the server (nats.go 1.52); the
 	// missing heartbeat tells, and another is made.
-	return c.Messages(jetstream.PullMaxMessages(16), jetstream.PullExpiry(5*time.Second), jetstream.PullHeartbeat(500*time.Millisecond))
+	return c.Messages(jetstream.PullMaxMessages(128), jetstream.PullExpiry(5*time.Second), jetstream.PullHeartbeat(500*time.Millisecond))
 }
 
 // probe returns an error when the store cannot be written.

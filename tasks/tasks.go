@@ -20,7 +20,7 @@ import (
 // Numbers of tasks that may be queued or running at one time.
 const (
 	DefaultInFlight = 256
-	MaxInFlight     = 10_000
+	MaxInFlight     = 1_000_000
 )
 
 // Options are the settings of a [Part].

@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -141,6 +142,45 @@ func TestCancel(t *testing.T) {
 	empty(t, p)
 	if r, err := p.Cancel(t.Context(), "ann", id); !errors.Is(err, ErrEnded) || r.State != Cancelled {
 		t.Errorf("again: %+v, %v", r, err)
+	}
+}
+
+// TestCancelQueued wants a task to leave the queue when it is cancelled, wherever it is.
+func TestCancelQueued(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: func(context.Context, Job) (Attempt, error) { return nil, &Failure{Kind: Busy} }}, Options{InFlight: 1000})
+	first := p.service.Load().current.Load()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range maxPending / 8 * 5 / 4 { // a quarter is not out of the queue
+				r, err := p.Submit(t.Context(), Submission{Owner: "ann", Prompt: "x"})
+				if err == nil && r.ID[len(r.ID)-2]%2 == 0 {
+					_, err = p.Cancel(t.Context(), "ann", r.ID)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	for {
+		page, more, err := p.List(t.Context(), "ann", Query{State: Queued, Limit: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range page {
+			if _, err := p.Cancel(t.Context(), "ann", r.ID); err != nil {
+				t.Error(err)
+			}
+		}
+		if !more {
+			break
+		}
+	}
+	empty(t, p)
+	if p.service.Load().current.Load() != first {
+		t.Error("the store failed")
 	}
 }
 
@@ -358,7 +398,7 @@ func TestMend(t *testing.T) {
 	_ = untold.end(Completed, "", "")
 	untold.Webhook = &Webhook{URL: "http://127.0.0.1:1/", State: WebhookPending}
 	for _, r := range []*Record{half, untold} {
-		if err := s.put(t.Context(), r, 0); err != nil {
+		if _, err := s.put(t.Context(), r, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -379,7 +419,7 @@ func TestOneEnd(t *testing.T) {
 	defer s.close()
 	for range 20 {
 		r := &Record{ID: newID(time.Now(), 0), State: Running, Created: time.Now()}
-		if err := s.put(t.Context(), r, 0); err != nil {
+		if _, err := s.put(t.Context(), r, 0); err != nil {
 			t.Fatal(err)
 		}
 		won := make(chan State, 3)
@@ -399,4 +439,32 @@ func TestOneEnd(t *testing.T) {
 			t.Fatalf("%q won, and it is %+v, %v", ends, now, err)
 		}
 	}
+}
+
+// FuzzRecord wants any bytes to be refused or to be a record that stays what it is.
+func FuzzRecord(f *testing.F) {
+	r := &Record{ID: newID(time.Now(), 3), Owner: "ann", State: Queued, Created: time.Now(), Webhook: &Webhook{URL: "https://a.example", State: WebhookPending}}
+	b, err := r.encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(`{"id":"task_` + strings.Repeat("0", 36) + `","state":"running","lost":-1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := decode(b)
+		if err != nil {
+			return
+		}
+		if !ValidID(r.ID) || !r.State.Valid() || !ValidID(taskID(r.key())) || !strings.HasSuffix(inQueue(r.key()), r.key()) {
+			t.Errorf("%q is %+v", b, r)
+		}
+		header, err := r.encodeHeader()
+		if err != nil {
+			return // too large
+		}
+		again, err := decodeHeader(header)
+		if err != nil || again.ID != r.ID || again.State != r.State || again.key() != r.key() || !again.clone().Created.Equal(r.Created) {
+			t.Errorf("%q: %+v became %+v, %v", b, r, again, err)
+		}
+	})
 }

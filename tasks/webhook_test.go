@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
@@ -86,6 +87,9 @@ func TestSchedule(t *testing.T) {
 	} {
 		w := &Webhook{State: WebhookPending}
 		w.attempted(Delivery{At: at, Status: c.status, Error: errorCode(c.err)}, c.wait)
+		if got := string(w.Last().outcome()); c.code != "" && got != c.code || c.code == "" && (got == "delivered") != (c.status < 300) {
+			t.Errorf("%+v: counts as %s", c, got)
+		}
 		if w.State != c.state || w.Last().Error != c.code || c.next > 0 && (w.Next.Sub(at) < c.next || w.Next.Sub(at) > maxRetryAfter) {
 			t.Errorf("%+v: got %+v", c, w)
 		}
@@ -211,6 +215,9 @@ func TestWebhook(t *testing.T) {
 	if h.Get("X-AgentFM-Signature") != hex.EncodeToString(mac.Sum(nil)) || h.Get("Content-Type") != "application/json" ||
 		!strings.HasPrefix(h.Get("Webhook-Signature"), "v1,") || h.Get("Webhook-Id") != "msg_"+id || h.Get("Webhook-Timestamp") == "" {
 		t.Errorf("got %v", h)
+	}
+	if got := r.Webhook.Last().outcome(); got != metrics.Delivered {
+		t.Errorf("it counts as %s", got)
 	}
 	await.Until(t, "an empty queue of webhooks", func() bool {
 		n, _, err := p.service.Load().current.Load().store.length(t.Context(), hookName)

@@ -118,6 +118,56 @@ func TestReloadTask(t *testing.T) {
 	}
 }
 
+// A gateway that is told to end does so within its grace period: streams get an error, and
+// no end that could be taken for a good one; tasks that were submitted go on after the
+// restart.
+func TestExitTasks(t *testing.T) {
+	c := oneAgent("hello")
+	c.worker = "grace_period 1s"
+	at, a := newPlace(t), newAccountant(t)
+	p := start(t, at, c)
+	p.awaitWorker("echo")
+	live := newTask(t)
+	running := p.chat("echo", live.prompt)
+	running.awaitLine("hello")
+	tasks := make(map[string]*task)
+	for range 3 {
+		k := newTask(t)
+		var v taskReport
+		if status := a.call(t.Context(), p.gateway, "POST", "/api/execute/async", map[string]string{"model": "echo", "prompt": k.prompt}, &v); status != 202 {
+			t.Fatalf("got %d", status)
+		}
+		tasks[v.ID] = k
+		await(t, "the task runs", func() bool { return p.get("/api/tasks/"+v.ID+"/output") == "hello\n" })
+	}
+	p.terminate()
+	err := running.awaitEnd()
+	if err == nil || !strings.Contains(err.Error(), `"error"`) {
+		t.Errorf("the stream ended with %v", err)
+	}
+	p.awaitExit()
+
+	p = start(t, at, c)
+	p.awaitWorker("echo")
+	for id, k := range tasks {
+		var v taskReport
+		get := func() taskReport { a.call(t.Context(), p.gateway, "GET", "/api/tasks/"+id, nil, &v); return v }
+		await(t, "the task runs again", func() bool {
+			if get().ended() && v.Status != "" {
+				t.Fatalf("it has ended: %+v", v)
+			}
+			return v.Attempts == 2 && p.get("/api/tasks/"+id+"/output") == "hello\n"
+		})
+		k.end()
+		await(t, "the task ends", func() bool { return get().ended() })
+		if got := p.get("/api/tasks/" + id + "/output"); v.Status != "completed" || got != k.output("hello") {
+			t.Errorf("got %+v and %q", v, got)
+		}
+	}
+	p.terminate()
+	p.awaitExit()
+}
+
 // follow begins to read an answer that goes on.
 func (g gateway) follow(path, lastEventID string) *stream {
 	g.t.Helper()

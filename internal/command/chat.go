@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -45,6 +46,9 @@ type talk struct {
 	request client.ChatRequest
 	begin   []client.ChatMessage // before all else
 	out     io.Writer
+
+	mu   sync.Mutex
+	stop context.CancelCauseFunc // of the answer that is being given
 }
 
 // chat is the work of chatCommand. While somebody types, Ctrl-C is for the answers.
@@ -133,11 +137,15 @@ func (t *talk) ask(ctx context.Context, message string) error {
 // loop asks for messages until there are no more.
 func (t *talk) loop(cmd *cobra.Command) error {
 	notes := cmd.ErrOrStderr()
-	lines := bufio.NewScanner(cmd.InOrStdin())
-	lines.Buffer(nil, maxPrompt)
-	interrupts := make(chan os.Signal, 1)
+	interrupts, done := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(interrupts, os.Interrupt)
 	defer signal.Stop(interrupts)
+	var watcher sync.WaitGroup
+	watcher.Go(func() { t.watch(interrupts, notes, done) })
+	defer watcher.Wait()
+	defer close(done)
+	lines := bufio.NewScanner(cmd.InOrStdin())
+	lines.Buffer(nil, maxPrompt)
 	for {
 		fmt.Fprint(notes, "> ")
 		if !lines.Scan() {
@@ -151,9 +159,23 @@ func (t *talk) loop(cmd *cobra.Command) error {
 		case "/clear":
 			t.request.Messages = t.begin
 		default:
-			if err := t.answer(cmd.Context(), line, interrupts); err != nil {
+			if err := t.answer(line); err != nil {
 				fmt.Fprintln(notes, "\n"+plain(explained(err).Error()))
 			}
+		}
+	}
+}
+
+// watch stops an answer at each interrupt, and between answers says how the chat ends.
+func (t *talk) watch(interrupts <-chan os.Signal, notes io.Writer, done <-chan struct{}) {
+	for {
+		select {
+		case <-interrupts:
+			if !t.interrupt() {
+				fmt.Fprint(notes, "\n(Ctrl-D ends the chat)\n> ")
+			}
+		case <-done:
+			return
 		}
 	}
 }
@@ -161,30 +183,32 @@ func (t *talk) loop(cmd *cobra.Command) error {
 // errStopped says that somebody stopped an answer.
 var errStopped = errors.New("stopped")
 
-// answer is ask, until there is an interrupt. One from before counts for nothing.
-func (t *talk) answer(ctx context.Context, message string, interrupts <-chan os.Signal) error {
-	if ctx == nil {
-		ctx = context.Background()
+// interrupt stops the answer that is being given; false says that there is none.
+func (t *talk) interrupt() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stop == nil {
+		return false
 	}
-	select {
-	case <-interrupts:
-	default:
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		select {
-		case <-interrupts:
-			cancel(errStopped)
-		case <-ctx.Done():
-		}
-	}()
+	t.stop(errStopped)
+	return true
+}
+
+// stopWith sets what stops the answer; nil for none.
+func (t *talk) stopWith(stop context.CancelCauseFunc) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stop = stop
+}
+
+// answer is ask, until there is an interrupt.
+func (t *talk) answer(message string) error {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	t.stopWith(cancel)
 	err := t.ask(ctx, message)
-	stopped := context.Cause(ctx) == errStopped
-	cancel(nil)
-	<-watched
-	if stopped && err != nil {
+	t.stopWith(nil)
+	if err != nil && context.Cause(ctx) == errStopped {
 		return errStopped
 	}
 	return err

@@ -69,11 +69,7 @@ func (l *logs) print(ctx context.Context, query url.Values) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if l.run = resp.Header.Get(headerRun); l.run == "" { // it does not follow, and begins anew
-		if _, err := io.CopyN(io.Discard, resp.Body, l.printed); err != nil {
-			return fmt.Errorf("reading the output: %w", err)
-		}
-	}
+	l.run = resp.Header.Get(headerRun)
 	n, err := io.Copy(l.out, resp.Body)
 	l.printed += n
 	if err != nil {

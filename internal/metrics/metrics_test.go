@@ -80,6 +80,13 @@ func TestCounts(t *testing.T) {
 		{ArtifactBuilt, "agentfm_artifacts_built_total", 1},
 		{func() { ArtifactSent(1000) }, "agentfm_artifact_bytes_sent_total", 1000},
 		{func() { TaskEnded(OK, time.Minute) }, "agentfm_task_duration_seconds", 1},
+		{func() { AsyncRunning(1) }, "agentfm_async_tasks_running", 1},
+		{func() { AsyncRunning(-1) }, "agentfm_async_tasks_running", -1},
+		{func() { Stored(5, 0) }, "agentfm_async_tasks_unfinished", 5},
+		{func() { Stored(0, 7) }, "agentfm_webhooks_pending", 7},
+		{func() { Stored(0, 0) }, "agentfm_webhooks_pending", -7},
+		{func() { AsyncStarted(time.Minute) }, "agentfm_async_queue_seconds", 1},
+		{func() { WebhookDelay(time.Minute) }, "agentfm_webhook_delay_seconds", 1},
 	}
 	for _, s := range []Status{"ok", "error", "rejected", "timeout"} {
 		counts = append(counts, count{func() { TaskEnded(s, 0) }, "agentfm_tasks_total " + string(s), 1})
@@ -94,6 +101,15 @@ func TestCounts(t *testing.T) {
 		for _, r := range []Reason{"dial", "deadline", "reset", "malformed", "refused", "local"} {
 			counts = append(counts, count{func() { StreamError(p, r) }, "agentfm_stream_errors_total " + string(p) + " " + string(r), 1})
 		}
+	}
+	for _, s := range []AsyncStatus{"completed", "failed", "cancelled"} {
+		counts = append(counts, count{func() { AsyncEnded(s) }, "agentfm_async_tasks_ended_total " + string(s), 1})
+	}
+	for _, d := range []Delivery{"delivered", "refused", "timeout", "unreachable", "url_not_allowed"} {
+		counts = append(counts, count{func() { WebhookAttempt(d) }, "agentfm_webhook_attempts_total " + string(d), 1})
+	}
+	for _, e := range []WebhookEnd{"delivered", "disabled", "given_up"} {
+		counts = append(counts, count{func() { WebhookEnded(e) }, "agentfm_webhooks_ended_total " + string(e), 1})
 	}
 	for _, c := range counts {
 		before, ok := values(t, reg)[c.name]

@@ -21,8 +21,10 @@ const (
 	// much more with each day since.
 	authorBytes     = 16 << 20
 	authorBytesADay = 2 << 20
-	// maxBytes is what all authors together may have stored.
-	maxBytes = 8 << 30
+	// maxBytes is what all authors together may have stored. When it is full, those who are
+	// known for settledDays are still heard.
+	maxBytes    = 8 << 30
+	settledDays = 7
 	// maxOrphans bounds the entries whose parent is not known, maxAuthorOrphans those of
 	// one author. When there are too many, the oldest of the author with the most go.
 	maxOrphans       = 10_000
@@ -181,7 +183,7 @@ func (t *tx) quota(author, more int64) error {
 	if err != nil {
 		return err
 	}
-	if all+more > maxBytes {
+	if all+more > maxBytes && days < settledDays {
 		return ErrQuota
 	}
 	return t.setNumber("stored", all+more)

@@ -4,7 +4,10 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -15,15 +18,31 @@ import (
 // Tally counts how tasks ended that this node has sent to a worker.
 type Tally struct{ Good, Bad float64 }
 
-// Note adds to what is counted of workers. With time, what was counted counts less, as
-// ratings do; see [Weight].
+// OutcomeHalfLife is after what time an outcome counts half. It is short: a worker whose
+// model server was broken for an hour is not refused for months.
+const OutcomeHalfLife = 24 * time.Hour
+
+// aged is what a tally of a time counts now.
+func (n Tally) aged(since time.Duration) Tally {
+	w := math.Exp2(-max(0, since.Hours()) / OutcomeHalfLife.Hours())
+	return Tally{n.Good * w, n.Bad * w}
+}
+
+// Note adds to what is counted of workers.
 func (s *Store) Note(ctx context.Context, news map[peer.ID]Tally) error {
 	return s.write(ctx, func(t *tx) error {
-		w := Weight(s.now())
+		now := s.now()
 		for id, n := range news {
-			_, err := t.Exec(`INSERT INTO outcome VALUES (?, ?, ?, ?, ?) ON CONFLICT (peer) DO UPDATE SET good = good + excluded.good,
-				bad = bad + excluded.bad, recent_good = recent_good + excluded.recent_good, recent_bad = recent_bad + excluded.recent_bad`,
-				[]byte(id), n.Good*w, n.Bad*w, n.Good, n.Bad)
+			var before Tally
+			updated := now.UnixNano()
+			err := t.QueryRow("SELECT good, bad, updated FROM outcome WHERE peer = ?", []byte(id)).Scan(&before.Good, &before.Bad, &updated)
+			if err != nil && !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
+			before = before.aged(now.Sub(time.Unix(0, updated)))
+			_, err = t.Exec(`INSERT INTO outcome VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (peer) DO UPDATE SET good = excluded.good, bad = excluded.bad,
+				updated = excluded.updated, recent_good = recent_good + excluded.recent_good, recent_bad = recent_bad + excluded.recent_bad`,
+				[]byte(id), before.Good+n.Good, before.Bad+n.Bad, now.UnixNano(), n.Good, n.Bad)
 			if err != nil {
 				return err
 			}
@@ -34,8 +53,8 @@ func (s *Store) Note(ctx context.Context, news map[peer.ID]Tally) error {
 
 // Tallies returns what is counted of all workers, by what it counts now.
 func (s *Store) Tallies(ctx context.Context) (map[peer.ID]Tally, error) {
-	w := Weight(s.now())
-	rows, err := s.ro.QueryContext(ctx, "SELECT peer, good, bad FROM outcome")
+	now := s.now()
+	rows, err := s.ro.QueryContext(ctx, "SELECT peer, good, bad, updated FROM outcome")
 	if err != nil {
 		return nil, err
 	}
@@ -44,13 +63,14 @@ func (s *Store) Tallies(ctx context.Context) (map[peer.ID]Tally, error) {
 	for rows.Next() {
 		var id []byte
 		var n Tally
-		if err := rows.Scan(&id, &n.Good, &n.Bad); err != nil {
+		var updated int64
+		if err := rows.Scan(&id, &n.Good, &n.Bad, &updated); err != nil {
 			return nil, err
 		}
 		if !(n.Good >= 0 && n.Bad >= 0) {
 			return nil, fmt.Errorf("%w: a count of outcomes below 0", ErrDamaged)
 		}
-		out[peer.ID(id)] = Tally{n.Good / w, n.Bad / w}
+		out[peer.ID(id)] = n.aged(now.Sub(time.Unix(0, updated)))
 	}
 	return out, rows.Err()
 }

@@ -89,7 +89,7 @@ CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WI
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (peer BLOB PRIMARY KEY, row INTEGER NOT NULL, hash BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outcome (
-	peer BLOB PRIMARY KEY, good REAL NOT NULL, bad REAL NOT NULL, recent_good REAL NOT NULL, recent_bad REAL NOT NULL) WITHOUT ROWID;
+	peer BLOB PRIMARY KEY, good REAL NOT NULL, bad REAL NOT NULL, updated INTEGER NOT NULL, recent_good REAL NOT NULL, recent_bad REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS number (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO number VALUES ('orphans', 0) ON CONFLICT DO NOTHING;
 CREATE TRIGGER IF NOT EXISTS orphan_more AFTER INSERT ON orphan BEGIN UPDATE number SET value = value + 1 WHERE name = 'orphans'; END;
@@ -187,6 +187,8 @@ func database(file, pragma string, conns int) (*sql.DB, error) {
 
 // Close closes the store. It may be called on one that was not opened whole.
 func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var errs []error
 	for _, st := range s.stmts {
 		errs = append(errs, st.Close())

@@ -32,20 +32,13 @@ type proxy struct {
 
 func newProxy(e *egress, logger func() *zap.Logger) *proxy {
 	p := &proxy{egress: e, log: logger}
-	p.transport = &http.Transport{
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			t, err := e.find(address)
-			if err != nil {
-				return nil, err
-			}
-			return p.dial(ctx, t)
-		},
-		IdleConnTimeout:        linkIdleTime,
-		MaxIdleConns:           maxLinkConns,
-		MaxConnsPerHost:        maxLinkConns,
-		MaxResponseHeaderBytes: maxModelHeader,
-		DisableCompression:     true, // what the agent did not ask for, it may not read
-	}
+	p.transport = linkTransport(func(ctx context.Context, _, address string) (net.Conn, error) {
+		t, err := e.find(address)
+		if err != nil {
+			return nil, err
+		}
+		return p.dial(ctx, t)
+	})
 	p.forward = &httputil.ReverseProxy{
 		Rewrite:       func(*httputil.ProxyRequest) {}, // to its own URL, without the headers that are for a proxy
 		Transport:     p.transport,

@@ -21,10 +21,11 @@ import (
 
 // Limits of what a container may ask of its link.
 const (
-	maxLinkConns   = 64 // at once; further ones wait
-	maxLinkHeader  = 64 << 10
-	linkHeaderTime = 30 * time.Second
-	linkIdleTime   = 2 * time.Minute // between requests
+	maxLinkConns    = 64 // at once; further ones wait
+	maxLinkHeader   = 64 << 10
+	maxAnswerHeader = 256 << 10 // of who answers
+	linkHeaderTime  = 30 * time.Second
+	linkIdleTime    = 2 * time.Minute // between requests
 )
 
 // exitedError says that a container has exited, and how.
@@ -151,6 +152,20 @@ func (p *prepared) confirm(ctx context.Context, id string, early *door) (*door, 
 type handler interface {
 	http.Handler
 	io.Closer
+}
+
+// linkTransport passes on the requests of one container.
+func linkTransport(dial func(ctx context.Context, network, address string) (net.Conn, error)) *http.Transport {
+	return &http.Transport{
+		DialContext:            dial,
+		TLSHandshakeTimeout:    dialTimeout,
+		IdleConnTimeout:        linkIdleTime,
+		MaxIdleConns:           maxLinkConns,
+		MaxIdleConnsPerHost:    maxLinkConns,
+		MaxConnsPerHost:        maxLinkConns,
+		MaxResponseHeaderBytes: maxAnswerHeader,
+		DisableCompression:     true, // what the agent did not ask for, it may not read
+	}
 }
 
 // link serves a container what it may reach. A nil link serves nothing.

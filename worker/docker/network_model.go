@@ -16,9 +16,6 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/worker/upstream"
 )
 
-// maxModelHeader is how long the header of a model server's answer may be.
-const maxModelHeader = 256 << 10
-
 // errModelKey says that a model server does not take the worker's key.
 var errModelKey = errors.New("the model server does not take the key")
 
@@ -34,14 +31,7 @@ type modelHandler struct {
 
 func newModelHandler(base *url.URL, key string, logger func() *zap.Logger) *modelHandler {
 	h := &modelHandler{base: base, key: key, log: logger}
-	h.transport = &http.Transport{
-		DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		TLSHandshakeTimeout:    dialTimeout,
-		IdleConnTimeout:        linkIdleTime,
-		MaxIdleConnsPerHost:    maxLinkConns,
-		MaxResponseHeaderBytes: maxModelHeader,
-		DisableCompression:     true, // what the agent did not ask for, it may not read
-	}
+	h.transport = linkTransport((&net.Dialer{Timeout: dialTimeout}).DialContext)
 	h.proxy = &httputil.ReverseProxy{
 		Rewrite:        h.rewrite,
 		Transport:      h.transport,

@@ -48,46 +48,14 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err != nil {
 		return worker.Image{}, err
 	}
-	program, err := r.wayIn(e)
-	if err != nil {
-		return worker.Image{}, err
-	}
-	info, version, err := r.connect(ctx, e)
-	if err != nil {
-		return worker.Image{}, err
-	}
-	seccomp, err := seccompFor(info)
-	if err != nil {
-		return worker.Image{}, fmt.Errorf("making the seccomp profile: %w", err)
-	}
-	if err := sweep(ctx, e, agent.PeerID, r.logger); err != nil {
-		return worker.Image{}, err
-	}
-	mounts, err := resolveMounts(r.Mounts, e.DaemonHost(), info.DockerRootDir)
-	if err != nil {
-		return worker.Image{}, err
-	}
 	ref := r.Image
 	if ref == "" {
 		ref = "agentfm/" + strings.ToLower(agent.Key) + ":latest"
 	}
-	img, err := r.findImage(ctx, e, ref, agent.Progress)
+	p, err := r.prepare(ctx, e, agent, ref)
 	if err != nil {
 		return worker.Image{}, err
 	}
-	s := r.specOf(agent, img, info, version)
-	s.seccomp, s.mounts, s.program = seccomp, mounts, program
-	if s.prompt, err = r.promptOf(img.Config.Labels); err != nil {
-		return worker.Image{}, err
-	}
-	if err := r.check(&s); err != nil {
-		return worker.Image{}, err
-	}
-	r.warn(e.DaemonHost(), info, version)
-	if s.user != img.Config.User {
-		r.logger.Info("the agent does not run as its image says", zap.String("image", ref), zap.String("user", s.user), zap.String("image_user", img.Config.User))
-	}
-	p := &prepared{engine: e, spec: s, logger: r.logger.With(zap.String("agent", agent.Key))}
 	if r.Serve != 0 {
 		if err := r.prepareServer(ctx, agent, p); err != nil {
 			return worker.Image{}, err
@@ -110,9 +78,50 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 			})
 		})
 	}
-	r.logger.Debug("docker runtime is ready", zap.String("image", ref), zap.String("digest", img.ID),
+	return worker.Image{Ref: ref, Digest: p.spec.image}, nil
+}
+
+// prepare finds out what an agent's tasks run with: what the engine can do, and which image
+// there is.
+func (r *Runtime) prepare(ctx context.Context, e engine, agent worker.Agent, ref string) (*prepared, error) {
+	program, err := r.wayIn(e)
+	if err != nil {
+		return nil, err
+	}
+	info, version, err := r.connect(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	seccomp, err := seccompFor(info)
+	if err != nil {
+		return nil, fmt.Errorf("making the seccomp profile: %w", err)
+	}
+	if err := sweep(ctx, e, agent.PeerID, r.logger); err != nil {
+		return nil, err
+	}
+	mounts, err := resolveMounts(r.Mounts, e.DaemonHost(), info.DockerRootDir)
+	if err != nil {
+		return nil, err
+	}
+	img, err := r.findImage(ctx, e, ref, agent.Progress)
+	if err != nil {
+		return nil, err
+	}
+	s := r.specOf(agent, img, info, version)
+	s.seccomp, s.mounts, s.program = seccomp, mounts, program
+	if s.prompt, err = r.promptOf(img.Config.Labels); err != nil {
+		return nil, err
+	}
+	if err := r.check(&s); err != nil {
+		return nil, err
+	}
+	r.warn(e.DaemonHost(), info, version)
+	if s.user != img.Config.User {
+		r.logger.Info("the agent does not run as its image says", zap.String("image", ref), zap.String("user", s.user), zap.String("image_user", img.Config.User))
+	}
+	r.logger.Debug("the Docker engine has the image", zap.String("image", ref), zap.String("digest", img.ID),
 		zap.String("engine_version", info.ServerVersion), zap.Bool("init", s.init))
-	return worker.Image{Ref: ref, Digest: img.ID}, nil
+	return &prepared{engine: e, spec: s, logger: r.logger.With(zap.String("agent", agent.Key))}, nil
 }
 
 // enters returns the option for which there must be a way into the container; empty for
