@@ -49,10 +49,11 @@ const (
 	CodeUnknownURL      Code = "unknown_url"
 
 	CodeTaskEnded        Code = "task_ended"
+	CodeTaskCancelled    Code = "task_cancelled"
+	CodeOutputNotKept    Code = "output_not_kept"
 	CodeTaskIDInUse      Code = "task_id_in_use"
 	CodeOutputRestarted  Code = "output_restarted"
 	CodeOutputExpired    Code = "output_expired"
-	CodeArtifactsGone    Code = "artifacts_gone"
 	CodeArtifactsExpired Code = "artifacts_expired"
 
 	CodeWebhookNotFound Code = "webhook_not_found"
@@ -82,6 +83,7 @@ const (
 // Why a task has failed, as [Task.Reason] has it, beside codes of errors.
 const (
 	ReasonCancelled        Code = "cancelled"
+	ReasonClientGone       Code = "client_gone"
 	ReasonQueueTimeout     Code = "queue_timeout"
 	ReasonTimeout          Code = "timeout"
 	ReasonAttemptsLost     Code = "attempts_lost"

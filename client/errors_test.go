@@ -110,7 +110,7 @@ func TestKinds(t *testing.T) {
 		{409, CodeTaskEnded, ErrConflict},
 		{409, CodeTaskIDInUse, ErrConflict},
 		{410, CodeOutputExpired, ErrExpired},
-		{410, CodeArtifactsGone, ErrExpired},
+		{410, CodeArtifactsExpired, ErrExpired},
 		{410, CodeArtifactsExpired, ErrExpired},
 		{409, CodeIdempotencyKeyInUse, ErrConflict},
 		{422, CodeIdempotencyKeyReused, ErrConflict},

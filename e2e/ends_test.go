@@ -15,12 +15,6 @@ import (
 	"time"
 )
 
-// unrated returns a Caddyfile with a gateway that rates nobody: a worker whose every task
-// fails would soon get no more of them.
-func unrated(caddyfile string) string {
-	return strings.Replace(caddyfile, "\tagentfm {\n", "\tagentfm {\n\t\treputation off\n", 1)
-}
-
 // Rows F15 and F16: however a container ends, the client learns how, and an agent
 // without an image is no matter for another one.
 func TestDockerEnds(t *testing.T) {
@@ -34,7 +28,7 @@ func TestDockerEnds(t *testing.T) {
 	config := caddyfile(localMesh, withKey,
 		agent("ends", "Ends", "ends", docker("build "+image+"\n\t\t\t\tmemory 16MiB\n\t\t\t\toutput 64KiB\n\t\t\t\tgrace 1s")),
 		agent("gone", "Gone", "gone", docker("image agentfm-test/gone:v1")))
-	p := start(t, dir, unrated(config))
+	p := start(t, dir, config)
 	p.awaitWorkers(1)
 	worker := p.workerID("Ends")
 
@@ -91,7 +85,6 @@ func TestF8WorkerKilled(t *testing.T) {
 	image := t.TempDir()
 	writeFile(t, image, "Dockerfile", "FROM "+baseImage+"\nENTRYPOINT [\"sh\", \"-c\", \"echo here; echo file >$AGENTFM_OUTPUT/f; exec sleep 600\"]\n")
 	m := newMesh(t, withKey)
-	m.gateway.reload(unrated)
 	stay := agent("stay", "Stay", "stay", fmt.Sprintf("docker {\n\t\t\t\thost %s\n\t\t\t\tbuild %s\n\t\t\t\tmemory 64MiB\n\t\t\t}", engine.host, image))
 	w := m.worker(stay)
 	m.gateway.awaitWorkers(1)

@@ -4,10 +4,10 @@ package mesh
 
 import (
 	"context"
+	"time"
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
@@ -90,31 +90,51 @@ func (d *directory) entry(subject peer.ID, kind string) {
 }
 
 // bar takes workers out of the choice, and those back in that are barred no more, with
-// their next telemetry.
+// their next telemetry. What runs on them goes on.
 func (d *directory) bar(barred func(string) bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.barred = barred
 	for id, w := range d.workers {
 		if w.Online && barred(id) {
-			d.router.Remove(id)
+			d.router.Bar(id)
 		}
 	}
 }
 
+// judgePause is how long after a failure a worker's connection must be there, for the
+// failure to be the worker's.
+const judgePause = 2 * time.Second
+
 // judged tells whoever wants to know how a worker's task ended. A client that went away
-// and a worker that was full say nothing of it, nor does a connection that broke: it may
-// have been ours.
+// and a worker that was full say nothing of it. An agent that failed says nothing either: what
+// it was asked may have brought that about, and nobody shall take a worker from others by
+// asking so. Nor does a connection that broke: it may have been ours, and who is killed has
+// not lied.
 func (n *node) judged(worker string, o router.Outcome) {
-	judge := n.judge.Load()
-	if judge == nil || o == router.Unjudged || o == router.Refused {
-		return
-	}
-	if o == router.Failed {
+	switch o {
+	case router.Succeeded:
+		n.tellJudge(worker, true)
+	case router.Failed:
 		id, err := n.directory.id(worker)
-		if err != nil || n.host.Network().Connectedness(id) == network.NotConnected {
+		if err != nil {
 			return
 		}
+		failed := time.Now()
+		time.AfterFunc(judgePause, func() {
+			for _, c := range n.host.Network().ConnsToPeer(id) {
+				if c.Stat().Opened.Before(failed) {
+					n.tellJudge(worker, false)
+					return
+				}
+			}
+		})
 	}
-	(*judge)(worker, o == router.Succeeded)
+}
+
+// tellJudge tells whoever wants to know.
+func (n *node) tellJudge(worker string, well bool) {
+	if judge := n.judge.Load(); judge != nil {
+		(*judge)(worker, well)
+	}
 }

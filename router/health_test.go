@@ -152,6 +152,13 @@ func TestHere(t *testing.T) {
 	if s.Here.Err() != nil {
 		t.Error("it has a new name, and has not gone")
 	}
+	r.Bar("a")
+	if s.Here.Err() != nil {
+		t.Error("it is barred, and has not gone")
+	}
+	if _, err := r.Acquire(&Request{Model: "m"}, LeastLoaded{}); err == nil {
+		t.Error("it is barred, and chosen")
+	}
 	r.Remove("a")
 	if s.Here.Err() == nil {
 		t.Error("it has gone")

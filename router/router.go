@@ -167,14 +167,25 @@ func (r *Router) Update(w Worker) {
 	r.serveQueue(e)
 }
 
-// Remove takes a worker out of the choice. Slots held on it stay valid.
-func (r *Router) Remove(peer string) {
+// Remove takes a worker out of the choice that is not there any more: what runs on it is
+// told so. Slots held on it stay valid.
+func (r *Router) Remove(peer string) { r.remove(peer, true) }
+
+// Bar takes a worker out of the choice, until its next [Router.Update]. What runs on it goes
+// on.
+func (r *Router) Bar(peer string) { r.remove(peer, false) }
+
+// remove takes a worker out of the choice, which may be gone.
+func (r *Router) remove(peer string, gone bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e, ok := r.workers[peer]; ok && e.online {
+	e, ok := r.workers[peer]
+	if ok && gone {
+		e.gone()
+	}
+	if ok && e.online {
 		r.unlist(e)
 		e.online = false
-		e.gone()
 		r.drop(e)
 		r.serveQueue(e)
 	}
