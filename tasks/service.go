@@ -55,7 +55,7 @@ type limits struct {
 	rest time.Duration    // restLimit
 
 	fault func(when, verb, what string) error // see step
-	post time.Duration    // postTimeout
+	post  time.Duration                       // postTimeout
 }
 
 // place is where a store is: a folder, or a cluster.
