@@ -88,6 +88,7 @@ const (
 	ReasonTimeout          Code = "timeout"
 	ReasonAttemptsLost     Code = "attempts_lost"
 	ReasonExitCode         Code = "exit_code"
+	ReasonEmpty            Code = "empty"
 	ReasonSignal           Code = "signal"
 	ReasonOOMKilled        Code = "oom_killed"
 	ReasonDeadline         Code = "deadline"

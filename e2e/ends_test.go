@@ -42,6 +42,7 @@ func TestDockerEnds(t *testing.T) {
 	}
 	for prompt, cause := range map[string]string{
 		"echo half; exit 3":                 "exit_code",
+		"true":                              "empty",
 		"kill -SEGV $$":                     "signal",
 		"kill -9 $$":                        "signal",
 		"x=xxxx; while :; do x=$x$x; done":  "oom_killed",

@@ -178,7 +178,7 @@ func TestEvents(t *testing.T) {
 		"hello\r\n":                 {"hello\r\n", "", ""},
 		"event: exit\ndata: {}\n\n": {"event: exit\ndata: {}\n\n", "", ""},
 		"\xff\xfe":                  {"", "request", ""}, // JSON cannot have it
-		"":                          {"", "", ""},
+		"":                          {"", "said nothing and left no files", wire.CauseEmpty},
 		strings.Repeat("ü", 50_000): {strings.Repeat("ü", 50_000), "", ""},
 		"code":                      {"half", "exit status 3", wire.CauseExitCode},
 		"oom":                       {"", "killed: out of memory", wire.CauseSignal},

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -233,7 +234,8 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	exit, err := g.guarded(ctx, stop, Task{ID: req.TaskID, Prompt: req.Data, Request: string(req.Request), Model: g.config.Model, Output: out, OutputDir: left})
+	said := &noting{w: out}
+	exit, err := g.guarded(ctx, stop, Task{ID: req.TaskID, Prompt: req.Data, Request: string(req.Request), Model: g.config.Model, Output: said, OutputDir: left})
 	e := ending{started: err == nil, code: exit.Code, cause: exit.cause(), usage: exit.Usage}
 	if cause := context.Cause(ctx); cause != nil {
 		return e.stoppedBy(cause)
@@ -257,8 +259,27 @@ func (a *agent) execute(g *generation, t *running, req wire.TaskRequest, dir str
 		e.how, e.cause, e.words, e.err = failed, wire.CauseRuntimeError, "its files could not be collected", err
 		return e
 	}
+	if e.zip == nil && !said.any.Load() {
+		e.how, e.cause, e.words = failed, wire.CauseEmpty, "it said nothing and left no files"
+		e.err = errors.New(e.words)
+		return e
+	}
 	e.how = succeeded
 	return e
+}
+
+// noting notes whether anything is written.
+type noting struct {
+	w   io.Writer
+	any atomic.Bool
+}
+
+// Write implements io.Writer.
+func (n *noting) Write(p []byte) (int, error) {
+	if len(p) > 0 {
+		n.any.Store(true)
+	}
+	return n.w.Write(p)
 }
 
 // run runs a task and answers on its stream, which it leaves open. It returns how

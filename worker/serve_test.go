@@ -52,7 +52,7 @@ func TestAnswers(t *testing.T) {
 	g := newGateway(t, a)
 	for prompt, want := range map[string]string{
 		"hello\r\n": "hello\r\n" + noFiles,
-		"":          noFiles,
+		"":          "\n⚠️  Sandbox exited: it said nothing and left no files\n" + noFiles,
 		"code":      "half\n⚠️  Sandbox exited: exit status 3\n" + noFiles,
 		"oom":       "\n⚠️  Sandbox exited: killed: out of memory\n" + noFiles,
 		"error":     "\n❌ Failed to start task: the worker's log says why\n" + noFiles,
@@ -388,8 +388,8 @@ func TestFiles(t *testing.T) {
 	if want := []string{"report.md", "sub/", "sub/empty/", "sub/ü.bin"}; !slices.Equal(names, want) {
 		t.Errorf("got %q, want %q", names, want)
 	}
-	if got := g.ask(t, "t2", "none"); got != noFiles {
-		t.Errorf("no files: got %q", got)
+	if got, want := g.ask(t, "t2", "none"), "\n⚠️  Sandbox exited: it said nothing and left no files\n"+noFiles; got != want {
+		t.Errorf("no files, and nothing said: got %q, want %q", got, want)
 	}
 	await.Until(t, "the folders are gone", func() bool { return len(leftovers(t)) == 0 })
 }

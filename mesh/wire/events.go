@@ -109,6 +109,7 @@ type Cause string
 const (
 	CauseOK               Cause = "ok"                // with exit status 0
 	CauseExitCode         Cause = "exit_code"         // the agent's exit status is another
+	CauseEmpty            Cause = "empty"             // with exit status 0, and yet it said nothing and left no files
 	CauseSignal           Cause = "signal"            // a signal ended the agent
 	CauseOOMKilled        Cause = "oom_killed"        // it needed more memory than it may have
 	CauseDeadline         Cause = "deadline"          // the time of the task was over
@@ -121,7 +122,7 @@ const (
 
 // causes are all of them.
 var causes = []Cause{
-	CauseOK, CauseExitCode, CauseSignal, CauseOOMKilled, CauseDeadline, CauseOutputLimit, CauseCancelled,
+	CauseOK, CauseExitCode, CauseEmpty, CauseSignal, CauseOOMKilled, CauseDeadline, CauseOutputLimit, CauseCancelled,
 	CauseImageUnavailable, CauseDigestMismatch, CauseRuntimeError,
 }
 
