@@ -37,7 +37,7 @@ func init() {
 // The app emits the events `agentfm.worker_online` and `agentfm.worker_offline`
 // when a worker comes or goes, with the data `peer_id`, `agent_name` and `model`.
 // The last two are what a stranger says of itself. It emits `agentfm.entry_appended`,
-// with a `kind` beside these, when the ledger gets an entry that speaks of a peer.
+// with a `kind` beside these, when the ledger gets an entry that speaks of a known worker.
 //
 // The node's identity is an Ed25519 key that is kept in Caddy's storage, apart
 // for each instance of Caddy. Back it up: a peer id is a reputation.

@@ -198,12 +198,18 @@ func (n *node) storeArtifact(s network.Stream) (claimed bool, err error) {
 
 // copyWhole writes exactly size bytes of r to w, after which r must end.
 func copyWhole(w io.Writer, r io.Reader, size int64) error {
-	if _, err := io.CopyN(w, r, size); err != nil {
+	switch _, err := io.CopyN(w, r, size); {
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF // for whom io.EOF is the good end
+	case err != nil:
 		return err
 	}
 	var more [1]byte
-	if k, err := r.Read(more[:]); k > 0 || !errors.Is(err, io.EOF) {
+	switch k, err := r.Read(more[:]); {
+	case k > 0:
 		return fmt.Errorf("%w: more than the announced %d bytes", wire.ErrBadFrame, size)
+	case !errors.Is(err, io.EOF):
+		return err
 	}
 	return nil
 }

@@ -4,13 +4,15 @@ package mesh
 
 import (
 	"context"
-	"time"
+	"errors"
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
 )
 
@@ -25,7 +27,7 @@ type Node struct {
 	Key crypto.PrivKey
 	// Bootstrap returns the nodes to stay connected to, by the newest configuration.
 	Bootstrap func() []peer.AddrInfo
-	// Entry tells subscribers of events that an entry of the ledger speaks of a peer.
+	// Entry tells subscribers of events that an entry of the ledger speaks of a known worker.
 	Entry func(subject peer.ID, kind string)
 	// Bar takes those workers out of the choice for whom it is true, from now on.
 	Bar func(func(worker string) bool)
@@ -78,15 +80,20 @@ func (n *node) detach() {
 	n.attached = nil
 }
 
-// entry tells subscribers that an entry of the ledger speaks of a peer.
+// entry tells subscribers that an entry of the ledger speaks of a peer. Of peers that are no
+// known workers it does not: any stranger can have as many entries stored as it likes, and
+// they would crowd out other events.
 func (d *directory) entry(subject peer.ID, kind string) {
 	ev := Event{Name: EntryAppended, Peer: subject.String(), Kind: kind}
 	d.mu.RLock()
-	if w := d.workers[ev.Peer]; w != nil {
+	w := d.workers[ev.Peer]
+	if w != nil {
 		ev.Agent, ev.Model = w.AgentName, w.Model
 	}
 	d.mu.RUnlock()
-	d.events.Publish(ev)
+	if w != nil {
+		d.events.Publish(ev)
+	}
 }
 
 // bar takes workers out of the choice, and those back in that are barred no more, with
@@ -102,33 +109,17 @@ func (d *directory) bar(barred func(string) bool) {
 	}
 }
 
-// judgePause is how long after a failure a worker's connection must be there, for the
-// failure to be the worker's.
-const judgePause = 2 * time.Second
-
-// judged tells whoever wants to know how a worker's task ended. A client that went away
-// and a worker that was full say nothing of it. An agent that failed says nothing either: what
-// it was asked may have brought that about, and nobody shall take a worker from others by
-// asking so. Nor does a connection that broke: it may have been ours, and who is killed has
-// not lied.
-func (n *node) judged(worker string, o router.Outcome) {
-	switch o {
-	case router.Succeeded:
+// judged tells whoever wants to know how a worker's task ended. Against a worker counts only
+// what no honest one does: it sends what is no frame, or files that are not those that it
+// announced. A client can bring about all else, by what it asks or how long it waits, or this
+// gateway, or the way between; and nobody shall take a worker from others so.
+func (n *node) judged(worker string, o router.Outcome, err error) {
+	is := func(target error) bool { return errors.Is(err, target) }
+	switch {
+	case o == router.Succeeded:
 		n.tellJudge(worker, true)
-	case router.Failed:
-		id, err := n.directory.id(worker)
-		if err != nil {
-			return
-		}
-		failed := time.Now()
-		time.AfterFunc(judgePause, func() {
-			for _, c := range n.host.Network().ConnsToPeer(id) {
-				if c.Stat().Opened.Before(failed) {
-					n.tellJudge(worker, false)
-					return
-				}
-			}
-		})
+	case o == router.Failed && (is(wire.ErrBadFrame) || is(wire.ErrFrameTooLarge)) && !is(network.ErrReset):
+		n.tellJudge(worker, false)
 	}
 }
 

@@ -4,12 +4,15 @@ package mesh
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"slices"
 	"sync"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -108,5 +111,69 @@ func TestBar(t *testing.T) {
 	defer mu.Unlock()
 	if !slices.Equal(judged, []bool{true, true}) {
 		t.Errorf("judged %v", judged)
+	}
+}
+
+// TestJudged counts against a worker only what an honest one cannot bring about.
+func TestJudged(t *testing.T) {
+	n := new(node)
+	var told []bool
+	judge := func(_ string, well bool) { told = append(told, well) }
+	n.judge.Store(&judge)
+	for _, c := range []struct {
+		name string
+		o    router.Outcome
+		err  error
+		want []bool
+	}{
+		{"well", router.Succeeded, nil, []bool{true}},
+		{"no frame", router.Failed, fmt.Errorf("%w: %w: output", ErrStream, wire.ErrBadFrame), []bool{false}},
+		{"a frame too large", router.Failed, fmt.Errorf("%w: %w", ErrStream, wire.ErrFrameTooLarge), []bool{false}},
+		{"other files than announced", router.Failed, fmt.Errorf("%w: %w: %w", ErrArtifact, wire.ErrBadFrame, errHash), []bool{false}},
+		{"half a frame before a reset", router.Failed, fmt.Errorf("%w: %w", wire.ErrBadFrame, network.ErrReset), nil},
+		{"no time before the first output", router.Failed, fmt.Errorf("%w: %w", ErrStream, os.ErrDeadlineExceeded), nil},
+		{"no files came", router.Failed, ErrArtifact, nil},
+		{"no room here", router.Unjudged, fmt.Errorf("%w: %w", ErrArtifact, ErrNoRoom), nil},
+		{"not ready", router.Failed, ErrUnavailable, nil},
+		{"unreachable", router.Failed, ErrUnreachable, nil},
+		{"ended early", router.Failed, wire.ErrTruncated, nil},
+		{"a failed agent", router.AgentFailed, wire.ErrAgentFailed, nil},
+	} {
+		told = nil
+		n.judged("w", c.o, c.err)
+		if !slices.Equal(told, c.want) {
+			t.Errorf("%s: judged %v, want %v", c.name, told, c.want)
+		}
+	}
+}
+
+// TestEntryOfAStranger makes no event: only known workers have some.
+func TestEntryOfAStranger(t *testing.T) {
+	a := newTestApp(t, nil)
+	w := newWorker(t, a, func(s network.Stream, _ wire.TaskRequest) { _ = s.Reset() })
+	d := a.node.Load().directory
+	sub, err := d.events.Subscribe("test", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	d.entry("stranger", "rating")
+	id, err := peer.Decode(w.PeerID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.entry(id, "rating")
+	for {
+		ev, err := sub.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.Name != EntryAppended {
+			continue
+		}
+		if ev.Peer != w.PeerID {
+			t.Errorf("an event of %q", ev.Peer)
+		}
+		return
 	}
 }

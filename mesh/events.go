@@ -18,7 +18,7 @@ const (
 	WorkerOnline = "worker_online"
 	// WorkerOffline says that a worker fell silent, or its connection ended.
 	WorkerOffline = "worker_offline"
-	// EntryAppended says that an entry of the reputation ledger speaks of a peer.
+	// EntryAppended says that an entry of the reputation ledger speaks of a known worker.
 	EntryAppended = "entry_appended"
 )
 

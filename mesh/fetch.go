@@ -82,7 +82,7 @@ func (f *fetch) store(ctx context.Context) error {
 			case err == nil:
 			case ctx.Err() != nil:
 				return context.Cause(ctx)
-			case errors.Is(err, wire.ErrRefused), errors.Is(err, wire.ErrBadFrame):
+			case errors.Is(err, wire.ErrRefused), errors.Is(err, wire.ErrBadFrame), StreamFailure(err) == metrics.Local:
 				return err
 			case f.got > before:
 				broken = 0

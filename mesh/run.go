@@ -199,7 +199,7 @@ func (r *Run) Close() error {
 			err = r.ctx.Err()
 		}
 		o := r.outcome(err)
-		r.hangUp(o)
+		r.hangUp(o, err)
 		if r.task != nil {
 			r.node.tasks.end(r.task)
 		}
@@ -221,20 +221,20 @@ func (r *Run) statusError() error {
 func (r *Run) abandon(err error) {
 	r.once.Do(func() {
 		o := r.outcome(err)
-		r.hangUp(o)
+		r.hangUp(o, err)
 		observeAttempt(o, err)
 		observeStream(o, err)
 	})
 }
 
 // hangUp gives back what the attempt holds.
-func (r *Run) hangUp(o router.Outcome) {
+func (r *Run) hangUp(o router.Outcome, err error) {
 	if r.answer != nil {
 		r.answer.end(errors.Is(r.err, io.EOF))
 	}
 	r.release(nil)
 	r.slot.Release(o)
-	r.node.judged(r.served.Peer, o)
+	r.node.judged(r.served.Peer, o, err)
 	metrics.InFlight(-1)
 }
 
