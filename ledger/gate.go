@@ -164,7 +164,7 @@ func (l *Ledger) keepOutcomes(ctx context.Context) {
 // score makes the scores anew.
 func (l *Ledger) score() error {
 	s := l.settings()
-	e := evidence{self: l.store.Self(), seeds: s.Seeds}
+	e := evidence{self: l.store.Self(), floor: s.Floor, seeds: s.Seeds}
 	var err error
 	if e.liars, err = l.store.Equivocators(l.ctx); err != nil {
 		return err

@@ -100,6 +100,7 @@ func (l *Ledger) Close() {
 	for range maxServing { // wait for who is being answered
 		l.serving <- struct{}{}
 	}
+	l.node.Bar(func(string) bool { return false }) // who cannot ask it any more is not to be judged by it
 	if err := l.store.Close(); err != nil {
 		l.node.Log().Warn("closing the ledger", zap.Error(err))
 	}

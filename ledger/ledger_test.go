@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -383,5 +384,32 @@ func TestFailsClosed(t *testing.T) {
 			t.Errorf("fail open %t: refused %q", open, got)
 		}
 		n.close()
+	}
+}
+
+// TestSayChecksFirst signs nothing, and spends no quota, when one half of an opinion is bad.
+func TestSayChecksFirst(t *testing.T) {
+	n := fresh(t)
+	score, other := 0.5, newID(t)
+	for _, o := range []Opinion{
+		{Subject: other, Score: &score, Text: "good", Language: "\n"},
+		{Subject: other, Score: &score, Text: "good", Language: strings.Repeat("x", 1<<10)},
+		{Subject: other, Text: "good", Attached: []byte("no hash")},
+		{Subject: other, Score: &score, Text: "\xff"},
+		{Subject: n.id(), Score: &score},
+		{Subject: n.id(), Score: &score, Text: "good"},
+	} {
+		for range int(clientBurst) {
+			if _, err := n.Say(ctx, o); !errors.Is(err, wire.ErrBad) {
+				t.Fatalf("%+v: %v", o, err)
+			}
+		}
+	}
+	if n.Size() != 0 {
+		t.Errorf("%d entries were signed", n.Size())
+	}
+	e, err := n.Say(ctx, Opinion{Subject: other, Score: &score, Text: "good", Language: "en"})
+	if err != nil || e.Kind != wire.Comment || len(e.AttachedRating) == 0 || n.Size() != 2 {
+		t.Errorf("%+v, %v, %d entries", e, err, n.Size())
 	}
 }

@@ -14,7 +14,7 @@ import (
 // counts as 0: with little evidence it stays near 0, and it goes back there as evidence
 // ages. What this gateway has seen itself counts most. Those who are named as seeds count
 // as they are trusted. A peer that was found honest has a small voice; all of these
-// together cannot have anybody refused. Of everybody else, whatever their number, all
+// together cannot have anybody refused, whatever the floor is. Of everybody else, whatever their number, all
 // together move a score by less than 0.05: identities are free.
 const (
 	neutral     = 4.0  // tasks' worth of not knowing
@@ -46,6 +46,7 @@ func (o opinion) within(limit float64) opinion {
 // evidence is what scores are made of.
 type evidence struct {
 	self    peer.ID
+	floor   float64             // below it, a peer is refused
 	seeds   map[peer.ID]float64 // how far we trust whom, to 1
 	tallies map[peer.ID]store.Tally
 	votes   []store.Vote // weights are those of now
@@ -102,6 +103,9 @@ func (e evidence) scores() map[peer.ID]float64 {
 			o.weight, o.sum = o.weight+more.weight, o.sum+more.sum
 		}
 		out[id] = o.sum / (neutral + o.weight)
+		if base(id) >= e.floor {
+			out[id] = max(out[id], e.floor)
+		}
 	}
 	for id, trust := range e.seeds {
 		out[id] = max(out[id], trust)

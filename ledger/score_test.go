@@ -45,6 +45,8 @@ func TestScores(t *testing.T) {
 		{"fifty strangers slander", evidence{votes: ring("s", -1)}, -0.05, -0.01},
 		{"fifty strangers praise", evidence{votes: ring("s", 1)}, 0.01, 0.05},
 		{"fifty that were good slander", evidence{tallies: good, votes: ring("good", -1)}, -0.4, -0.2},
+		{"they slander, and the floor is high", evidence{floor: -0.1, tallies: good, votes: ring("good", -1)}, -0.1, -0.1},
+		{"it was below the floor before", evidence{floor: -0.1, tallies: map[peer.ID]store.Tally{x: {Bad: 10}}, votes: ring("s", -1)}, -0.8, -0.7},
 		{"a client slanders", evidence{votes: []store.Vote{vote(me, -1, 100)}}, -0.21, -0.1},
 		{"a seed warns", evidence{votes: []store.Vote{vote(seed, -1, 10)}}, -0.5, -0.3},
 		{"a seed said little", evidence{votes: []store.Vote{vote(seed, -1, 0.1)}}, -0.1, -0.01},
@@ -54,6 +56,9 @@ func TestScores(t *testing.T) {
 		{"it has equivocated", evidence{tallies: map[peer.ID]store.Tally{x: {Good: 50}}, liars: map[peer.ID]bool{x: true}}, -1, -1},
 	} {
 		c.e.self, c.e.seeds = me, map[peer.ID]float64{seed: 0.8}
+		if c.e.floor == 0 {
+			c.e.floor = -0.5
+		}
 		if got := c.e.scores()[x]; got < c.least || got > c.most {
 			t.Errorf("%s: %.3f, want %.3f to %.3f", c.name, got, c.least, c.most)
 		}

@@ -73,33 +73,57 @@ type Opinion struct {
 
 // Say signs what a client says of a peer, and adds it to the log: first the rating, then the
 // comment, which belongs to it. It returns the entry of the comment, or else that of the
-// rating. The error is [ErrTooOften], a [wire.ErrBad] or of the store.
+// rating. Nothing is signed, and no quota spent, when one of them is not as it should be. The
+// error is [ErrTooOften], a [wire.ErrBad] or of the store.
 func (l *Ledger) Say(ctx context.Context, o Opinion) (*wire.Entry, error) {
-	var said *wire.Entry
-	if o.Text != "" {
-		cid := wire.CID([]byte(o.Text))
-		if err := wire.CheckComment([]byte(o.Text), cid); err != nil {
-			return nil, err
-		}
+	rating, comment, err := l.entries(o)
+	if err != nil {
+		return nil, err
 	}
 	if !l.clients.take(o.Client) {
 		return nil, ErrTooOften
 	}
-	if o.Score != nil {
-		said = &wire.Entry{Kind: wire.Rating, Subject: o.Subject, Dimension: wire.Honesty, Score: *o.Score, Context: o.Context}
-		if err := l.Append(ctx, said, nil); err != nil {
+	said := rating
+	if rating != nil {
+		if err := l.Append(ctx, rating, nil); err != nil {
 			return nil, err
 		}
-		h := said.Hash()
-		o.Attached = h[:]
+		if comment != nil {
+			h := rating.Hash()
+			comment.AttachedRating = h[:]
+		}
 	}
-	if o.Text != "" {
-		said = &wire.Entry{Kind: wire.Comment, Subject: o.Subject, TextCID: wire.CID([]byte(o.Text)), Language: o.Language, AttachedRating: o.Attached}
-		if err := l.Append(ctx, said, []byte(o.Text)); err != nil {
+	if comment != nil {
+		said = comment
+		if err := l.Append(ctx, comment, []byte(o.Text)); err != nil {
 			return nil, err
 		}
 	}
 	return said, nil
+}
+
+// entries makes the entries of an opinion, and checks them; nil for what it does not have.
+func (l *Ledger) entries(o Opinion) (rating, comment *wire.Entry, err error) {
+	if o.Score != nil {
+		rating = &wire.Entry{Kind: wire.Rating, Subject: o.Subject, Dimension: wire.Honesty, Score: *o.Score, Context: o.Context}
+	}
+	if o.Text != "" {
+		cid := wire.CID([]byte(o.Text))
+		if err := wire.CheckComment([]byte(o.Text), cid); err != nil {
+			return nil, nil, err
+		}
+		comment = &wire.Entry{Kind: wire.Comment, Subject: o.Subject, TextCID: cid, Language: o.Language, AttachedRating: o.Attached}
+	}
+	for _, e := range []*wire.Entry{rating, comment} {
+		if e == nil {
+			continue
+		}
+		e.Rater, e.Time = l.store.Self(), time.Now().UnixNano() // the store sets them anew
+		if err := e.Check(); err != nil {
+			return nil, nil, err
+		}
+	}
+	return rating, comment, nil
 }
 
 // Self returns the peer id of this node.
