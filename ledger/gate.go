@@ -164,11 +164,8 @@ func (l *Ledger) keepOutcomes(ctx context.Context) {
 // score makes the scores anew.
 func (l *Ledger) score() error {
 	s := l.settings()
-	e := evidence{self: l.store.Self(), floor: s.Floor, seeds: s.Seeds}
+	e := evidence{self: l.store.Self(), floor: s.Floor, seeds: s.Seeds, liars: l.store.Equivocators()}
 	var err error
-	if e.liars, err = l.store.Equivocators(l.ctx); err != nil {
-		return err
-	}
 	if e.tallies, err = l.store.Tallies(l.ctx); err != nil {
 		return err
 	}

@@ -35,14 +35,17 @@ type gossip struct {
 	equivocation  *pubsub.Topic
 	subscriptions []*pubsub.Subscription
 	out           chan *wire.Entry
-	authors       authors
+	authors       authors // of entries
+	accused       authors // of the heads that alerts show
 }
 
 // join joins the topics.
 func (g *gossip) join(l *Ledger) error {
 	g.ps, g.out = l.node.PubSub, make(chan *wire.Entry, gossipBuffer)
-	g.authors.buckets = make(map[peer.ID]*bucket)
-	g.authors.fresh = bucket{tokens: maxAuthors / 16}
+	for _, a := range []*authors{&g.authors, &g.accused} {
+		a.buckets = make(map[peer.ID]*bucket)
+		a.fresh = bucket{tokens: maxAuthors / 16}
+	}
 	for _, t := range []struct {
 		name     string
 		topic    **pubsub.Topic
@@ -121,27 +124,28 @@ func judge(err error, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 // errLater says that a message is not relayed now.
 var errLater = errors.New("too many entries")
 
-// validateEntry is the validator of entries. What it does not accept is not relayed.
+// validateEntry is the validator of entries. What it does not accept is not relayed. Whose
+// signature is wrong spends nothing of what its author may send.
 func (l *Ledger) validateEntry(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	e, err := wire.ParseEntry(m.GetData())
-	if err == nil && from != l.store.Self() && !l.gossip.authors.admit(e.Rater) {
-		err = errLater
-	}
 	if err == nil {
 		err = e.Verify()
+	}
+	if err == nil && from != l.store.Self() && !l.gossip.authors.admit(e.Rater) {
+		err = errLater
 	}
 	m.ValidatorData = e
 	return judge(err, from, m)
 }
 
 // validateAlert is the validator of alerts.
-func (l *Ledger) validateAlert(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
+func (l *Ledger) validateAlert(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	a, err := wire.ParseAlert(m.GetData())
-	if err == nil && from != l.store.Self() && !l.gossip.authors.admit(a.Peer) {
-		err = errLater
-	}
 	if err == nil {
 		err = a.Verify()
+	}
+	if err == nil && from != l.store.Self() && (l.store.MayAccuse(ctx, a.Peer) != nil || !l.gossip.accused.admit(a.Peer)) {
+		err = errLater
 	}
 	m.ValidatorData = a
 	return judge(err, from, m)
@@ -220,7 +224,7 @@ func (l *Ledger) takeAlerts(sub *pubsub.Subscription) {
 // accuse takes in an alert.
 func (l *Ledger) accuse(a *wire.Alert) {
 	news, err := l.store.Equivocation(l.ctx, a)
-	if err != nil {
+	if err != nil && !errors.Is(err, store.ErrQuota) {
 		l.alarm(err)
 	}
 	if news {
@@ -231,7 +235,10 @@ func (l *Ledger) accuse(a *wire.Alert) {
 
 // equivocated tells the mesh of two heads of one peer that contradict each other.
 func (l *Ledger) equivocated(a, b *wire.Head) {
-	alert := &wire.Alert{Peer: a.Peer, A: a, B: b, Witness: l.store.Self(), Time: time.Now().UnixNano()}
+	if l.store.MayAccuse(l.ctx, a.Peer) != nil || !l.gossip.accused.admit(a.Peer) {
+		return
+	}
+	alert := &wire.Alert{Peer: a.Peer, A: a.Bare(), B: b.Bare(), Witness: l.store.Self(), Time: time.Now().UnixNano()}
 	if err := alert.Sign(l.node.Key); err != nil {
 		l.alarm(err)
 		return

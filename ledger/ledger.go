@@ -34,10 +34,10 @@ type Ledger struct {
 	clients clients
 
 	gossip    gossip
-	serving   chan struct{} // holds a place for each request that is being answered
-	confirmed atomic.Bool   // peers were asked for what they have of the own log
-	kicks     chan peer.ID  // peers that came
-	heads     struct {      // how far the heads of peers were read
+	serving   places
+	confirmed atomic.Bool  // peers were asked for what they have of the own log
+	kicks     chan peer.ID // peers that came
+	heads     struct {     // how far the heads of peers were read
 		sync.Mutex
 		seen map[peer.ID]uint64
 	}
@@ -65,7 +65,7 @@ func Open(node mesh.Node, dir string, first Settings) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Ledger{node: node, store: s, dir: dir, serving: make(chan struct{}, maxServing), kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts()}
+	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts()}
 	l.gate.dirty, l.gate.fresh = make(chan struct{}, 1), make(map[string]store.Tally)
 	l.ctx, l.cancel = context.WithCancel(node.Context)
 	if err := l.start(); err != nil {
@@ -97,9 +97,7 @@ func (l *Ledger) Close() {
 	}
 	l.gossip.leave()
 	l.running.Wait()
-	for range maxServing { // wait for who is being answered
-		l.serving <- struct{}{}
-	}
+	l.serving.close()
 	l.node.Bar(func(string) bool { return false }) // who cannot ask it any more is not to be judged by it
 	if err := l.store.Close(); err != nil {
 		l.node.Log().Warn("closing the ledger", zap.Error(err))

@@ -4,11 +4,14 @@ package ledger
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"go.uber.org/zap"
 
@@ -19,6 +22,7 @@ import (
 // Limits on what is served.
 const (
 	maxServing  = 32 // requests at one time
+	maxOfOne    = 4  // of them, for one peer, which asks for one thing after another
 	serveWithin = 30 * time.Second
 )
 
@@ -32,20 +36,61 @@ func (l *Ledger) serve() {
 	}
 }
 
-// answer answers one request. When too many are being answered, the stream is reset.
+// places are those of the requests that are being answered.
+type places struct {
+	mu     sync.Mutex
+	taken  map[peer.ID]int
+	all    int
+	closed bool
+	used   sync.WaitGroup
+}
+
+// take takes a place for a peer's request; false when there is none.
+func (p *places) take(id peer.ID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.all >= maxServing || p.taken[id] >= maxOfOne {
+		return false
+	}
+	if p.taken == nil {
+		p.taken = make(map[peer.ID]int)
+	}
+	p.taken[id]++
+	p.all++
+	p.used.Add(1)
+	return true
+}
+
+// give gives a place back.
+func (p *places) give(id peer.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken[id]--; p.taken[id] == 0 {
+		delete(p.taken, id)
+	}
+	p.all--
+	p.used.Done()
+}
+
+// close gives out no more places, and waits for those that are taken.
+func (p *places) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.used.Wait()
+}
+
+// answer answers one request. When too many are being answered, of all or of the peer, or the
+// ledger is closed, the stream is reset.
 func (l *Ledger) answer(s network.Stream, answer func(io.Reader, io.Writer) error) {
-	select {
-	case l.serving <- struct{}{}:
-		defer func() { <-l.serving }()
-	default:
+	from := s.Conn().RemotePeer()
+	if !l.serving.take(from) {
 		_ = s.Reset()
 		return
 	}
+	defer l.serving.give(from)
+	defer context.AfterFunc(l.ctx, func() { _ = s.Reset() })()
 	_ = s.SetDeadline(time.Now().Add(serveWithin))
-	if l.ctx.Err() != nil {
-		_ = s.Reset()
-		return
-	}
 	var out bytes.Buffer
 	err := answer(s, &out)
 	if err == nil {
@@ -56,7 +101,7 @@ func (l *Ledger) answer(s network.Stream, answer func(io.Reader, io.Writer) erro
 		if errors.Is(err, store.ErrDamaged) {
 			l.alarm(err)
 		}
-		l.node.Log().Debug("a request for the ledger was not answered", zap.Stringer("peer", s.Conn().RemotePeer()), zap.Error(err))
+		l.node.Log().Debug("a request for the ledger was not answered", zap.Stringer("peer", from), zap.Error(err))
 		return
 	}
 	_ = s.Close()

@@ -285,30 +285,6 @@ func (s *Store) Sweep(ctx context.Context) error {
 	})
 }
 
-// Equivocation takes in an alert, which is verified. From then on its accused is an
-// equivocator, and nothing more of it is taken in.
-func (s *Store) Equivocation(ctx context.Context, a *wire.Alert) (news bool, err error) {
-	if err := a.Verify(); err != nil {
-		return false, err
-	}
-	err = s.write(ctx, func(t *tx) error {
-		r, err := t.Exec("INSERT INTO equivocator VALUES (?, ?) ON CONFLICT DO NOTHING", []byte(a.Peer), a.Marshal())
-		if err != nil {
-			return err
-		}
-		n, err := r.RowsAffected()
-		news = n > 0
-		return err
-	})
-	return news, err
-}
-
-// equivocates reports whether a peer is an equivocator.
-func (t *tx) equivocates(id peer.ID) (bad bool, err error) {
-	err = t.QueryRow("SELECT EXISTS (SELECT 1 FROM equivocator WHERE peer = ?)", []byte(id)).Scan(&bad)
-	return bad, err
-}
-
 // Size returns how many entries are stored of the log of a peer.
 func (s *Store) Size(ctx context.Context, id peer.ID) (size uint64, err error) {
 	err = s.ro.QueryRowContext(ctx, "SELECT size FROM peer WHERE bytes = ?", []byte(id)).Scan(&size)

@@ -74,8 +74,7 @@ func (s *Store) Heads(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
-		h.Witnesses, h.Anchor = nil, ""
-		i.Entry = h.Marshal()
+		i.Entry = h.Bare().Marshal()
 		out = append(out, i)
 	}
 	return out, rows.Err()
@@ -215,29 +214,4 @@ func (s *Store) Votes(ctx context.Context, each func(Vote)) error {
 		each(v)
 	}
 	return rows.Err()
-}
-
-// Equivocators returns who has equivocated. The evidence is verified again.
-func (s *Store) Equivocators(ctx context.Context) (map[peer.ID]bool, error) {
-	rows, err := s.ro.QueryContext(ctx, "SELECT peer, evidence FROM equivocator")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	out := make(map[peer.ID]bool)
-	for rows.Next() {
-		var id, b []byte
-		if err := rows.Scan(&id, &b); err != nil {
-			return nil, err
-		}
-		a, err := wire.ParseAlert(b)
-		if err == nil {
-			err = a.Verify()
-		}
-		if err != nil || a.Peer != peer.ID(id) {
-			return nil, fmt.Errorf("%w: the evidence against %s: %w", ErrDamaged, peer.ID(id), err)
-		}
-		out[a.Peer] = true
-	}
-	return out, rows.Err()
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -50,6 +51,8 @@ type Store struct {
 	conn *sql.Conn
 	ro   *sql.DB
 	now  func() time.Time
+
+	equivocators atomic.Pointer[map[peer.ID]bool] // replaced as a whole, under mu
 
 	mu     sync.Mutex // of the writer
 	head   *wire.Head // of the own log; nil while it is empty
@@ -158,6 +161,9 @@ func (s *Store) open(file string) error {
 	}
 	return s.write(context.Background(), func(tx *tx) error {
 		if s.me, err = tx.peer(s.self); err != nil {
+			return err
+		}
+		if err := s.readEquivocators(tx); err != nil {
 			return err
 		}
 		return s.checkOwn(tx)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -323,9 +324,64 @@ func TestEquivocator(t *testing.T) {
 		}
 	}
 	s.accept(t, Refused, ErrEquivocator, a.rate(t, w.id, 1))
-	all, err := s.Equivocators(ctx)
-	if err != nil || len(all) != 1 || !all[a.id] {
-		t.Errorf("%v, %v", all, err)
+	if all := s.Equivocators(); len(all) != 1 || !all[a.id] {
+		t.Errorf("%v", all)
+	}
+}
+
+// TestEquivocatorsAreBounded has strangers equivocate: some are taken in, then those who have
+// a log here, and who was sent tasks always. What is kept is short, and is read again.
+func TestEquivocatorsAreBounded(t *testing.T) {
+	dir, me := t.TempDir(), newAuthor(t)
+	s := open(t, dir, me.key)
+	accuse := func(a *author) error {
+		alert := &wire.Alert{Peer: a.id, A: a.head(t, 2, wire.Hash{1}), B: a.head(t, 2, wire.Hash{2}), Witness: me.id, Time: 1}
+		alert.A.Anchor = strings.Repeat("x", 1<<10)
+		alert.B.Witnesses = []wire.Witness{{Peer: me.id, Signature: make([]byte, 64)}}
+		if err := alert.Sign(me.key); err != nil {
+			t.Fatal(err)
+		}
+		news, err := s.Equivocation(ctx, alert)
+		if news != (err == nil) || news != s.Equivocators()[a.id] {
+			t.Errorf("news %t, %v", news, err)
+		}
+		return err
+	}
+	fill := func(n int) {
+		all := make(map[peer.ID]bool)
+		for i := range n {
+			all[peer.ID(fmt.Sprint(i))] = true
+		}
+		s.equivocators.Store(&all)
+	}
+	stranger, logged, worker := newAuthor(t), newAuthor(t), newAuthor(t)
+	if err := accuse(stranger); err != nil {
+		t.Fatal(err)
+	}
+	s.accept(t, Stored, nil, logged.rate(t, me.id, 1))
+	if err := s.Note(ctx, map[peer.ID]Tally{worker.id: {Good: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	fill(maxUnknown)
+	if err := accuse(newAuthor(t)); !errors.Is(err, ErrQuota) || s.MayAccuse(ctx, logged.id) != nil {
+		t.Errorf("one unknown too many: %v", err)
+	}
+	fill(maxEquivocators)
+	if err := accuse(logged); !errors.Is(err, ErrQuota) || !errors.Is(s.MayAccuse(ctx, logged.id), ErrQuota) {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := accuse(worker); err != nil {
+		t.Errorf("one that was sent tasks: %v", err)
+	}
+	var longest int
+	if err := s.ro.QueryRowContext(ctx, "SELECT max(length(evidence)) FROM equivocator").Scan(&longest); err != nil || longest > 1<<10 {
+		t.Errorf("evidence of %d bytes, %v", longest, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := open(t, dir, me.key).Equivocators(); len(got) != 2 || !got[stranger.id] || !got[worker.id] {
+		t.Errorf("%v", got)
 	}
 }
 
@@ -456,8 +512,7 @@ func contents(s *Store, subject peer.ID) (string, error) {
 	own, err1 := s.Log(ctx, wire.Range{Count: 1000})
 	in, err2 := s.Inbox(ctx, wire.Range{Count: 1000})
 	about, err3 := s.About(ctx, subject, 500, 0)
-	bad, err4 := s.Equivocators(ctx)
-	return fmt.Sprint(s.Head(), len(about), own, in, bad), errors.Join(err1, err2, err3, err4)
+	return fmt.Sprint(s.Head(), len(about), own, in, s.Equivocators()), errors.Join(err1, err2, err3)
 }
 
 // TestDamage flips bytes of the file wherever they are. The store must refuse to open, or to

@@ -72,6 +72,13 @@ func (h *Head) Sign(key crypto.PrivKey) (err error) {
 // Verify checks the owner's signature.
 func (h *Head) Verify() error { return verify(h.Peer, h.Canonical(), h.Signature) }
 
+// Bare returns the head with the owner's signature alone.
+func (h *Head) Bare() *Head {
+	bare := *h
+	bare.Witnesses, bare.Anchor = nil, ""
+	return &bare
+}
+
 // ParseHead reads a head in its one form. It does not verify the signature.
 func ParseHead(b []byte) (*Head, error) {
 	if len(b) > MaxHead {

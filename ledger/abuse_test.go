@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	pubsub "github.com/libp2p/go-libp2p-pubsub"
+	pubsubpb "github.com/libp2p/go-libp2p-pubsub/pb"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// TestSayChecksFirst signs nothing, and spends no quota, when one half of an opinion is bad.
+func TestSayChecksFirst(t *testing.T) {
+	n := fresh(t)
+	score, other := 0.5, newID(t)
+	for _, o := range []Opinion{
+		{Subject: other, Score: &score, Text: "good", Language: "\n"},
+		{Subject: other, Score: &score, Text: "good", Language: strings.Repeat("x", 1<<10)},
+		{Subject: other, Text: "good", Attached: []byte("no hash")},
+		{Subject: other, Score: &score, Text: "\xff"},
+		{Subject: n.id(), Score: &score},
+		{Subject: n.id(), Score: &score, Text: "good"},
+	} {
+		for range int(clientBurst) {
+			if _, err := n.Say(ctx, o); !errors.Is(err, wire.ErrBad) {
+				t.Fatalf("%+v: %v", o, err)
+			}
+		}
+	}
+	if n.Size() != 0 {
+		t.Errorf("%d entries were signed", n.Size())
+	}
+	e, err := n.Say(ctx, Opinion{Subject: other, Score: &score, Text: "good", Language: "en"})
+	if err != nil || e.Kind != wire.Comment || len(e.AttachedRating) == 0 || n.Size() != 2 {
+		t.Errorf("%+v, %v, %d entries", e, err, n.Size())
+	}
+}
+
+// TestServingIsBounded asks and says nothing: one peer gets some places and no more, and to
+// close does not wait for it.
+func TestServingIsBounded(t *testing.T) {
+	a, b := fresh(t), fresh(t)
+	a.connect(t, b)
+	await.Until(t, "both are confirmed", func() bool { return a.confirmed.Load() && b.confirmed.Load() })
+	taken := func() int {
+		b.serving.mu.Lock()
+		defer b.serving.mu.Unlock()
+		return b.serving.all
+	}
+	var streams []network.Stream
+	for range 2 * maxOfOne {
+		s, err := a.node.Host.NewStream(ctx, b.id(), wire.LogProtocol)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Reset()
+		_, _ = s.Write([]byte{0}) // it is opened with the first byte
+		streams = append(streams, s)
+	}
+	await.Until(t, "the places are taken", func() bool { return taken() == maxOfOne })
+	began := time.Now()
+	b.close()
+	if d := time.Since(began); d > serveWithin/2 {
+		t.Errorf("closed after %s", d)
+	}
+	for _, s := range streams {
+		if _, err := s.Read(make([]byte, 1)); err == nil {
+			t.Error("an answer")
+		}
+	}
+}
+
+// TestForgedEntriesMuteNobody sends what a peer has not signed: what it may send stays.
+func TestForgedEntriesMuteNobody(t *testing.T) {
+	n, from := fresh(t), newID(t)
+	author := newKey(t)
+	id, err := peer.IDFromPrivateKey(author)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &wire.Entry{Kind: wire.Rating, Rater: id, Subject: newID(t), Dimension: "x", Time: time.Now().UnixNano()}
+	if err := e.Sign(author); err != nil {
+		t.Fatal(err)
+	}
+	forged := *e
+	forged.Dimension = "y"
+	message := func(e *wire.Entry) *pubsub.Message {
+		return &pubsub.Message{Message: &pubsubpb.Message{Data: e.Marshal(), From: []byte(from)}}
+	}
+	for range 2 * int(authorBurst) {
+		if got := n.validateEntry(ctx, from, message(&forged)); got != pubsub.ValidationReject {
+			t.Fatalf("a forged entry: %v", got)
+		}
+	}
+	if got := n.validateEntry(ctx, from, message(e)); got != pubsub.ValidationAccept {
+		t.Errorf("an entry: %v", got)
+	}
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// Limits on how many equivocators are kept. Identities are free, and so is to sign two heads
+// with each: who was sent tasks is always taken in, who has a log here up to the first limit,
+// and anybody else up to the second.
+const (
+	maxEquivocators = 10_000
+	maxUnknown      = 1_000
+)
+
+// Equivocation takes in an alert, which is verified. From then on its accused is an
+// equivocator, and nothing more of it is taken in. The error is [ErrQuota] when there are too
+// many already. What is kept is the evidence alone, with this node as its witness: what else
+// an alert may carry is long.
+func (s *Store) Equivocation(ctx context.Context, a *wire.Alert) (news bool, err error) {
+	if s.Equivocators()[a.Peer] {
+		return false, nil
+	}
+	if err := a.Verify(); err != nil {
+		return false, err
+	}
+	one, two := a.A.Bare(), a.B.Bare()
+	kept := &wire.Alert{Peer: a.Peer, A: one, B: two, Witness: s.self, Time: s.now().UnixNano()}
+	if err := kept.Sign(s.key); err != nil {
+		return false, err
+	}
+	err = s.write(ctx, func(t *tx) error {
+		if err := s.room(t.QueryRow, a.Peer); err != nil {
+			return err
+		}
+		r, err := t.Exec("INSERT INTO equivocator VALUES (?, ?) ON CONFLICT DO NOTHING", []byte(a.Peer), kept.Marshal())
+		if err != nil {
+			return err
+		}
+		n, err := r.RowsAffected()
+		news = n > 0
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := maps.Clone(s.Equivocators())
+	all[a.Peer] = true
+	s.equivocators.Store(&all)
+	return news, nil
+}
+
+// MayAccuse returns [ErrQuota] when an alert against a peer would not be taken in.
+func (s *Store) MayAccuse(ctx context.Context, id peer.ID) error {
+	return s.room(func(q string, args ...any) *sql.Row { return s.ro.QueryRowContext(ctx, q, args...) }, id)
+}
+
+// room returns [ErrQuota] when one more equivocator is too many.
+func (s *Store) room(query func(string, ...any) *sql.Row, id peer.ID) error {
+	var tasks, log bool
+	err := query("SELECT EXISTS (SELECT 1 FROM outcome WHERE peer = ?), EXISTS (SELECT 1 FROM peer WHERE bytes = ? AND size > 0)", []byte(id), []byte(id)).Scan(&tasks, &log)
+	n := len(s.Equivocators())
+	if err == nil && !tasks && (n >= maxEquivocators || !log && n >= maxUnknown) {
+		err = fmt.Errorf("%w: %d equivocators are known", ErrQuota, n)
+	}
+	return err
+}
+
+// equivocates reports whether a peer is an equivocator.
+func (t *tx) equivocates(id peer.ID) (bad bool, err error) {
+	err = t.QueryRow("SELECT EXISTS (SELECT 1 FROM equivocator WHERE peer = ?)", []byte(id)).Scan(&bad)
+	return bad, err
+}
+
+// Equivocators returns who has equivocated. The map is not to be changed.
+func (s *Store) Equivocators() map[peer.ID]bool { return *s.equivocators.Load() }
+
+// readEquivocators reads who has equivocated. The evidence is verified again.
+func (s *Store) readEquivocators(t *tx) error {
+	rows, err := t.Query("SELECT peer, evidence FROM equivocator")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	all := make(map[peer.ID]bool)
+	for rows.Next() {
+		var id, b []byte
+		if err := rows.Scan(&id, &b); err != nil {
+			return err
+		}
+		a, err := wire.ParseAlert(b)
+		if err == nil {
+			err = a.Verify()
+		}
+		if err == nil && a.Peer != peer.ID(id) {
+			err = errors.New("it is against another peer")
+		}
+		if err != nil {
+			return fmt.Errorf("%w: the evidence against %s: %w", ErrDamaged, peer.ID(id), err)
+		}
+		all[a.Peer] = true
+	}
+	s.equivocators.Store(&all)
+	return rows.Err()
+}
