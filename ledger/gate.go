@@ -172,7 +172,7 @@ func (l *Ledger) score() error {
 	now := store.Weight(time.Now())
 	err = l.store.Votes(l.ctx, func(v store.Vote) {
 		v.Weight /= now
-		e.votes = append(e.votes, v)
+		e.add(v)
 	})
 	if err != nil {
 		return err

@@ -25,6 +25,10 @@ const (
 	strangerAll = 0.2  // of all strangers
 	ownVotes    = 1.0  // of the ratings that clients had this gateway sign
 
+	// maxVotes is how many votes are taken in of peers that were sent tasks, and again of all
+	// others but this node and its seeds: they are held in memory.
+	maxVotes = 250_000
+
 	// Verified is the score from which on a peer is found honest.
 	Verified = 0.1
 )
@@ -51,6 +55,23 @@ type evidence struct {
 	tallies map[peer.ID]store.Tally
 	votes   []store.Vote // weights are those of now
 	liars   map[peer.ID]bool
+
+	met, unmet int // how many votes are of whom
+}
+
+// add takes in a vote, unless there are too many.
+func (e *evidence) add(v store.Vote) {
+	if v.Rater != e.self && e.seeds[v.Rater] <= 0 {
+		n := &e.unmet
+		if _, ok := e.tallies[v.Rater]; ok {
+			n = &e.met
+		}
+		if *n >= maxVotes {
+			return
+		}
+		*n++
+	}
+	e.votes = append(e.votes, v)
 }
 
 // scores returns the score of everybody of whom something is known. First everybody has

@@ -65,6 +65,21 @@ func TestScores(t *testing.T) {
 	}
 }
 
+// TestVotesAreBounded floods the votes: those of this node and of seeds are there all the same.
+func TestVotesAreBounded(t *testing.T) {
+	me, seed, worker := id("me", 0), id("seed", 0), id("w", 0)
+	e := evidence{self: me, seeds: map[peer.ID]float64{seed: 1}, tallies: map[peer.ID]store.Tally{worker: {Good: 1}}}
+	for range maxVotes + 10 {
+		e.add(store.Vote{Rater: "stranger", Subject: "x"})
+		e.add(store.Vote{Rater: worker, Subject: "x"})
+	}
+	e.add(store.Vote{Rater: me, Subject: "x"})
+	e.add(store.Vote{Rater: seed, Subject: "x"})
+	if got := len(e.votes); got != 2*maxVotes+2 {
+		t.Errorf("%d votes", got)
+	}
+}
+
 // TestAttacksOnScores plays a mesh of which three in ten are hostile: they fail their tasks,
 // praise each other, slander the honest and the new, vote with dates of the past, and come
 // back under new names when they are refused. Honest workers fail one task in fifty. No

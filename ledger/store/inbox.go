@@ -21,9 +21,13 @@ const (
 	// much more with each day since.
 	authorBytes     = 16 << 20
 	authorBytesADay = 2 << 20
-	// maxBytes is what all authors together may have stored. When it is full, those who are
-	// known for settledDays are still heard.
-	maxBytes    = 8 << 30
+	// rowBytes is what an entry takes beside its bytes: its place in the tree, in the indexes
+	// and in what is counted.
+	rowBytes = 512
+	// maxBytes is what all authors together may have stored. When it is full, those whose
+	// first entry came before settledDays are still heard, up to hardBytes.
+	maxBytes    = 1 << 30
+	hardBytes   = 2 << 30
 	settledDays = 7
 	// maxOrphans bounds the entries whose parent is not known, maxAuthorOrphans those of
 	// one author. When there are too many, the oldest of the author with the most go.
@@ -105,23 +109,13 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 	if bad, err := t.equivocates(e.Rater); err != nil || bad {
 		return Refused, errors.Join(err, ErrEquivocator)
 	}
-	if e.Prev != (wire.Hash{}) { // an orphan makes no row of its author
-		var there bool
-		if err := t.QueryRow("SELECT EXISTS (SELECT 1 FROM entry WHERE hash = ?)", e.Prev[:]).Scan(&there); err != nil {
-			return Refused, err
-		} else if !there {
-			return t.park(e)
-		}
-	}
-	author, err := t.peer(e.Rater)
-	if err != nil {
+	var author int64 // its row; 0 for none, which only an entry that is stored makes
+	var size uint64
+	err := t.QueryRow("SELECT id, size FROM peer WHERE bytes = ?", []byte(e.Rater)).Scan(&author, &size)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return Refused, err
 	}
 	at, err := t.position(e, author)
-	if err != nil {
-		return Refused, err
-	}
-	size, _, err := t.end(author)
 	if err != nil {
 		return Refused, err
 	}
@@ -132,6 +126,9 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 		return Refused, ErrFork
 	}
 	if err := t.quota(author, cost(e)); err != nil {
+		return Refused, err
+	}
+	if author, err = t.peer(e.Rater); err != nil {
 		return Refused, err
 	}
 	_, err = t.insert(e, author, size)
@@ -158,10 +155,10 @@ func (t *tx) position(e *wire.Entry, author int64) (at int64, err error) {
 	return at, err
 }
 
-// cost is what an entry counts for in the quotas: its bytes, and with a comment the longest
-// text that there may be.
+// cost is what an entry counts for in the quotas: its bytes and what is kept beside them,
+// and with a comment the longest text that there may be.
 func cost(e *wire.Entry) int64 {
-	n := int64(len(e.Marshal()))
+	n := int64(len(e.Marshal())) + rowBytes
 	if e.Kind == wire.Comment {
 		n += wire.MaxComment
 	}
@@ -169,10 +166,13 @@ func cost(e *wire.Entry) int64 {
 }
 
 // quota refuses what would be too much. All that is stored of peers is counted, by a
-// number that is kept beside.
+// number that is kept beside. An author is known from its first entry on: that others
+// speak of it says nothing.
 func (t *tx) quota(author, more int64) error {
-	var stored, since int64
-	if err := t.QueryRow("SELECT stored, since FROM peer WHERE id = ?", author).Scan(&stored, &since); err != nil {
+	var stored int64
+	since := t.s.now().UnixNano()
+	err := t.QueryRow("SELECT stored, since FROM peer WHERE id = ? AND size > 0", author).Scan(&stored, &since)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
 	days := t.s.now().Sub(time.Unix(0, since)).Hours() / 24
@@ -183,7 +183,7 @@ func (t *tx) quota(author, more int64) error {
 	if err != nil {
 		return err
 	}
-	if all+more > maxBytes && days < settledDays {
+	if all+more > maxBytes && days < settledDays || all+more > hardBytes {
 		return ErrQuota
 	}
 	return t.setNumber("stored", all+more)

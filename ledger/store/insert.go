@@ -57,7 +57,7 @@ func (t *tx) insert(e *wire.Entry, author int64, size uint64) (root wire.Hash, e
 			return root, err
 		}
 	}
-	if _, err := t.Exec("UPDATE peer SET size = ?, stored = stored + ? WHERE id = ?", size+1, cost(e), author); err != nil {
+	if _, err := t.Exec("UPDATE peer SET size = ?, stored = stored + ?, since = CASE size WHEN 0 THEN ? ELSE since END WHERE id = ?", size+1, cost(e), now, author); err != nil {
 		return root, err
 	}
 	if err := t.count(e, author, subject, 1); err != nil {

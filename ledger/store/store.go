@@ -62,7 +62,8 @@ type Store struct {
 }
 
 // schema makes the tables. A peer is named by its row, and the place of an entry in its
-// author's log is its position, from 0. The row of an entry is its place among all.
+// author's log is its position, from 0. The row of an entry is its place among all. A peer's
+// since is when its first entry was stored.
 const schema = `
 CREATE TABLE IF NOT EXISTS peer (
 	id INTEGER PRIMARY KEY, bytes BLOB NOT NULL UNIQUE,

@@ -287,9 +287,32 @@ func TestQuota(t *testing.T) {
 	if _, err := s.conn.ExecContext(ctx, "UPDATE number SET value = ? WHERE name = 'stored'", int64(maxBytes)); err != nil {
 		t.Fatal(err)
 	}
-	s.accept(t, Refused, ErrQuota, newAuthor(t).rate(t, subject, 1))
+	peers := func() (n int) {
+		if err := s.ro.QueryRowContext(ctx, "SELECT count(*) FROM peer").Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := peers()
+	s.accept(t, Refused, ErrQuota, newAuthor(t).rate(t, newAuthor(t).id, 1))
+	if after := peers(); after != before {
+		t.Errorf("a refused entry has made %d rows", after-before)
+	}
+	named := newAuthor(t)
+	if _, err := s.conn.ExecContext(ctx, "UPDATE number SET value = 0 WHERE name = 'stored'"); err != nil {
+		t.Fatal(err)
+	}
+	s.accept(t, Stored, nil, a.rate(t, named.id, 1))
 	now = now.Add(settledDays * 24 * time.Hour)
+	if _, err := s.conn.ExecContext(ctx, "UPDATE number SET value = ? WHERE name = 'stored'", int64(maxBytes)); err != nil {
+		t.Fatal(err)
+	}
+	s.accept(t, Refused, ErrQuota, named.rate(t, subject, 1)) // others spoke of it a week ago
 	s.accept(t, Stored, nil, a.rate(t, subject, 1))
+	if _, err := s.conn.ExecContext(ctx, "UPDATE number SET value = ? WHERE name = 'stored'", int64(hardBytes)); err != nil {
+		t.Fatal(err)
+	}
+	s.accept(t, Refused, ErrQuota, a.rate(t, subject, 1))
 }
 
 func TestEquivocator(t *testing.T) {
