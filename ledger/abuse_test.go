@@ -12,6 +12,7 @@ import (
 	pubsubpb "github.com/libp2p/go-libp2p-pubsub/pb"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
@@ -103,4 +104,41 @@ func TestForgedEntriesMuteNobody(t *testing.T) {
 	if got := n.validateEntry(ctx, from, message(e)); got != pubsub.ValidationAccept {
 		t.Errorf("an entry: %v", got)
 	}
+}
+
+// TestSlowPeers has peers that do not answer: others are asked all the same. When one is a
+// bootstrap node, the own log is not shown before it has answered.
+func TestSlowPeers(t *testing.T) {
+	good, subject := fresh(t), newID(t)
+	good.rate(t, subject, 1)
+	var slow []*testNode
+	for range 4 {
+		s := fresh(t)
+		for _, p := range []protocol.ID{wire.HeadsProtocol, wire.HeadProtocol} {
+			s.node.Host.SetStreamHandler(p, func(stream network.Stream) {
+				<-s.ctx.Done()
+				_ = stream.Reset()
+			})
+		}
+		slow = append(slow, s)
+	}
+	boot := slow[0]
+	n := newNode(t, newKey(t), t.TempDir(), peer.AddrInfo{ID: boot.id(), Addrs: boot.node.Host.Addrs()})
+	n.rate(t, subject, 0.5)
+	for _, s := range slow {
+		n.connect(t, s)
+	}
+	n.connect(t, good)
+	n.awaitEntries(t, good, 1)
+	if n.confirmed.Load() {
+		t.Error("the own log is shown before the bootstrap node has answered")
+	}
+	boot.serve()
+	boot.node.Host.Network().ClosePeer(n.id()) // so that the request under way fails
+	await.Until(t, "the bootstrap node has answered", func() bool {
+		n.connect(t, boot)
+		n.kick(boot.id())
+		return n.confirmed.Load()
+	})
+	good.awaitEntries(t, n, 1)
 }

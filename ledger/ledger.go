@@ -41,7 +41,11 @@ type Ledger struct {
 		sync.Mutex
 		seen map[peer.ID]uint64
 	}
-	opened time.Time
+	opened   time.Time
+	answered struct { // which bootstrap nodes have, until the own log is confirmed
+		sync.Mutex
+		of map[peer.ID]bool
+	}
 
 	alarms struct { // the last one
 		sync.Mutex
@@ -54,9 +58,12 @@ type Ledger struct {
 	ctx     context.Context
 }
 
-// confirmWait is how long a node with bootstrap nodes that it cannot reach waits for them,
-// before it believes other peers that it has published nothing else.
-const confirmWait = 15 * time.Second
+// How long this node waits for bootstrap nodes before it believes other peers that it has
+// published nothing else: for those that it cannot reach, and for those that do not answer.
+const (
+	confirmWait = 15 * time.Second
+	answerWait  = 2 * time.Minute
+)
 
 // Open opens the ledger in a folder, and takes part in the mesh's by the node. The settings
 // are those until a [Part] has others.
@@ -67,6 +74,7 @@ func Open(node mesh.Node, dir string, first Settings) (*Ledger, error) {
 	}
 	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts()}
 	l.gate.dirty, l.gate.fresh = make(chan struct{}, 1), make(map[string]store.Tally)
+	l.answered.of = make(map[peer.ID]bool)
 	l.ctx, l.cancel = context.WithCancel(node.Context)
 	if err := l.start(); err != nil {
 		l.Close()
@@ -119,13 +127,20 @@ func (l *Ledger) Append(ctx context.Context, e *wire.Entry, text []byte) error {
 	return nil
 }
 
-// confirm says that peers were asked: the own log may be shown. The bootstrap nodes, which
-// know the most, come first.
-func (l *Ledger) confirm() {
+// confirm says that a peer was asked: once the bootstrap nodes were, which know the most, the
+// own log may be shown.
+func (l *Ledger) confirm(answered peer.ID) {
+	l.answered.Lock()
+	waiting := false
 	for _, b := range l.node.Bootstrap() {
-		if time.Since(l.opened) < confirmWait && l.node.Host.Network().Connectedness(b.ID) == network.NotConnected {
-			return
+		if b.ID == answered {
+			l.answered.of[b.ID] = true
 		}
+		waiting = waiting || !l.answered.of[b.ID] && l.awaits(b.ID)
+	}
+	l.answered.Unlock()
+	if waiting {
+		return
 	}
 	fresh, err := l.store.Publish(l.ctx)
 	if err != nil {
@@ -136,6 +151,22 @@ func (l *Ledger) confirm() {
 	for _, e := range fresh {
 		l.gossip.publish(e)
 	}
+}
+
+// awaits reports whether the answer of a bootstrap node may still come.
+func (l *Ledger) awaits(id peer.ID) bool {
+	if id == l.store.Self() {
+		return false
+	}
+	since := time.Since(l.opened)
+	if l.node.Host.Network().Connectedness(id) == network.NotConnected {
+		return since < confirmWait
+	}
+	has, err := l.node.Host.Peerstore().GetProtocols(id)
+	if err == nil && len(has) > 0 && !l.speaks(id) {
+		return false // it keeps no ledger
+	}
+	return since < answerWait
 }
 
 // alarm logs what keeps this node from signing, or that the store fails; the same once a

@@ -68,9 +68,9 @@ type testNode struct {
 	close func()
 }
 
-// newNode returns a node on loopback that knows nobody. With a key and a folder it is one
+// newNode returns a node on loopback that knows nobody but its bootstrap nodes. With a key and a folder it is one
 // that was before.
-func newNode(t testing.TB, key crypto.PrivKey, dir string) *testNode {
+func newNode(t testing.TB, key crypto.PrivKey, dir string, bootstrap ...peer.AddrInfo) *testNode {
 	t.Helper()
 	c, cancel := context.WithCancel(ctx)
 	h, err := mesh.NewHost(c, mesh.RoleGateway, key, []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, mesh.Settings{})
@@ -83,7 +83,7 @@ func newNode(t testing.TB, key crypto.PrivKey, dir string) *testNode {
 	}
 	n := &testNode{node: mesh.Node{
 		Context: c, Host: h, PubSub: ps, Key: key,
-		Bootstrap: func() []peer.AddrInfo { return nil },
+		Bootstrap: func() []peer.AddrInfo { return bootstrap },
 		Entry:     func(peer.ID, string) {},
 		Bar:       func(func(string) bool) {},
 		Judge:     func(func(string, bool)) {},

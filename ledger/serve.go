@@ -108,10 +108,10 @@ func (l *Ledger) answer(s network.Stream, answer func(io.Reader, io.Writer) erro
 }
 
 // serveHead answers with the head of the own log, once peers were asked whether it is the
-// newest.
+// newest, and while it may be continued: else it may not be that of what was published.
 func (l *Ledger) serveHead(_ io.Reader, w io.Writer) error {
 	h := l.store.Head()
-	if h == nil || !l.confirmed.Load() {
+	if h == nil || !l.confirmed.Load() || l.store.MaySign() != nil {
 		return wire.WriteBytes(w, nil)
 	}
 	return wire.WriteBytes(w, h.Marshal())

@@ -29,6 +29,7 @@ const (
 	askAgain  = 3 * time.Second // after it came
 	askPeers  = 16              // in one round
 	askAtOnce = 4
+	maxKicked = 8 // asked beside the rounds, as they came
 	// askWithin bounds one request, roundWithin all that one peer is asked in a round.
 	askWithin   = 30 * time.Second
 	headWithin  = 15 * time.Second
@@ -65,6 +66,7 @@ func (l *Ledger) keepInStep() error {
 		}
 	})
 	l.running.Go(l.rounds)
+	l.running.Go(l.newcomers)
 	return nil
 }
 
@@ -73,6 +75,30 @@ func (l *Ledger) kick(id peer.ID) {
 	select {
 	case l.kicks <- id:
 	default:
+	}
+}
+
+// newcomers asks peers as they come, until the ledger is closed: some beside each other, so
+// that a slow one keeps nobody waiting. One that is being asked is not asked again.
+func (l *Ledger) newcomers() {
+	asked := make(map[peer.ID]bool)
+	done := make(chan peer.ID, maxKicked)
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case id := <-done:
+			delete(asked, id)
+		case id := <-l.kicks:
+			if asked[id] || len(asked) >= maxKicked {
+				continue // the next round asks it
+			}
+			asked[id] = true
+			l.running.Go(func() {
+				l.round([]peer.ID{id})
+				done <- id
+			})
+		}
 	}
 }
 
@@ -85,8 +111,6 @@ func (l *Ledger) rounds() {
 		select {
 		case <-l.ctx.Done():
 			return
-		case id := <-l.kicks:
-			l.round([]peer.ID{id})
 		case <-tick.C:
 			l.round(l.peers())
 			l.alarm(l.store.Sweep(l.ctx))
@@ -121,12 +145,10 @@ func (l *Ledger) speaks(id peer.ID) bool {
 	return err == nil && len(has) > 0
 }
 
-// round asks some peers for all that they have. Once one has answered, the own log is
-// confirmed.
+// round asks some peers for all that they have.
 func (l *Ledger) round(ids []peer.ID) {
 	var wait sync.WaitGroup
 	turns := make(chan struct{}, askAtOnce)
-	answered := make(chan struct{}, len(ids))
 	for _, id := range ids {
 		turns <- struct{}{}
 		wait.Go(func() {
@@ -137,13 +159,12 @@ func (l *Ledger) round(ids []peer.ID) {
 				l.node.Log().Debug("a peer was not asked for all of its ledger", zap.Stringer("peer", id), zap.Error(err))
 				return
 			}
-			answered <- struct{}{}
+			if !l.confirmed.Load() {
+				l.confirm(id)
+			}
 		})
 	}
 	wait.Wait()
-	if len(answered) > 0 && !l.confirmed.Load() {
-		l.confirm()
-	}
 	l.texts(ids)
 }
 
