@@ -189,15 +189,24 @@ func (w *Way) ask(ctx context.Context, verb string, port int) (*os.File, error) 
 	return f, nil
 }
 
-// fileOf returns what a message has brought, or nil.
+// fileOf returns what a message has brought, or nil. More than one is none, and is closed:
+// there is room for two, and the program in the container is not trusted.
 func fileOf(rights []byte) *os.File {
 	messages, err := syscall.ParseSocketControlMessage(rights)
-	if err != nil || len(messages) != 1 {
+	if err != nil {
 		return nil
 	}
-	fds, err := syscall.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil
+	var fds []int
+	for i := range messages {
+		if some, err := syscall.ParseUnixRights(&messages[i]); err == nil {
+			fds = append(fds, some...)
+		}
 	}
-	return os.NewFile(uintptr(fds[0]), "socket")
+	if len(fds) == 1 {
+		return os.NewFile(uintptr(fds[0]), "socket")
+	}
+	for _, fd := range fds {
+		_ = syscall.Close(fd)
+	}
+	return nil
 }

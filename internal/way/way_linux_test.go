@@ -4,11 +4,13 @@ package way
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -101,5 +103,25 @@ func TestOpen(t *testing.T) {
 			f.Close()
 			t.Errorf("%q opens something", request)
 		}
+	}
+}
+
+// TestFileOf closes what is more than one.
+func TestFileOf(t *testing.T) {
+	var fds [2]int
+	if err := syscall.Pipe2(fds[:], syscall.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	r := os.NewFile(uintptr(fds[0]), "pipe")
+	defer r.Close()
+	second, err := syscall.Dup(fds[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := fileOf(syscall.UnixRights(fds[1], second)); f != nil {
+		t.Errorf("%s of two", f.Name())
+	}
+	if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("one is open: %d, %v", n, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/docker/docker/api/types"
@@ -41,7 +42,7 @@ type warmed struct {
 	lost   chan error
 	taken  chan struct{} // closed when a task has it
 
-	tooMuch error // that it has written before it had a task; set before over is closed
+	tooMuch atomic.Pointer[string] // that it has written too much before it had a task; nil if not
 }
 
 // startWarm starts a container ahead. ctx is for its start alone.
@@ -148,7 +149,8 @@ func (c *warmed) guard(p *prepared) {
 	case <-c.taken:
 	case <-ctx.Done():
 		if c.ctx.Err() == nil {
-			c.tooMuch = context.Cause(ctx)
+			why := context.Cause(ctx).Error()
+			c.tooMuch.Store(&why)
 			c.cancel() // then nobody knows how it goes on, and it is removed
 		}
 	}
@@ -168,8 +170,8 @@ func (c *warmed) ended() bool {
 
 // howEnded says how the container has ended, in words.
 func (c *warmed) howEnded(p *prepared) string {
-	if c.tooMuch != nil {
-		return c.tooMuch.Error()
+	if why := c.tooMuch.Load(); why != nil {
+		return *why
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), connectLimit)
 	defer cancel()
