@@ -71,7 +71,7 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 		q.before = r.order()
 	}
 	p := &page{Query: q}
-	if q.State == "" || q.State == Queued {
+	if (q.State == "" || q.State == Queued) && (q.Webhook == "" || q.Webhook == WebhookPending) {
 		if err := s.listQueue(ctx, owner, p); err != nil {
 			return nil, false, fmt.Errorf("%w: listing the queue: %w", ErrStore, err)
 		}
