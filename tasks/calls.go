@@ -337,7 +337,7 @@ func (s *session) sweepCalls() {
 		s.log().Warn("looking for tasks that ended with their gateway", zap.Error(err))
 		return
 	}
-	defer w.Stop()
+	defer endWatch(w)
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -372,7 +372,7 @@ func (s *store) listCalls(ctx context.Context, owner string, p *page) error {
 	if err != nil {
 		return err
 	}
-	defer w.Stop()
+	defer endWatch(w)
 	for {
 		select {
 		case <-ctx.Done():

@@ -104,7 +104,7 @@ func (s *store) eachRecord(ctx context.Context, keys string, look func(*Record, 
 	if err != nil {
 		return 0, err
 	}
-	defer w.Stop()
+	defer endWatch(w)
 	for {
 		select {
 		case <-ctx.Done():

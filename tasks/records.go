@@ -317,6 +317,24 @@ func (s *store) next(ctx context.Context, stream jetstream.Stream, from uint64, 
 	})
 }
 
+// endWatch ends a watch. What was on its way is taken: the library would wait for that for
+// ever, with a goroutine.
+func endWatch(w jetstream.KeyWatcher) {
+	_ = w.Stop()
+	late := time.NewTimer(time.Second)
+	defer late.Stop()
+	for {
+		select {
+		case _, ok := <-w.Updates():
+			if !ok {
+				return
+			}
+		case <-late.C:
+			return
+		}
+	}
+}
+
 // watch begins to look at records and their changes, until ctx ends. It does not wait for
 // a server that is going.
 func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
@@ -329,7 +347,7 @@ func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchO
 		late := time.AfterFunc(limit, cancel)
 		w, err := s.records.Watch(ctx, keys, opts...)
 		if !late.Stop() && err == nil {
-			_ = w.Stop()
+			endWatch(w)
 			err = context.DeadlineExceeded
 		}
 		return w, err
