@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"mime"
@@ -65,7 +66,12 @@ func (x *exchange) once(post func(*exchange) error) error {
 		Limit: cmp.Or(time.Duration(x.h.TaskTimeout), mesh.TaskTimeout) + time.Duration(x.h.queue.Wait) + keyMargin,
 	}
 	if x.r.URL.Path == submitPath {
-		k.Task, k.Limit = tasks.NewID(x.identity.ID), keyMargin
+		var target struct {
+			Worker string `json:"worker_id"`
+			Model  string `json:"model"`
+		}
+		_ = json.Unmarshal(body, &target) // it is looked at later
+		k.Task, k.Limit = tasks.NewID(x.identity.ID, tasks.Target{Worker: target.Worker, Model: target.Model}), keyMargin
 	}
 	claim, err := x.h.tasks.Begin(x.r.Context(), k, x.replay)
 	switch {

@@ -212,6 +212,8 @@ func taskStoreProblem(err error) error {
 			message: "too many tasks are queued or running"}
 	case is(tasks.ErrNotFound):
 		return &problem{status: http.StatusNotFound, code: "task_not_found", message: "you have no task of this id"}
+	case is(tasks.ErrTooLarge):
+		return &problem{status: http.StatusRequestEntityTooLarge, code: "request_too_large", message: tasks.ErrTooLarge.Error()}
 	case is(tasks.ErrEnded):
 		return &problem{status: http.StatusConflict, code: "task_ended", message: "the task has ended already"}
 	case is(tasks.ErrOffset):

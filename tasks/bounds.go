@@ -104,8 +104,14 @@ func (c *claim) meet(r *Record, now time.Time) {
 	}
 }
 
-// queueLeft is how long the task may still wait for a worker.
-func (j *job) queueLeft() time.Duration { return j.record.Bounds.Queue - j.waited() }
+// queueLeft is how long the task may still wait for a worker. After a loss, and after the
+// gateway was away, that begins anew.
+func (j *job) queueLeft() time.Duration {
+	if !j.lostAt.IsZero() {
+		return j.record.Bounds.Queue - time.Since(j.lostAt)
+	}
+	return j.record.Bounds.Queue - j.waited()
+}
 
 // bounded returns a context that ends when the task has taken too long, with [errTimeout].
 // Its end is not that of a deadline: what the store is asked then has not failed.

@@ -117,6 +117,15 @@ func (c *calls) find(key string) *Call {
 	return c.byKey[key]
 }
 
+// forget notes that a call is over.
+func (c *calls) forget(key string, call *Call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byKey[key] == call { // and not another with its id
+		delete(c.byKey, key)
+	}
+}
+
 // Call is a task whose client waits for it. Where its record cannot be stored, it goes on
 // all the same.
 type Call struct {
@@ -193,17 +202,17 @@ func (c *Call) End(cause error, how func(*Record)) {
 	r.note(&before)
 	last := *r
 	c.mu.Unlock()
-	wait := time.NewTimer(endWait)
-	defer wait.Stop()
-	select {
-	case c.service.calls.writing <- struct{}{}:
-		c.store(&last)
-	case <-wait.C:
-		c.service.log().Warn("the end of a task was not stored: there are too many", zap.String("task", last.ID))
+	if c.service.calls.find(last.key()) == c { // and not another with its id, that began meanwhile
+		wait := time.NewTimer(endWait)
+		defer wait.Stop()
+		select {
+		case c.service.calls.writing <- struct{}{}:
+			c.store(&last)
+		case <-wait.C:
+			c.service.log().Warn("the end of a task was not stored: there are too many", zap.String("task", last.ID))
+		}
 	}
-	c.service.calls.mu.Lock()
-	delete(c.service.calls.byKey, last.key())
-	c.service.calls.mu.Unlock()
+	c.service.calls.forget(last.key(), c)
 	close(c.ended)
 }
 
@@ -285,13 +294,15 @@ func (s *session) shareCalls() error {
 		return err
 	}
 	s.running.Go(func() {
-		var looked time.Time
 		for s.ctx.Err() == nil {
-			if err := s.live(); err == nil && time.Since(looked) > 2*s.limits.lease {
-				looked = time.Now()
-				s.sweepCalls()
-			}
 			pause(s.ctx, s.limits.lease/3)
+			_ = s.live()
+		}
+	})
+	s.running.Go(func() { // by itself: it may take long, and who does not live loses its calls
+		for s.ctx.Err() == nil {
+			s.sweepCalls()
+			pause(s.ctx, 2*s.limits.lease)
 		}
 	})
 	return nil
@@ -326,7 +337,7 @@ func (s *session) sweepCalls() {
 		s.log().Warn("looking for tasks that ended with their gateway", zap.Error(err))
 		return
 	}
-	defer w.Stop()
+	defer endWatch(w)
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -361,7 +372,7 @@ func (s *store) listCalls(ctx context.Context, owner string, p *page) error {
 	if err != nil {
 		return err
 	}
-	defer w.Stop()
+	defer endWatch(w)
 	for {
 		select {
 		case <-ctx.Done():
@@ -377,8 +388,9 @@ func (s *store) listCalls(ctx context.Context, owner string, p *page) error {
 	}
 }
 
-// Left returns the record of the call of an id that came last, of whoever, for who asks for
-// the files that it left: nil where none is kept, and [ErrNotFound] where it is another's.
+// Left returns the record of an owner's call of an id, for who asks for the files that it
+// left: nil where nothing is kept of any call of that id, and [ErrNotFound] where the files
+// are another's, or there are none.
 func (p *Part) Left(ctx context.Context, owner, id string) (*Record, error) {
 	s, release, err := p.use()
 	if err != nil {
@@ -389,16 +401,32 @@ func (p *Part) Left(ctx context.Context, owner, id string) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStore, err)
 	}
-	msg, err := s.store.last(ctx, stream, callSubject+"*."+callToken(id))
-	switch {
-	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrStore, err)
+	subject := callSubject + "*." + callToken(id)
+	var own *Record
+	known, others := false, false
+	for at := uint64(1); ; {
+		msg, err := s.store.next(ctx, stream, at, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrStore, err)
+		}
+		at = msg.Sequence + 1
+		r, err := decode(msg.Data)
+		if err != nil { // it is none any more
+			continue
+		}
+		known = true
+		if r.Owner == owner {
+			own = r
+		} else {
+			others = others || r.Result.Artifact != nil
+		}
 	}
-	r, err := decode(msg.Data)
-	if err == nil && r.Owner != owner {
+	switch {
+	case own == nil && known, own != nil && own.Result.Artifact == nil && (own.State.Ended() || others):
 		return nil, ErrNotFound
 	}
-	return r, err
+	return own, nil
 }

@@ -44,7 +44,7 @@ const (
 func (c *Cluster) check() error {
 	for _, s := range c.URLs {
 		u, err := url.Parse(s)
-		if err != nil || u.Host == "" { // the error shows what may be a secret
+		if err != nil || u.Host == "" || strings.Contains(s, ",") { // at which nats.go splits; the error shows what may be a secret
 			return errors.New("nats: want URLs such as nats://host:4222")
 		}
 		switch u.Scheme {

@@ -68,10 +68,15 @@ func (s *session) handle(msg jetstream.Msg) {
 	}
 	defer s.unclaim(key)
 	for s.ctx.Err() == nil {
-		t := &job{session: s, key: key, claim: c, turn: s.turns[strings.IndexByte(lanes, key[len(key)-1])]}
+		t := &job{session: s, key: key, claim: c, turn: s.turns[strings.IndexByte(lanes, msg.Subject()[len(queueSubject)])]}
 		err := t.run(ctx)
 		if errors.Is(context.Cause(ctx), ErrCancelled) { // its end is stored
 			ctx, err = s.ctx, ErrEnded
+		}
+		if errors.Is(err, errDamaged) {
+			s.log().Error("a task that cannot be read is given up", zap.String("task", taskID(key)), zap.Error(err))
+			_ = msg.Term()
+			return
 		}
 		if errors.Is(err, errTaken) {
 			s.log().Warn("another gateway has taken a task", zap.String("task", taskID(key)))

@@ -36,7 +36,7 @@ func TestKeyCluster(t *testing.T) {
 	served := takeKey(t, a, testKey("served"))
 	takeKey(t, a, testKey("died"))
 	submitted, unsubmitted := testKey("submitted"), testKey("unsubmitted")
-	submitted.Task, unsubmitted.Task = NewID(""), NewID("")
+	submitted.Task, unsubmitted.Task = NewID("", Target{}), NewID("", Target{})
 	takeKey(t, a, submitted)
 	takeKey(t, a, unsubmitted)
 	if _, err := a.Submit(t.Context(), Submission{ID: submitted.Task, Owner: "ann", Site: "site", Prompt: "x"}); err != nil {
@@ -59,12 +59,12 @@ func TestKeyCluster(t *testing.T) {
 		t.Errorf("got %q %v", body, err)
 	}
 	again := submitted
-	again.Task = NewID("")
+	again.Task = NewID("", Target{})
 	if c := takeKey(t, b, again); !c.Accepted || c.Task != submitted.Task {
 		t.Errorf("got %+v", c)
 	}
 	again = unsubmitted
-	again.Task = NewID("")
+	again.Task = NewID("", Target{})
 	if c := takeKey(t, b, again); c.Accepted || c.Task != again.Task {
 		t.Errorf("got %+v", c)
 	}

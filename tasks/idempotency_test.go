@@ -210,7 +210,7 @@ func TestKeyRestart(t *testing.T) {
 
 	tasked := func(name string) Key {
 		k := testKey(name)
-		k.Task = NewID("")
+		k.Task = NewID("", Target{})
 		return k
 	}
 	begin := func(k Key) *Record {
@@ -241,13 +241,13 @@ func TestKeyRestart(t *testing.T) {
 		t.Error(err)
 	}
 	again := accepted
-	again.Task = NewID("")
+	again.Task = NewID("", Target{})
 	if c := takeKey(t, p, again); !c.Accepted || c.Task != accepted.Task {
 		t.Errorf("the task that was accepted is not found: %+v", c)
 	}
 	for _, k := range []Key{unqueued, unwritten} {
 		first := k.Task
-		k.Task = NewID("")
+		k.Task = NewID("", Target{})
 		if c := takeKey(t, p, k); c.Accepted || c.Task != k.Task {
 			t.Errorf("%s: got %+v", k.Name, c)
 		}
@@ -263,10 +263,10 @@ func TestKeyLate(t *testing.T) {
 	runner := &fakeRunner{run: says("done", nil)}
 	p := open(t, t.TempDir(), runner, Options{})
 	k := testKey("one")
-	k.Task = NewID("ann")
+	k.Task = NewID("ann", Target{})
 	first := k.Task
 	takeKey(t, p, k).Leave()
-	k.Task = NewID("ann")
+	k.Task = NewID("ann", Target{})
 	if c := takeKey(t, p, k); c.Accepted || c.Task != k.Task {
 		t.Errorf("got %+v", c)
 	}
@@ -386,7 +386,7 @@ func oneTrial(t *testing.T, p *Part, k Key, note func(what, body string)) {
 // FuzzKeyRecord wants records that are read to be written as they were.
 func FuzzKeyRecord(f *testing.F) {
 	for _, r := range []keyRecord{
-		{State: keyBegun, Print: "00", Task: NewID(""), Created: time.Unix(1, 0).UTC()},
+		{State: keyBegun, Print: "00", Task: NewID("", Target{}), Created: time.Unix(1, 0).UTC()},
 		{State: keyAnswered, Head: &Head{Status: 200, Header: http.Header{"A": {"b"}}}, Size: 3, body: []byte("a\nb")},
 		{State: keyAnswered, Head: &Head{Status: 502}, Size: 1 << 20, Place: "answer.x"},
 		{State: keyLost, Lost: LostClient}, {State: keyFree},

@@ -26,6 +26,7 @@ type job struct {
 	revision uint64        // of it
 	count    State         // as which the metrics have it
 	prompt   string        // empty when it is to be read again
+	lostAt   time.Time     // since when it waits again, after an attempt that was lost
 	away     time.Time     // since when no worker is there; zero when one is
 	wait     time.Duration
 }
@@ -87,6 +88,12 @@ func (j *job) beginTurn(ctx context.Context) *Failure {
 	if j.looking {
 		return nil
 	}
+	select {
+	case j.turn <- struct{}{}: // also when the time to wait is over: one look is due
+		j.looking = true
+		return nil
+	default:
+	}
 	late := time.NewTimer(j.queueLeft())
 	defer late.Stop()
 	select {
@@ -122,6 +129,9 @@ func (j *job) recover(ctx context.Context) error {
 	j.record, j.revision = r, revision
 	j.claim.meet(r, j.limits.now())
 	j.claim.lost.Store(int64(r.Lost))
+	if r.Lost > 0 {
+		j.lostAt = time.Now()
+	}
 	if r.State == Running {
 		if err := j.lose(ctx, ReasonStopped, "the gateway was stopped while the task ran"); err != nil {
 			return err
@@ -148,6 +158,7 @@ func (j *job) again(ctx context.Context, f *Failure) error {
 func (j *job) lose(ctx context.Context, reason, message string) error {
 	lost := j.record.Lost
 	j.claim.lost.Store(int64(lost) + 1)
+	j.lostAt = time.Now()
 	err := j.change(ctx, func(r *Record) {
 		r.Lost = lost + 1
 		r.queue(reason, message)

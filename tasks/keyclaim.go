@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"slices"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // KeyClaim is the use of a key by the request that is served. Its answer is written to it as
@@ -42,7 +44,9 @@ func (c *KeyClaim) Keep(h Head) error {
 		c.failure = c.answer.flush()
 	}
 	if c.failure == nil && c.answer.size > 0 {
-		c.failure = c.answer.store.sync(answerName, c.answer.last)
+		if c.failure = c.answer.store.sync(answerName, c.answer.last); c.failure != nil {
+			c.failure = c.answer.store.failedTo(c.answer.ctx, c.failure)
+		}
 	}
 	switch {
 	case errors.Is(c.failure, errTooMuch):
@@ -83,6 +87,9 @@ func (c *KeyClaim) end() error {
 	defer release()
 	ctx, cancel := context.WithTimeout(c.answer.ctx, callTimeout)
 	defer cancel()
+	if c.record.State == keyFree { // should it be back after a power cut, it has no answer
+		return s.store.keys.Purge(ctx, jetstream.WithPurgeSubject(c.subject))
+	}
 	ttl := c.record.Created.Add(KeepKey).Sub(s.limits.now())
 	_, err = s.store.putKey(ctx, c.subject, &c.record, c.revision, ttl)
 	return err

@@ -71,7 +71,7 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 		q.before = r.order()
 	}
 	p := &page{Query: q}
-	if q.State == "" || q.State == Queued {
+	if (q.State == "" || q.State == Queued) && (q.Webhook == "" || q.Webhook == WebhookPending) {
 		if err := s.listQueue(ctx, owner, p); err != nil {
 			return nil, false, fmt.Errorf("%w: listing the queue: %w", ErrStore, err)
 		}
@@ -104,7 +104,7 @@ func (s *store) eachRecord(ctx context.Context, keys string, look func(*Record, 
 	if err != nil {
 		return 0, err
 	}
-	defer w.Stop()
+	defer endWatch(w)
 	for {
 		select {
 		case <-ctx.Done():

@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -198,8 +197,8 @@ func ValidID(id string) bool { return mintedID.MatchString(id) }
 // [Record.RunID]. What has it belongs to their owners.
 func Reserved(id string) bool { return runID.MatchString(id) }
 
-// NewID returns an id for a task of an owner.
-func NewID(owner string) string { return newID(time.Now(), laneOf(owner, Target{})) }
+// NewID returns an id for a task of an owner and for a target.
+func NewID(owner string, target Target) string { return newID(time.Now(), laneOf(owner, target)) }
 
 // newID returns a fresh id: "task_", the time in milliseconds and a random number, whose
 // last digit is that of a lane. Later ids are greater.
@@ -245,10 +244,10 @@ func (r *Record) encode() ([]byte, error) {
 func decode(b []byte) (*Record, error) {
 	r := new(Record)
 	if err := json.Unmarshal(b, r); err != nil {
-		return nil, fmt.Errorf("reading the record of a task: %w", err)
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	if r.Sync == ValidID(r.ID) || !callID.MatchString(r.ID) || !r.State.Valid() {
-		return nil, errors.New("reading the record of a task: it is damaged")
+		return nil, errDamaged
 	}
 	r.Bounds.Attempts, r.Bounds.Queue = cmp.Or(r.Bounds.Attempts, MaxLost), cmp.Or(r.Bounds.Queue, QueueLimit)
 	return r, nil

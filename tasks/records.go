@@ -27,7 +27,11 @@ var (
 	// ErrStore says that the store does not take what is to be kept.
 	ErrStore = errors.New("task store failed")
 
+	// ErrTooLarge says that what is kept of a task is more than can be kept.
+	ErrTooLarge = errors.New("the task is too large to be kept: its client may use too many models, or excludes too many workers")
+
 	errConflict = errors.New("the record has changed meanwhile")
+	errDamaged  = errors.New("the record of a task is damaged")
 )
 
 // get returns a record and its revision. That of a task that nobody has begun is in the
@@ -222,12 +226,19 @@ func (s *store) enqueue(ctx context.Context, queue jetstream.Stream, name string
 // inQueue is the subject of a task in the queue: that of its lane, which ends its id.
 func inQueue(key string) string { return queueSubject + key[len(key)-1:] + "." + key }
 
+// maxHeader is the size of a record that fits into a header: nats-server takes 64 KiB of
+// base64, and its own.
+const maxHeader = 45 << 10
+
 // recordHeader has the record of a task in the queue.
 const recordHeader = "Agentfm-Task"
 
 // encodeHeader returns the record as it stands in the queue.
 func (r *Record) encodeHeader() (nats.Header, error) {
 	b, err := r.encode()
+	if err == nil && len(b) > maxHeader {
+		err = ErrTooLarge
+	}
 	return nats.Header{recordHeader: {base64.RawStdEncoding.EncodeToString(b)}}, err
 }
 
@@ -235,7 +246,7 @@ func (r *Record) encodeHeader() (nats.Header, error) {
 func decodeHeader(h nats.Header) (*Record, error) {
 	b, err := base64.RawStdEncoding.DecodeString(h.Get(recordHeader))
 	if err != nil {
-		return nil, fmt.Errorf("reading the record of a task: %w", err)
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	return decode(b)
 }
@@ -306,6 +317,24 @@ func (s *store) next(ctx context.Context, stream jetstream.Stream, from uint64, 
 	})
 }
 
+// endWatch ends a watch. What was on its way is taken: the library would wait for that for
+// ever, with a goroutine.
+func endWatch(w jetstream.KeyWatcher) {
+	_ = w.Stop()
+	late := time.NewTimer(time.Second)
+	defer late.Stop()
+	for {
+		select {
+		case _, ok := <-w.Updates():
+			if !ok {
+				return
+			}
+		case <-late.C:
+			return
+		}
+	}
+}
+
 // watch begins to look at records and their changes, until ctx ends. It does not wait for
 // a server that is going.
 func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
@@ -318,7 +347,7 @@ func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchO
 		late := time.AfterFunc(limit, cancel)
 		w, err := s.records.Watch(ctx, keys, opts...)
 		if !late.Stop() && err == nil {
-			_ = w.Stop()
+			endWatch(w)
 			err = context.DeadlineExceeded
 		}
 		return w, err

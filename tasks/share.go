@@ -36,7 +36,7 @@ func (s *session) share(ctx context.Context) error {
 		return err
 	}
 	s.running.Go(func() {
-		defer changes.Stop()
+		defer endWatch(changes)
 		s.follow(changes)
 	})
 	if err := s.shareCalls(); err != nil {

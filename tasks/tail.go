@@ -30,6 +30,7 @@ type tail struct {
 	turn   sync.Mutex // of the one who syncs
 	file   *os.File   // the newest, as far as is known
 	number int        // of it
+	broken error      // of a sync: what was written before it may be gone, and a later one does not tell
 
 	safe atomic.Uint64 // what is known to be on disk: the messages up to this one
 	mu   sync.Mutex
@@ -73,8 +74,12 @@ func (t *tail) lead(r *round) {
 	t.mu.Lock()
 	t.next = nil // who comes now is too late for this one
 	t.mu.Unlock()
-	if r.err = t.flush(); r.err != nil {
-		r.err = fmt.Errorf("the disk does not take writes: %w", r.err)
+	if t.broken == nil {
+		if err := t.flush(); err != nil {
+			t.broken = fmt.Errorf("the disk does not take writes: %w", err)
+		}
+	}
+	if r.err = t.broken; r.err != nil {
 		return
 	}
 	t.safe.Store(max(t.safe.Load(), r.last))
