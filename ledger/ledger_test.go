@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,8 +65,9 @@ func newID(t testing.TB) peer.ID {
 // testNode is a node with a ledger.
 type testNode struct {
 	*Ledger
-	node  mesh.Node
-	close func()
+	node   mesh.Node
+	barred atomic.Pointer[func(string) bool] // whom it takes out of the choice
+	close  func()
 }
 
 // newNode returns a node on loopback that knows nobody but its bootstrap nodes. With a key and a folder it is one
@@ -81,14 +83,15 @@ func newNode(t testing.TB, key crypto.PrivKey, dir string, bootstrap ...peer.Add
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &testNode{node: mesh.Node{
+	n := new(testNode)
+	n.node = mesh.Node{
 		Context: c, Host: h, PubSub: ps, Key: key,
 		Bootstrap: func() []peer.AddrInfo { return bootstrap },
 		Entry:     func(peer.ID, string) {},
-		Bar:       func(func(string) bool) {},
+		Bar:       func(barred func(string) bool) { n.barred.Store(&barred) },
 		Judge:     func(func(string, bool)) {},
 		Log:       zap.NewNop,
-	}}
+	}
 	if n.Ledger, err = Open(n.node, dir, Settings{Floor: -0.5}); err != nil {
 		t.Fatal(err)
 	}
@@ -380,6 +383,12 @@ func TestFailsClosed(t *testing.T) {
 		if got := n.Standing(worker).Refused; open && got != "" || !open && got != ReasonUnreadable {
 			t.Errorf("fail open %t: refused %q", open, got)
 		}
+		if barred := (*n.barred.Load())(worker.String()); barred == open {
+			t.Errorf("fail open %t: barred %t", open, barred)
+		}
 		n.close()
+		if (*n.barred.Load())(worker.String()) {
+			t.Error("a closed ledger bars a worker")
+		}
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -313,99 +312,6 @@ func TestQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.accept(t, Refused, ErrQuota, a.rate(t, subject, 1))
-}
-
-func TestEquivocator(t *testing.T) {
-	s, a, w := newStore(t), newAuthor(t), newAuthor(t)
-	one := a.rate(t, w.id, 1)
-	s.accept(t, Stored, nil, one)
-	good := a.head(t, 1, one.Hash())
-	if other, ahead, err := s.Observe(ctx, good); other != nil || ahead || err != nil {
-		t.Errorf("%v, %t, %v", other, ahead, err)
-	}
-	if other, ahead, err := s.Observe(ctx, a.head(t, 2, wire.Hash{2})); other != nil || !ahead || err != nil {
-		t.Errorf("%v, %t, %v", other, ahead, err)
-	}
-	bad := a.head(t, 2, wire.Hash{3})
-	other, _, err := s.Observe(ctx, bad)
-	if other == nil || err != nil {
-		t.Fatalf("no equivocation: %v", err)
-	}
-	if _, _, err := s.Observe(ctx, a.head(t, 1, wire.Hash{9})); !errors.Is(err, ErrFork) {
-		t.Errorf("a head that is not of the entries: %v", err)
-	}
-	alert := &wire.Alert{Peer: a.id, A: other, B: bad, Witness: w.id, Time: time.Now().UnixNano()}
-	if _, err := s.Equivocation(ctx, alert); !errors.Is(err, wire.ErrSignature) {
-		t.Errorf("an alert that nobody signed: %v", err)
-	}
-	if err := alert.Sign(w.key); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []bool{true, false} {
-		if news, err := s.Equivocation(ctx, alert); news != want || err != nil {
-			t.Errorf("news %t, %v", news, err)
-		}
-	}
-	s.accept(t, Refused, ErrEquivocator, a.rate(t, w.id, 1))
-	if all := s.Equivocators(); len(all) != 1 || !all[a.id] {
-		t.Errorf("%v", all)
-	}
-}
-
-// TestEquivocatorsAreBounded has strangers equivocate: some are taken in, then those who have
-// a log here, and who was sent tasks always. What is kept is short, and is read again.
-func TestEquivocatorsAreBounded(t *testing.T) {
-	dir, me := t.TempDir(), newAuthor(t)
-	s := open(t, dir, me.key)
-	accuse := func(a *author) error {
-		alert := &wire.Alert{Peer: a.id, A: a.head(t, 2, wire.Hash{1}), B: a.head(t, 2, wire.Hash{2}), Witness: me.id, Time: 1}
-		alert.A.Anchor = strings.Repeat("x", 1<<10)
-		alert.B.Witnesses = []wire.Witness{{Peer: me.id, Signature: make([]byte, 64)}}
-		if err := alert.Sign(me.key); err != nil {
-			t.Fatal(err)
-		}
-		news, err := s.Equivocation(ctx, alert)
-		if news != (err == nil) || news != s.Equivocators()[a.id] {
-			t.Errorf("news %t, %v", news, err)
-		}
-		return err
-	}
-	fill := func(n int) {
-		all := make(map[peer.ID]bool)
-		for i := range n {
-			all[peer.ID(fmt.Sprint(i))] = true
-		}
-		s.equivocators.Store(&all)
-	}
-	stranger, logged, worker := newAuthor(t), newAuthor(t), newAuthor(t)
-	if err := accuse(stranger); err != nil {
-		t.Fatal(err)
-	}
-	s.accept(t, Stored, nil, logged.rate(t, me.id, 1))
-	if err := s.Note(ctx, map[peer.ID]Tally{worker.id: {Good: 1}}); err != nil {
-		t.Fatal(err)
-	}
-	fill(maxUnknown)
-	if err := accuse(newAuthor(t)); !errors.Is(err, ErrQuota) || s.MayAccuse(ctx, logged.id) != nil {
-		t.Errorf("one unknown too many: %v", err)
-	}
-	fill(maxEquivocators)
-	if err := accuse(logged); !errors.Is(err, ErrQuota) || !errors.Is(s.MayAccuse(ctx, logged.id), ErrQuota) {
-		t.Errorf("one too many: %v", err)
-	}
-	if err := accuse(worker); err != nil {
-		t.Errorf("one that was sent tasks: %v", err)
-	}
-	var longest int
-	if err := s.ro.QueryRowContext(ctx, "SELECT max(length(evidence)) FROM equivocator").Scan(&longest); err != nil || longest > 1<<10 {
-		t.Errorf("evidence of %d bytes, %v", longest, err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if got := open(t, dir, me.key).Equivocators(); len(got) != 2 || !got[stranger.id] || !got[worker.id] {
-		t.Errorf("%v", got)
-	}
 }
 
 // TestOldBackup restores a store from before the last entries were published: it does not
