@@ -49,7 +49,6 @@ func answersOf() map[string]string {
 		"event":       "data: [DONE]\n\ndata: {\"choices\":[]}\n\n[DONE]\nevent: error\nid: 1\nretry: 1\n: ping\n\n",
 		"separators":  "a\u2028b\u2029c\u0085d\ve\ff",
 		"escapes":     "\x1b]52;c;eA==\a \\u0000 \\\" </script> \u202e \ufeff",
-		"empty":       "",
 	}
 }
 
