@@ -332,24 +332,9 @@ func (s *session) isGone(ctx context.Context, holder string) bool {
 
 // sweepCalls ends the records of calls whose process has not done so.
 func (s *session) sweepCalls() {
-	w, err := s.store.calls.Watch(s.ctx, "*.*", jetstream.IgnoreDeletes())
-	if err != nil {
+	err := s.store.eachCall(s.ctx, "*.*", s.mendCall)
+	if err != nil && s.ctx.Err() == nil {
 		s.log().Warn("looking for tasks that ended with their gateway", zap.Error(err))
-		return
-	}
-	defer endWatch(w)
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil {
-				return
-			}
-			if r, err := decode(entry.Value()); err == nil && !r.State.Ended() {
-				s.mendCall(r, entry.Revision())
-			}
-		}
 	}
 }
 
@@ -368,7 +353,13 @@ func (s *session) mendCall(r *Record, revision uint64) {
 
 // listCalls adds the calls of an owner to a page.
 func (s *store) listCalls(ctx context.Context, owner string, p *page) error {
-	w, err := s.calls.Watch(ctx, ownerKey(owner)+".*", jetstream.IgnoreDeletes())
+	return s.eachCall(ctx, ownerKey(owner)+".*", func(r *Record, _ uint64) { p.add(r) })
+}
+
+// eachCall calls look with the record of each call that there is below a key, and its
+// revision.
+func (s *store) eachCall(ctx context.Context, keys string, look func(*Record, uint64)) error {
+	w, err := s.calls.Watch(ctx, keys, jetstream.IgnoreDeletes())
 	if err != nil {
 		return err
 	}
@@ -382,7 +373,7 @@ func (s *store) listCalls(ctx context.Context, owner string, p *page) error {
 				return nil
 			}
 			if r, err := decode(entry.Value()); err == nil {
-				p.add(r)
+				look(r, entry.Revision())
 			}
 		}
 	}

@@ -244,24 +244,7 @@ func (t *tx) promote(e *wire.Entry) error {
 
 // waiting returns the orphans that wait for an entry.
 func (t *tx) waiting(prev wire.Hash) ([]*wire.Entry, error) {
-	rows, err := t.Query("SELECT bytes, hash FROM orphan WHERE prev = ?", prev[:])
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var out []*wire.Entry
-	for rows.Next() {
-		var b, hash []byte
-		if err := rows.Scan(&b, &hash); err != nil {
-			return nil, err
-		}
-		e, err := parse(b, hash)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, e)
-	}
-	return out, rows.Err()
+	return t.entries("SELECT bytes, hash FROM orphan WHERE prev = ?", prev[:])
 }
 
 // Sweep forgets orphans that have waited for too long, the texts of comments that nobody

@@ -205,7 +205,12 @@ func (s *Store) Publish(ctx context.Context) (fresh []*wire.Entry, err error) {
 
 // log returns the entries of an author at the positions from begin to before end.
 func (t *tx) log(author int64, begin, end uint64) ([]*wire.Entry, error) {
-	rows, err := t.Query("SELECT bytes, hash FROM entry WHERE author = ? AND position >= ? AND position < ? ORDER BY position", author, begin, end)
+	return t.entries("SELECT bytes, hash FROM entry WHERE author = ? AND position >= ? AND position < ? ORDER BY position", author, begin, end)
+}
+
+// entries returns those whose bytes and hashes a query gives.
+func (t *tx) entries(query string, args ...any) ([]*wire.Entry, error) {
+	rows, err := t.Query(query, args...)
 	if err != nil {
 		return nil, err
 	}
