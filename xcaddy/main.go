@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"os"
 	"runtime/debug"
 
@@ -18,10 +19,14 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/internal/mode"
 )
 
+// version is set by who builds without the repository's history; see Dockerfile.
+var version string
+
 func main() {
 	if info, ok := debug.ReadBuildInfo(); ok {
-		caddy.CustomVersion = "agentfm " + info.Main.Version + ", caddy" // its own version follows
+		version = cmp.Or(version, info.Main.Version)
 	}
+	caddy.CustomVersion = "agentfm " + version + ", caddy" // whose own version follows
 	if mode.Asked(os.Args[1:]) {
 		mode.Main()
 		return
