@@ -156,6 +156,19 @@ func startAs(t *testing.T, program, home, caddyfile string, env []string) *proce
 // stands and with more of an environment.
 func launch(t *testing.T, program, home, caddyfile string, env []string) *process {
 	t.Helper()
+	config := filepath.Join(home, "Caddyfile")
+	if err := os.WriteFile(config, []byte(caddyfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := spawn(t, program, home, env, "run", "--config", config)
+	p.config = caddyfile
+	return p
+}
+
+// spawn runs a program, or the binary when it is empty, with these arguments and with more
+// of an environment.
+func spawn(t *testing.T, program, home string, env []string, args ...string) *process {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
@@ -165,12 +178,8 @@ func launch(t *testing.T, program, home, caddyfile string, env []string) *proces
 			t.Fatal(err)
 		}
 	}
-	p := &process{t: t, log: &logBuffer{}, done: make(chan struct{}), config: caddyfile}
-	config := filepath.Join(home, "Caddyfile")
-	if err := os.WriteFile(config, []byte(caddyfile), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p.cmd = exec.Command(program, "run", "--config", config)
+	p := &process{t: t, log: &logBuffer{}, done: make(chan struct{})}
+	p.cmd = exec.Command(program, args...)
 	p.cmd.Dir = home
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home}, env...)
 	p.cmd.Stderr = p.log
@@ -188,7 +197,7 @@ func launch(t *testing.T, program, home, caddyfile string, env []string) *proces
 			t.Errorf("data race in the process:%.6000s", race)
 		}
 		if t.Failed() {
-			t.Logf("Caddyfile:\n%s\nlog of process %d:\n%s", caddyfile, p.cmd.Process.Pid, p.log)
+			t.Logf("%q\nCaddyfile:\n%s\nlog of process %d:\n%s", args, p.config, p.cmd.Process.Pid, p.log)
 		}
 	})
 	return p
