@@ -101,7 +101,7 @@ func (p *Part) Start() error {
 	}
 	p.ledger.Store(l)
 	l.parts.Join(p)
-	l.news()
+	l.changed()
 	return nil
 }
 
@@ -117,9 +117,16 @@ func (p *Part) folder(id peer.ID) string {
 func (p *Part) Cleanup() error {
 	if l := p.ledger.Load(); l != nil {
 		l.parts.Leave(p)
-		l.news()
+		l.changed()
 	}
 	return nil
+}
+
+// changed has what depends on the settings made anew.
+func (l *Ledger) changed() {
+	l.news()
+	l.witnessing()
+	l.cosigning.sign()
 }
 
 // settings returns those of the newest configuration.
