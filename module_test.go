@@ -86,6 +86,7 @@ var allowed = map[string][]string{
 	"client/localgateway":          {"client"},
 	"xcaddy":                       {""},
 	"bench":                        {},
+	"bench/simulation":             {},
 	"worker/docker/internal/probe": {"internal/way"},
 }
 
