@@ -84,11 +84,16 @@ func TestLocalMeshGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := swarmKey(t)
-	address := "/ip4/127.0.0.1/tcp/" + freePorts(t, 1)[0]
-	worker := start(t, home(t), caddyfile("\n\t\t\tbootstrap off\n\t\t\tdiscovery off\n\t\t\tswarm_key "+key, "",
-		strings.Replace(agent("report", "Text report", "text-report", command(reportScript)), "max_tasks", "listen "+address+"\n\t\t\tmax_tasks", 1)))
-	peer := worker.awaitLog("agent is on the mesh")["peer"]
-
+	var bootstrap []string // each agent is a node
+	for name, runtime := range map[string]string{
+		"text-report": command(reportScript),
+		"gated":       command(writeScript(t, gatedScript), "GATE", filepath.Join(t.TempDir(), "gate")),
+	} {
+		address := "/ip4/127.0.0.1/tcp/" + freePorts(t, 1)[0]
+		worker := start(t, home(t), caddyfile("\n\t\t\tbootstrap off\n\t\t\tdiscovery off\n\t\t\tswarm_key "+key, "",
+			agent("a", name, name, runtime+"\n\t\t\tlisten "+address)))
+		bootstrap = append(bootstrap, fmt.Sprintf("%s/p2p/%s", address, worker.awaitLog("agent is on the mesh")["peer"]))
+	}
 	dir, ports := t.TempDir(), freePorts(t, 2)
 	script, err := filepath.Abs("python/local_gateway.py")
 	if err != nil {
@@ -98,7 +103,7 @@ func TestLocalMeshGateway(t *testing.T) {
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir,
 		"PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), // where it looks for "agentfm"
-		"GATEWAY_PORT="+ports[0], "SECOND_PORT="+ports[1], "SWARM_KEY="+key, fmt.Sprintf("BOOTSTRAP=%s/p2p/%s", address, peer))
+		"GATEWAY_PORT="+ports[0], "SECOND_PORT="+ports[1], "SWARM_KEY="+key, "BOOTSTRAP="+strings.Join(bootstrap, ","))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		log, _ := os.ReadFile(filepath.Join(dir, ".agentfm-gateway-"+ports[0]+".log"))
 		t.Errorf("%v\n%s\nlog of the gateway:\n%s", err, out, log)
