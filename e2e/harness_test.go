@@ -140,8 +140,14 @@ func start(t *testing.T, home, caddyfile string) *process {
 // startWith is start, with more of an environment.
 func startWith(t *testing.T, home, caddyfile string, env []string) *process {
 	t.Helper()
+	return startAs(t, "", home, caddyfile, env)
+}
+
+// startAs is startWith, with another program than the binary.
+func startAs(t *testing.T, program, home, caddyfile string, env []string) *process {
+	t.Helper()
 	ports := freePorts(t, 2)
-	p := launch(t, "", home, strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile), env)
+	p := launch(t, program, home, strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile), env)
 	p.url, p.admin = "http://127.0.0.1:"+ports[0], "http://127.0.0.1:"+ports[1]
 	return p
 }
@@ -438,8 +444,14 @@ type mesh struct {
 // newMesh starts a gateway with the lines of its site's block.
 func newMesh(t *testing.T, site string) *mesh {
 	t.Helper()
+	return newMeshAs(t, "", site)
+}
+
+// newMeshAs is newMesh, with another program for the gateway and more of an environment.
+func newMeshAs(t *testing.T, program, site string, env ...string) *mesh {
+	t.Helper()
 	address := "/ip4/127.0.0.1/tcp/" + freePorts(t, 1)[0]
-	gateway := start(t, home(t), caddyfile("\n\t\t\tlisten "+address+"\n\t\t\tbootstrap off\n\t\t\tdiscovery off", site))
+	gateway := startAs(t, program, home(t), caddyfile("\n\t\t\tlisten "+address+"\n\t\t\tbootstrap off\n\t\t\tdiscovery off", site), env)
 	peer, ok := gateway.awaitLog("mesh node is open")["peer"].(string)
 	if !ok {
 		t.Fatal("the log does not tell the gateway's peer id")
