@@ -87,6 +87,7 @@ var allowed = map[string][]string{
 	"client/localgateway":          {"client"},
 	"xcaddy":                       {"", "internal/mode"},
 	"bench":                        {},
+	"bench/simulation":             {},
 	"worker/docker/internal/probe": {"internal/way"},
 }
 

@@ -441,17 +441,18 @@ type mesh struct {
 	address string // of the gateway's node
 }
 
-// newMesh starts a gateway with the lines of its site's block.
-func newMesh(t *testing.T, site string) *mesh {
+// newMesh starts a gateway with the lines of its site's block, and more of an environment.
+func newMesh(t *testing.T, site string, env ...string) *mesh {
 	t.Helper()
-	return newMeshAs(t, "", site)
+	return joinMesh(t, "", "off", site, env...)
 }
 
-// newMeshAs is newMesh, with another program for the gateway and more of an environment.
-func newMeshAs(t *testing.T, program, site string, env ...string) *mesh {
+// joinMesh is newMesh, with another program than the binary unless that is empty, and the
+// address of another node that it knows, or "off".
+func joinMesh(t *testing.T, program, bootstrap, site string, env ...string) *mesh {
 	t.Helper()
 	address := "/ip4/127.0.0.1/tcp/" + freePorts(t, 1)[0]
-	gateway := startAs(t, program, home(t), caddyfile("\n\t\t\tlisten "+address+"\n\t\t\tbootstrap off\n\t\t\tdiscovery off", site), env)
+	gateway := startAs(t, program, home(t), caddyfile("\n\t\t\tlisten "+address+"\n\t\t\tbootstrap "+bootstrap+"\n\t\t\tdiscovery off", site), env)
 	peer, ok := gateway.awaitLog("mesh node is open")["peer"].(string)
 	if !ok {
 		t.Fatal("the log does not tell the gateway's peer id")

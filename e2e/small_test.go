@@ -22,7 +22,7 @@ func TestF25SmallGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	small := writeScript(t, fmt.Sprintf("#!/bin/sh\nulimit -n 256\nexec %q \"$@\"\n", program))
-	m := newMeshAs(t, small, withKey, "GOMEMLIMIT=256MiB", "GOMAXPROCS=1")
+	m := joinMesh(t, small, "off", withKey, "GOMEMLIMIT=256MiB", "GOMAXPROCS=1")
 	clients := scaled(600, 2000)
 	m.worker(openAIAgent("mock", "mock", newModelServer(t).url, clients))
 	m.gateway.awaitModel("mock")
