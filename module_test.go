@@ -63,6 +63,7 @@ var allowed = map[string][]string{
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
+	"internal/mode":                {},
 	"internal/option":              {},
 	"internal/way":                 {},
 	"internal/webhook":             {},
@@ -84,8 +85,9 @@ var allowed = map[string][]string{
 	"client":                       {"client/unzip", "openai"},
 	"client/unzip":                 {},
 	"client/localgateway":          {"client"},
-	"xcaddy":                       {""},
+	"xcaddy":                       {"", "internal/mode"},
 	"bench":                        {},
+	"bench/simulation":             {},
 	"worker/docker/internal/probe": {"internal/way"},
 }
 

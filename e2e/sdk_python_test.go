@@ -55,7 +55,7 @@ func TestAgentFMSDKBlocks(t *testing.T) {
 		strings.Replace(agent("full", "Full", "full", command(writeScript(t, fullScript), "REPORT", report)), "max_tasks 4", "max_tasks 1", 1),
 	)
 	// The gateway hears of this worker, and has no connection to it before it has work.
-	frozen := joinMesh(t, m.address, withKey).worker(agent("frozen", "Frozen", "frozen", command(report)))
+	frozen := joinMesh(t, "", m.address, withKey).worker(agent("frozen", "Frozen", "frozen", command(report)))
 	p := m.gateway
 	p.awaitWorkers(7)
 	for _, w := range p.workers().Agents {
