@@ -29,8 +29,12 @@ import (
 	"github.com/docker/docker/api/types/network"
 )
 
-// releaseVersion is the tag of the releases that the tests build.
-const releaseVersion = "v0.98.7"
+const (
+	// releaseVersion is the tag of the releases that the tests build.
+	releaseVersion = "v0.98.7"
+	// testImage is the name of their image.
+	testImage = "agentfm-e2e-release"
+)
 
 // readText returns a file of the repository.
 func readText(t *testing.T, name string) string {
@@ -163,7 +167,10 @@ func TestCompose(t *testing.T) {
 	if err := json.Unmarshal(model, &project); err != nil {
 		t.Fatal(err)
 	}
-	engine.buildImage(t, "agentfm", imageContext(t))
+	if name := project.Services["gateway"].Image; name != "agentfm" {
+		t.Errorf("the image is %q", name)
+	}
+	engine.buildImage(t, testImage, imageContext(t))
 
 	key, err := os.ReadFile(swarmKey(t))
 	if err != nil {
@@ -260,7 +267,7 @@ func (e *engine) buildImage(t *testing.T, name, dir string) {
 // its volumes it gets the files.
 func (e *engine) startService(t *testing.T, s composed, network string, env map[string]string) string {
 	t.Helper()
-	config := &container.Config{Image: s.Image}
+	config := &container.Config{Image: testImage}
 	for name := range s.Environment {
 		config.Env = append(config.Env, name+"="+env[name])
 	}
