@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,16 +119,48 @@ func TestRelease(t *testing.T) {
 	}
 }
 
-// TestUnit has systemd read the unit.
+// TestUnit has systemd read the unit, and hears what systemd waits for: that the process is
+// ready, and that it ends.
 func TestUnit(t *testing.T) {
+	text := readText(t, "examples/systemd/agentfm.service")
+	if !strings.Contains(text, "\nType=notify\n") || !strings.Contains(text, "\nExecStart=/usr/bin/agentfm run --config /etc/caddy/Caddyfile\n") {
+		t.Fatalf("another unit:\n%s", text)
+	}
+	dir, err := os.MkdirTemp("", "agentfm") // the path of a socket is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	p := startWith(t, home(t), caddyfile(localMesh, "agentfm"), []string{"NOTIFY_SOCKET=" + socket.LocalAddr().String()})
+	hear := func(want string) {
+		t.Helper()
+		_ = socket.SetReadDeadline(time.Now().Add(patience))
+		for said := make([]byte, 1024); ; {
+			n, err := socket.Read(said)
+			if err != nil {
+				t.Fatalf("%s: %v", want, err)
+			}
+			if strings.Contains(string(said[:n]), want) {
+				return
+			}
+		}
+	}
+	hear("READY=1")
+	p.stop()
+	hear("STOPPING=1")
+
 	needProgram(t, "systemd-analyze")
 	program, err := binary()
 	if err != nil {
 		t.Fatal(err)
 	}
 	unit := filepath.Join(t.TempDir(), "agentfm.service")
-	text := strings.ReplaceAll(readText(t, "examples/systemd/agentfm.service"), "/usr/bin/agentfm", program)
-	if err := os.WriteFile(unit, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(unit, []byte(strings.ReplaceAll(text, "/usr/bin/agentfm", program)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
