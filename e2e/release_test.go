@@ -176,8 +176,12 @@ type composed struct {
 	CapDrop     []string          `json:"cap_drop"`
 	SecurityOpt []string          `json:"security_opt"`
 	Environment map[string]string `json:"environment"`
-	Volumes     []struct{ Type, Source, Target string }
+	Volumes     []composedVolume
+	Secrets     []struct{ Source, Target string }
 }
+
+// composedVolume is what a container has of the host.
+type composedVolume struct{ Type, Source, Target string }
 
 // TestCompose has the services of the compose example, in containers of the image, on a
 // network of the engine. The image is that of the Dockerfile, but for its first stage, which
@@ -196,9 +200,18 @@ func TestCompose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var project struct{ Services map[string]composed }
+	var project struct {
+		Services map[string]composed
+		Secrets  map[string]struct{ File string }
+	}
 	if err := json.Unmarshal(model, &project); err != nil {
 		t.Fatal(err)
+	}
+	for name, s := range project.Services {
+		for _, secret := range s.Secrets {
+			s.Volumes = append(s.Volumes, composedVolume{"bind", project.Secrets[secret.Source].File, secret.Target})
+		}
+		project.Services[name] = s
 	}
 	if name := project.Services["gateway"].Image; name != "agentfm" {
 		t.Errorf("the image is %q", name)
