@@ -26,6 +26,7 @@ func main() {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		version = cmp.Or(version, info.Main.Version)
 	}
+	caddy.CustomBinaryName = "agentfm" // which is what shells complete
 	caddy.CustomVersion = "agentfm " + version + ", caddy" // whose own version follows
 	if mode.Asked(os.Args[1:]) {
 		mode.Main()
