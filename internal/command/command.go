@@ -84,12 +84,12 @@ func ask(cmd *cobra.Command, path string, body any) ([]byte, error) {
 	}
 	resp, err := caddycmd.AdminAPIRequest(address, method, "/agentfm/"+path, header, payload)
 	if err != nil {
-		return nil, fmt.Errorf("asking the admin API at %s: %w", address, plainError{err})
+		return nil, coded{fmt.Errorf("asking the admin API at %s: %w", address, plainError{err}), exitGateway}
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return nil, fmt.Errorf("reading the answer of %s: %w", address, err)
+		return nil, coded{fmt.Errorf("reading the answer of %s: %w", address, err), exitGateway}
 	}
 	return answer, nil
 }
