@@ -200,6 +200,9 @@ func (l *Ledger) take(batch []*wire.Entry, news bool) error {
 	}
 	l.news()
 	for i, e := range batch {
+		if outcomes[i] == store.Stored && e.Prev == (wire.Hash{}) {
+			l.logs.Add(1)
+		}
 		switch {
 		case outcomes[i] == store.Stored && news:
 			l.node.Entry(e.Subject, e.Kind.String())

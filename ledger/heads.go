@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
@@ -14,33 +15,54 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
 
-// maxHeadCursors bounds the peers of which is known how far their heads were read.
-const maxHeadCursors = 4096
+const (
+	// maxHeadCursors bounds the peers of which is known how far their heads were read.
+	maxHeadCursors = 4096
+	// headsAnew is how often all of a peer's heads are read again, when there are logs here
+	// that were not known: a head of such a log is not kept.
+	headsAnew = 10 * time.Minute
+)
+
+// headCursor is how far the heads of a peer were read.
+type headCursor struct {
+	row  uint64
+	logs uint64    // that were known then
+	anew time.Time // when they were read from the first on
+}
 
 // askHeads fetches the heads that a peer holds and has got since it was asked last: of this
 // node's own log, which tells whether the store lacks something, and of others, which tells
 // whether they show one log to one peer and another to another.
 func (l *Ledger) askHeads(ctx context.Context, id peer.ID) error {
+	return l.readHeads(ctx, id, headsAnew)
+}
+
+// readHeads does that. All of them are fetched again when there are new logs here, and they
+// were not for that long.
+func (l *Ledger) readHeads(ctx context.Context, id peer.ID, anew time.Duration) error {
 	has, err := l.node.Host.Peerstore().SupportsProtocols(id, wire.HeadsProtocol)
 	if err != nil || len(has) == 0 {
 		return err
 	}
+	c, logs := l.headsSeen(id), l.logs.Load()
+	if c.logs != logs && time.Since(c.anew) >= anew {
+		c = headCursor{logs: logs, anew: time.Now()}
+	}
 	for {
-		from := l.headsSeen(id)
-		items, err := l.page(ctx, id, wire.HeadsProtocol, from, wire.MaxPage)
+		items, err := l.page(ctx, id, wire.HeadsProtocol, c.row, wire.MaxPage)
 		if err != nil {
 			return err
 		}
 		for _, i := range items {
-			if i.Index <= from {
+			if i.Index <= c.row {
 				return fmt.Errorf("%w: the rows do not grow", wire.ErrBad)
 			}
-			from = i.Index
+			c.row = i.Index
 			if err := l.heard(ctx, i.Entry); err != nil {
 				return err
 			}
 		}
-		l.sawHeads(id, from)
+		l.sawHeads(id, c)
 		if len(items) < wire.MaxPage {
 			return nil
 		}
@@ -72,20 +94,20 @@ func (l *Ledger) heard(ctx context.Context, b []byte) error {
 	return nil
 }
 
-// headsSeen returns the row up to which the heads of a peer were read.
-func (l *Ledger) headsSeen(id peer.ID) uint64 {
+// headsSeen returns how far the heads of a peer were read.
+func (l *Ledger) headsSeen(id peer.ID) headCursor {
 	l.heads.Lock()
 	defer l.heads.Unlock()
 	return l.heads.seen[id]
 }
 
-func (l *Ledger) sawHeads(id peer.ID, row uint64) {
+func (l *Ledger) sawHeads(id peer.ID, c headCursor) {
 	l.heads.Lock()
 	defer l.heads.Unlock()
 	if len(l.heads.seen) >= maxHeadCursors || l.heads.seen == nil {
-		l.heads.seen = make(map[peer.ID]uint64)
+		l.heads.seen = make(map[peer.ID]headCursor)
 	}
-	l.heads.seen[id] = row
+	l.heads.seen[id] = c
 }
 
 // observe takes in a head, and tells the mesh when it contradicts another.

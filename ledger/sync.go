@@ -194,6 +194,9 @@ func (l *Ledger) ask(ctx context.Context, id peer.ID) error {
 	if err := l.askInbox(ctx, id); err != nil {
 		return fmt.Errorf("inbox: %w", err)
 	}
+	if err := l.readHeads(ctx, id, 0); err != nil { // of the logs that have just come
+		return fmt.Errorf("heads: %w", err)
+	}
 	return nil
 }
 

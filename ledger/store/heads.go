@@ -54,6 +54,12 @@ func (t *tx) setHead(table string, h *wire.Head) error {
 // no evidence yet. ahead reports that the log has more entries than are stored. Of a log of which nothing is known, no head is kept: identities
 // are free.
 func (s *Store) Observe(ctx context.Context, h *wire.Head) (evidence *wire.Alert, ahead bool, err error) {
+	switch have, err := headOf(s.ro, held, h.Peer); {
+	case err != nil:
+		return nil, false, err
+	case have != nil && have.Size == h.Size && have.Root == h.Root && have.Joined(h) == have:
+		return nil, false, nil // nothing new
+	}
 	if err := h.Verify(); err != nil {
 		return nil, false, err
 	}
@@ -89,6 +95,11 @@ func (t *tx) observe(h *wire.Head) (evidence *wire.Alert, ahead bool, err error)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, false, err
 	}
+	if open != nil && open.Size <= size {
+		if have, open, err = t.settle(have, open, author); err != nil {
+			return nil, false, err
+		}
+	}
 	if h.Size > size {
 		return nil, true, t.keepUnproven(h, open, size)
 	}
@@ -99,17 +110,42 @@ func (t *tx) observe(h *wire.Head) (evidence *wire.Alert, ahead bool, err error)
 	if root != h.Root {
 		return t.contradicts(h, have, open, author)
 	}
-	if have == nil || have.Size < h.Size || have.Size == h.Size && len(have.Witnesses) < len(h.Witnesses) {
-		if err := t.setHead(held, h); err != nil {
-			return nil, false, err
-		}
-		have = h
+	if have, err = t.keepHeld(have, h); err != nil {
+		return nil, false, err
 	}
-	if open == nil || open.Size > size {
-		return nil, false, nil
+	if open != nil && open.Size < have.Size && open.Size <= size {
+		evidence, err = t.evidence(open, have, author)
 	}
-	evidence, err = t.settle(open, have, author)
 	return evidence, false, err
+}
+
+// settle looks again at a head that was not of the entries that were stored then: when it is
+// now, it is held.
+func (t *tx) settle(have, open *wire.Head, author int64) (held, still *wire.Head, err error) {
+	root, err := nodes(t, author).Root(open.Size)
+	if err != nil || root != open.Root {
+		return have, open, err
+	}
+	if _, err := t.Exec("DELETE FROM unproven WHERE peer = ?", []byte(open.Peer)); err != nil {
+		return nil, nil, err
+	}
+	have, err = t.keepHeld(have, open)
+	return have, nil, err
+}
+
+// keepHeld keeps the newer of two heads of the entries that are stored, and returns it.
+func (t *tx) keepHeld(have, h *wire.Head) (*wire.Head, error) {
+	newest := have
+	switch {
+	case have == nil || have.Size < h.Size:
+		newest = h
+	case have.Size == h.Size:
+		newest = have.Joined(h)
+	}
+	if newest == have {
+		return have, nil
+	}
+	return newest, t.setHead(held, newest)
 }
 
 // keepUnproven keeps a head of more entries than are stored, the one with the most. One that
@@ -149,20 +185,6 @@ func (t *tx) contradicts(h, have, open *wire.Head, author int64) (*wire.Alert, b
 	return nil, false, fmt.Errorf("%w: the head of size %d is not that of the entries that are stored", ErrFork, h.Size)
 }
 
-// settle looks again at a head that was not of the entries that were stored then.
-func (t *tx) settle(open, have *wire.Head, author int64) (*wire.Alert, error) {
-	root, err := nodes(t, author).Root(open.Size)
-	switch {
-	case err != nil:
-		return nil, err
-	case root != open.Root && have.Size > open.Size:
-		return t.evidence(open, have, author)
-	case root == open.Root:
-		_, err = t.Exec("DELETE FROM unproven WHERE peer = ?", []byte(open.Peer))
-	}
-	return nil, err
-}
-
 // evidence proves that a head is not of the log of a larger one, whose entries are stored.
 func (t *tx) evidence(small, large *wire.Head, author int64) (*wire.Alert, error) {
 	tree := nodes(t, author)
@@ -199,7 +221,8 @@ func (s *Store) Heads(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
-		i.Entry = h.Bare().Marshal()
+		h.Anchor = "" // so that it is short
+		i.Entry = h.Marshal()
 		out = append(out, i)
 	}
 	return out, rows.Err()
