@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
@@ -117,4 +118,50 @@ func (l *Ledger) observe(h *wire.Head) (ahead bool, err error) {
 		l.equivocated(evidence)
 	}
 	return ahead, err
+}
+
+// tell shows a head to the mesh that has just come from its owner: who has been shown another
+// log of that owner has evidence then. The same is not shown twice in a row.
+func (l *Ledger) tell(h *wire.Head) {
+	l.heads.Lock()
+	if l.heads.told == nil || len(l.heads.told) >= maxHeadCursors {
+		l.heads.told = make(map[peer.ID]wire.Hash)
+	}
+	again := l.heads.told[h.Peer] == h.Root
+	l.heads.told[h.Peer] = h.Root
+	l.heads.Unlock()
+	if again || l.store.Equivocators()[h.Peer] {
+		return
+	}
+	if err := l.gossip.heads.Publish(l.ctx, h.Bare().Marshal()); err != nil && l.ctx.Err() == nil {
+		l.node.Log().Debug("publishing a head", zap.Error(err))
+	}
+}
+
+// validateHead is the validator of heads.
+func (l *Ledger) validateHead(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
+	h, err := wire.ParseHead(m.GetData())
+	if err == nil && (len(h.Witnesses) > 0 || h.Anchor != "") {
+		err = fmt.Errorf("%w: a head has nothing but its owner's signature here", wire.ErrBad)
+	}
+	if err == nil {
+		err = h.Verify()
+	}
+	if err == nil && from != l.store.Self() && !l.gossip.owners.admit(h.Peer) {
+		err = errLater
+	}
+	return judge(err, from, m)
+}
+
+// takeHeads takes in the heads that gossip brings.
+func (l *Ledger) takeHeads(sub *pubsub.Subscription) {
+	for {
+		m, err := sub.Next(l.ctx)
+		if err != nil {
+			return
+		}
+		if m.GetFrom() != l.store.Self() {
+			l.alarm(l.heard(l.ctx, m.GetData()))
+		}
+	}
 }

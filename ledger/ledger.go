@@ -41,6 +41,7 @@ type Ledger struct {
 	heads     struct {     // how far the heads of peers were read
 		sync.Mutex
 		seen map[peer.ID]headCursor
+		told map[peer.ID]wire.Hash // the root of the last that was shown to the mesh
 	}
 	logs     atomic.Uint64 // of which the first entry was stored
 	opened   time.Time

@@ -28,7 +28,7 @@ const (
 	askEvery = time.Minute
 	// headsEvery is how often they are asked for the heads that they hold: who shows one log
 	// to one peer and another to another shall not do so for long.
-	headsEvery = 5 * time.Second
+	headsEvery = 10 * time.Second
 	askAgain   = 3 * time.Second // after it came
 	askPeers   = 16              // in one round
 	askAtOnce  = 4
@@ -214,6 +214,7 @@ func (l *Ledger) askLog(ctx context.Context, id peer.ID) error {
 		return fmt.Errorf("%w: the head is of %s", wire.ErrBad, head.Peer)
 	}
 	ahead, err := l.observe(head)
+	l.tell(head)
 	for err == nil && ahead {
 		var before, after uint64
 		if before, err = l.store.Size(ctx, id); err != nil {

@@ -69,6 +69,7 @@ func (l *Ledger) serveWitness(r io.Reader, w io.Writer) error {
 		if v.Status == wire.Signed {
 			h.Witnesses = []wire.Witness{v.Witness}
 		}
+		l.tell(h)
 		if _, err := l.observe(h); err != nil && !errors.Is(err, store.ErrFork) {
 			return err
 		}
