@@ -59,10 +59,11 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
-	"internal/command":             {"client", "handler/auth", "internal/way", "mesh/wire", "worker"},
+	"internal/command":             {"client", "handler/auth", "internal/way", "mesh/wire", "openai", "worker"},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
+	"internal/mode":                {},
 	"internal/option":              {},
 	"internal/way":                 {},
 	"internal/webhook":             {},
@@ -84,8 +85,9 @@ var allowed = map[string][]string{
 	"client":                       {"client/unzip", "openai"},
 	"client/unzip":                 {},
 	"client/localgateway":          {"client"},
-	"xcaddy":                       {""},
+	"xcaddy":                       {"", "internal/mode", "mesh"},
 	"bench":                        {},
+	"bench/simulation":             {},
 	"worker/docker/internal/probe": {"internal/way"},
 }
 

@@ -313,9 +313,22 @@ func (r *Router) Visit(req *Request) (Slot, error) {
 
 // acquire is Acquire under the mutex, when those who have rested are awake.
 func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
+	e, tier, err := r.decide(req, sel)
+	if err != nil {
+		return Slot{}, err
+	}
+	e.inflight++
+	r.picks++
+	e.picked = r.picks
+	e.moved()
+	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e}, nil
+}
+
+// decide matches the request and lets sel choose.
+func (r *Router) decide(req *Request, sel Selector) (*worker, Tier, error) {
 	g, tier := r.match(req)
 	if len(g) == 0 {
-		return Slot{}, ErrNoMatch
+		return nil, tier, ErrNoMatch
 	}
 	c := &r.choices
 	*c = Choices{workers: g, req: req, asked: r.exclude(req)}
@@ -325,14 +338,9 @@ func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 		i = c.lastResort(sel)
 	}
 	if i < 0 {
-		return Slot{}, c.reason()
+		return nil, tier, c.reason()
 	}
-	e := g[i].worker
-	e.inflight++
-	r.picks++
-	e.picked = r.picks
-	e.moved()
-	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e}, nil
+	return g[i].worker, tier, nil
 }
 
 // exclude marks the workers that must not serve the request, and returns the mark.
