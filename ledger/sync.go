@@ -24,9 +24,7 @@ import (
 
 // Limits on asking peers.
 const (
-	// askEvery is how often peers are asked for what they have, and at the same time.
-	askEvery = time.Minute
-	// headsEvery is how often they are asked for the heads that they hold: who shows one log
+	// headsEvery is how often peers are asked for the heads that they hold: who shows one log
 	// to one peer and another to another shall not do so for long.
 	headsEvery = 10 * time.Second
 	askAgain   = 3 * time.Second // after it came
@@ -40,6 +38,9 @@ const (
 	// textsARound is how many texts of comments are asked for.
 	textsARound = 64
 )
+
+// askEvery is how often peers are asked for all that they have. A variable for tests.
+var askEvery = time.Minute
 
 // inboxPage is how many entries of an inbox are asked for at once. A variable for tests.
 var inboxPage uint64 = wire.MaxPage
