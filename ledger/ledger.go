@@ -40,8 +40,10 @@ type Ledger struct {
 	kicks     chan peer.ID // peers that came
 	heads     struct {     // how far the heads of peers were read
 		sync.Mutex
-		seen map[peer.ID]uint64
+		seen map[peer.ID]headCursor
+		told map[peer.ID]wire.Hash // the root of the last that was shown to the mesh
 	}
+	logs     atomic.Uint64 // of which the first entry was stored
 	opened   time.Time
 	answered struct { // which bootstrap nodes have, until the own log is confirmed
 		sync.Mutex

@@ -150,7 +150,7 @@ func (s *Store) Prove(ctx context.Context, of peer.ID, hash wire.Hash) (*Proof, 
 	if err != nil {
 		return nil, err
 	}
-	if p.Head, err = headOf(t, held, peer.ID(by)); err != nil {
+	if p.Head, err = headOf(t, "head", peer.ID(by)); err != nil {
 		return nil, err
 	}
 	if peer.ID(by) == s.self {

@@ -88,7 +88,8 @@ CREATE TABLE IF NOT EXISTS orphan (
 CREATE INDEX IF NOT EXISTS orphan_prev ON orphan (prev);
 CREATE INDEX IF NOT EXISTS orphan_author ON orphan (author, received);
 CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, bytes BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS unproven (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, bytes BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS unproven (
+	id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL, newest INTEGER NOT NULL, received INTEGER NOT NULL, bytes BLOB NOT NULL, UNIQUE (peer, newest));
 CREATE TABLE IF NOT EXISTS cosigned (peer BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS equivocator (peer BLOB PRIMARY KEY, evidence BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
@@ -108,7 +109,7 @@ const version = 2
 // migration makes a store of version 1 one of version 2: its heads may be of entries that are
 // not stored.
 const migration = `
-INSERT OR REPLACE INTO unproven SELECT h.* FROM head h LEFT JOIN peer p ON p.bytes = h.peer WHERE h.size > coalesce(p.size, 0);
+INSERT OR REPLACE INTO unproven SELECT h.id, h.peer, 0, 0, h.bytes FROM head h LEFT JOIN peer p ON p.bytes = h.peer WHERE h.size > coalesce(p.size, 0);
 DELETE FROM head WHERE id IN (SELECT id FROM unproven);
 `
 
