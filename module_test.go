@@ -59,7 +59,7 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
-	"internal/command":             {"client", "handler/auth", "internal/way", "mesh/wire", "worker"},
+	"internal/command":             {"client", "handler/auth", "internal/way", "ledger/wire", "mesh/wire", "worker"},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},

@@ -33,6 +33,8 @@ type PeerSummary struct {
 	IsEquivocator   bool    `json:"is_equivocator"`
 	DispatchAllowed bool    `json:"dispatch_allowed"`
 	RefuseReason    string  `json:"dispatch_refuse_reason,omitzero"`
+	// OnProbation says that the gateway knows little good of the peer, and sends it few tasks.
+	OnProbation bool `json:"on_probation,omitzero"`
 
 	EntriesCount int       `json:"entries_count"`
 	LastEntryAt  time.Time `json:"last_entry_at,omitzero"`

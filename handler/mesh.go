@@ -55,7 +55,7 @@ func useLedger(app *mesh.App, logger *zap.Logger) (*ledger.Part, error) {
 		return nil, nil
 	}
 	s, err := app.Service("ledger", func() (mesh.Service, error) {
-		return ledger.New(app, r.Store, ledger.Settings{Floor: r.Floor, Seeds: r.Seeds, FailOpen: r.FailOpen}, logger.Named("ledger")), nil
+		return ledger.New(app, r.Store, ledger.Settings{Floor: r.Floor, Seeds: r.Seeds, FailOpen: r.FailOpen, TrustNewcomers: r.TrustNewcomers}, logger.Named("ledger")), nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)

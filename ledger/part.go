@@ -28,6 +28,8 @@ type Settings struct {
 	Seeds map[peer.ID]float64
 	// FailOpen says that workers get tasks also when the ledger cannot be read.
 	FailOpen bool
+	// TrustNewcomers says that workers of which little is known get tasks as all others do.
+	TrustNewcomers bool
 }
 
 // Part is the use of the ledger by one configuration. The nil part has no ledger: everybody

@@ -89,7 +89,12 @@ func TestBar(t *testing.T) {
 	if err := run(); err != nil {
 		t.Fatal(err)
 	}
-	node.Bar(func(worker string) bool { return worker == w.PeerID })
+	node.Trust(func(worker string) Trust {
+		if worker == w.PeerID {
+			return Barred
+		}
+		return Trusted
+	})
 	if err := run(); !errors.Is(err, router.ErrNoMatch) {
 		t.Errorf("barred: %v", err)
 	}
@@ -100,7 +105,7 @@ func TestBar(t *testing.T) {
 	if got := lease(t, a).Workers(false); len(got) != 1 {
 		t.Errorf("it is listed no more: %v", got)
 	}
-	node.Bar(func(string) bool { return false })
+	node.Trust(func(string) Trust { return OnProbation })
 	w.publish(t)
 	await.Until(t, "the worker is back", func() bool { return run() == nil })
 	fail = true

@@ -46,6 +46,7 @@ import (
 //			floor     <score>
 //			seeds     <file>
 //			fail_open
+//			trust_newcomers
 //		}
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {

@@ -41,6 +41,11 @@ type Reputation struct {
 	// Send tasks also when the ledger cannot be opened or read. Default: false: then the
 	// configuration is refused, or no worker is sent tasks.
 	FailOpen bool `json:"fail_open,omitempty"`
+
+	// Send tasks to workers of which little is known as to all others: for a mesh whose
+	// workers are all trusted. Default: false: they are on probation, and get a small share
+	// of the tasks, and those for which no other worker has room.
+	TrustNewcomers bool `json:"trust_newcomers,omitempty"`
 }
 
 // DefaultFloor is the score below which a worker is sent no tasks.
@@ -58,6 +63,8 @@ type ReputationSettings struct {
 	Seeds map[peer.ID]float64
 	// FailOpen says that tasks are sent also when the ledger cannot be read.
 	FailOpen bool
+	// TrustNewcomers says that workers of which little is known get tasks as all others do.
+	TrustNewcomers bool
 }
 
 // resolve replaces placeholders, reads the seeds and fills what is left open. The receiver
@@ -67,8 +74,8 @@ func (r *Reputation) resolve() (ReputationSettings, error) {
 	if r == nil {
 		return out, nil
 	}
-	out.Off, out.FailOpen = r.Off, r.FailOpen
-	if r.Off && (r.Store != "" || r.Floor != nil || r.Seeds != "" || r.FailOpen) {
+	out.Off, out.FailOpen, out.TrustNewcomers = r.Off, r.FailOpen, r.TrustNewcomers
+	if r.Off && (r.Store != "" || r.Floor != nil || r.Seeds != "" || r.FailOpen || r.TrustNewcomers) {
 		return out, fmt.Errorf("off: no other option makes sense beside it")
 	}
 	if r.Floor != nil {
@@ -144,9 +151,10 @@ func (a *App) unmarshalReputation(d *caddyfile.Dispenser) error {
 		return nil
 	}
 	return option.Set{
-		"store":     option.String(&a.Reputation.Store),
-		"floor":     option.Score(&a.Reputation.Floor),
-		"seeds":     option.String(&a.Reputation.Seeds),
-		"fail_open": option.Flag(&a.Reputation.FailOpen),
+		"store":           option.String(&a.Reputation.Store),
+		"floor":           option.Score(&a.Reputation.Floor),
+		"seeds":           option.String(&a.Reputation.Seeds),
+		"fail_open":       option.Flag(&a.Reputation.FailOpen),
+		"trust_newcomers": option.Flag(&a.Reputation.TrustNewcomers),
 	}.Block(d)
 }

@@ -38,7 +38,7 @@ answers.`,
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand(), wayCommand(),
-				modelsCommand(), runCommand(), chatCommand(), scatterCommand())
+				modelsCommand(), runCommand(), chatCommand(), scatterCommand(), reputationCommand())
 		},
 	})
 }

@@ -81,7 +81,7 @@ CREATE TABLE IF NOT EXISTS tree (
 	PRIMARY KEY (author, level, place)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS vote (
 	subject INTEGER NOT NULL, author INTEGER NOT NULL, entries INTEGER NOT NULL,
-	sum REAL NOT NULL, weight REAL NOT NULL,
+	sum REAL NOT NULL, weight REAL NOT NULL, mark INTEGER NOT NULL,
 	PRIMARY KEY (subject, author)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS orphan (
 	hash BLOB PRIMARY KEY, prev BLOB NOT NULL, author BLOB NOT NULL, received INTEGER NOT NULL, bytes BLOB NOT NULL);
@@ -93,7 +93,7 @@ CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WI
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (peer BLOB PRIMARY KEY, row INTEGER NOT NULL, hash BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outcome (
-	peer BLOB PRIMARY KEY, good REAL NOT NULL, bad REAL NOT NULL, updated INTEGER NOT NULL, recent_good REAL NOT NULL, recent_bad REAL NOT NULL) WITHOUT ROWID;
+	peer BLOB PRIMARY KEY, good REAL NOT NULL, bad REAL NOT NULL, updated INTEGER NOT NULL, recent_good REAL NOT NULL, recent_bad REAL NOT NULL, mark INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS number (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO number VALUES ('orphans', 0) ON CONFLICT DO NOTHING;
 CREATE TRIGGER IF NOT EXISTS orphan_more AFTER INSERT ON orphan BEGIN UPDATE number SET value = value + 1 WHERE name = 'orphans'; END;
@@ -101,7 +101,7 @@ CREATE TRIGGER IF NOT EXISTS orphan_less AFTER DELETE ON orphan BEGIN UPDATE num
 `
 
 // version is that of the schema.
-const version = 1
+const version = 2
 
 // published names the number of entries of the own log that others may have seen.
 const published = "published"
@@ -151,7 +151,7 @@ func (s *Store) open(file string) error {
 	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA user_version").Scan(&have); err != nil {
 		return err
 	}
-	if have > version {
+	if have > version || have == 1 { // 1 was never released
 		return fmt.Errorf("it is of version %d, and this program knows %d", have, version)
 	}
 	if _, err := s.conn.ExecContext(context.Background(), schema+fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
