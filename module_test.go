@@ -63,6 +63,7 @@ var allowed = map[string][]string{
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
+	"internal/mode":                {},
 	"internal/option":              {},
 	"internal/way":                 {},
 	"internal/webhook":             {},
@@ -84,7 +85,7 @@ var allowed = map[string][]string{
 	"client":                       {"client/unzip", "openai"},
 	"client/unzip":                 {},
 	"client/localgateway":          {"client"},
-	"xcaddy":                       {""},
+	"xcaddy":                       {"", "internal/mode"},
 	"bench":                        {},
 	"worker/docker/internal/probe": {"internal/way"},
 }
