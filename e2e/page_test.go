@@ -30,6 +30,7 @@ func TestPeerPage(t *testing.T) {
 	s.AgentName, s.Author, s.Model = name, `"><b>`, "m"
 	s.publish("/ip4/127.0.0.1/tcp/"+port+"/p2p/"+peer, nil)
 	p.awaitWorkers(1)
+	p.awaitLog("serving initial configuration") // the ledger is open
 	resp, err := p.send(t.Context(), http.MethodPost, "/v1/peers/"+s.PeerID+"/comments/self", map[string]any{"text": text, "rating": -1, "language": `en" onload="owned()`})
 	if err != nil || resp.StatusCode != http.StatusCreated {
 		t.Fatal(resp, err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -180,5 +181,30 @@ func TestEntryOfAStranger(t *testing.T) {
 			t.Errorf("an event of %q", ev.Peer)
 		}
 		return
+	}
+}
+
+// TestOpening has a worker announce itself before the services of the app have started: it
+// gets no task before they have.
+func TestOpening(t *testing.T) {
+	d := newDirectory(zap.NewNop)
+	d.opening = true
+	d.update(wire.Telemetry{PeerID: "a", Model: "m", MaxTasks: 1, Status: wire.StatusAvailable})
+	acquire := func() error {
+		s, err := d.router.Acquire(&router.Request{Model: "m"}, router.LeastLoaded{})
+		s.Release(router.Unjudged)
+		return err
+	}
+	if err := acquire(); len(d.list(false)) != 1 || !errors.Is(err, router.ErrNoMatch) {
+		t.Errorf("opening: %v", err)
+	}
+	d.open()
+	if err := acquire(); err != nil {
+		t.Errorf("open: %v", err)
+	}
+	d.trusts(func(string) Trust { return Barred })
+	d.open()
+	if err := acquire(); !errors.Is(err, router.ErrNoMatch) {
+		t.Errorf("barred: %v", err)
 	}
 }

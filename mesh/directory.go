@@ -39,6 +39,7 @@ type directory struct {
 	mu      sync.RWMutex
 	workers map[string]*WorkerInfo
 	up      int                     // workers that are online
+	opening bool                    // nobody gets tasks before the services of the app have started
 	trust   func(peer string) Trust // how far each is trusted
 }
 
@@ -86,8 +87,28 @@ func (d *directory) serves(w *WorkerInfo) {
 		d.log().Info("worker is online", zap.String("peer", w.PeerID), zap.String("agent", w.AgentName), zap.String("model", w.Model))
 		d.changed(w, WorkerOnline, 1)
 	}
+	d.offer(w)
+}
+
+// open lets workers have tasks.
+func (d *directory) open() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.opening {
+		return
+	}
+	d.opening = false
+	for _, w := range d.workers {
+		if w.Online {
+			d.offer(w)
+		}
+	}
+}
+
+// offer gives a worker to the router, unless it gets no tasks.
+func (d *directory) offer(w *WorkerInfo) {
 	trust := d.trust(w.PeerID)
-	if trust == Barred {
+	if d.opening || trust == Barred {
 		return
 	}
 	d.router.Update(router.Worker{
