@@ -59,7 +59,7 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
-	"internal/command":             {"client", "handler/auth", "internal/way", "ledger/wire", "mesh/wire", "worker"},
+	"internal/command":             {"client", "handler/auth", "internal/way", "ledger/wire", "mesh/wire", "openai", "worker"},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},
@@ -87,6 +87,7 @@ var allowed = map[string][]string{
 	"client/localgateway":          {"client"},
 	"xcaddy":                       {"", "internal/mode"},
 	"bench":                        {},
+	"bench/simulation":             {},
 	"worker/docker/internal/probe": {"internal/way"},
 }
 

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -26,6 +25,10 @@ const (
 	caddy2 = "2 reverse_proxy"
 	nginx  = "nginx"
 	goRP   = "Go ReverseProxy"
+
+	haproxy = "HAProxy"
+	portkey = "Portkey"
+	litellm = "LiteLLM"
 )
 
 // side is a way to the mock.
@@ -35,16 +38,20 @@ type side struct {
 	// procs are the processes on the way, the mock last. The first is the gateway.
 	procs []*process
 	admin []int // ports of Caddy's admin API in the first of them
+
+	slow   bool   // see peer
+	header string // what each request tells it, as lines
 }
 
 // lab is everything that runs.
 type lab struct {
 	o       options
 	dir     string
+	self    string // this program
 	started []*process
 	mock    *process
 	sides   []*side
-	missing []string
+	missing map[string]string // sides that there are not, and why
 }
 
 // newLab starts everything.
@@ -53,7 +60,7 @@ func newLab(ctx context.Context, o options) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{o: o, dir: dir}
+	l := &lab{o: o, dir: dir, missing: make(map[string]string)}
 	if err := l.startAll(ctx); err != nil {
 		l.close()
 		return nil, err
@@ -67,6 +74,16 @@ func (l *lab) close() {
 		l.started[i].stop()
 	}
 	_ = os.RemoveAll(l.dir)
+}
+
+// stopSides ends all but the mock.
+func (l *lab) stopSides() {
+	for i := len(l.started) - 1; i >= 0; i-- {
+		if p := l.started[i]; p != l.mock {
+			p.stop()
+		}
+	}
+	l.started = []*process{l.mock}
 }
 
 // start starts a process of the lab.
@@ -86,8 +103,8 @@ func (l *lab) config(name, text string) (string, error) {
 }
 
 func (l *lab) startAll(ctx context.Context) error {
-	self, err := os.Executable()
-	if err != nil {
+	var err error
+	if l.self, err = os.Executable(); err != nil {
 		return err
 	}
 	if l.o.binary == "" {
@@ -96,12 +113,12 @@ func (l *lab) startAll(ctx context.Context) error {
 			return fmt.Errorf("building agentfm: %w\n%s", err, out)
 		}
 	}
-	ports, err := freePorts(5)
+	ports, err := freePorts(4)
 	if err != nil {
 		return err
 	}
 	addr := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
-	if l.mock, err = l.start("mock", self, roleFlag, "mock", addr(0)); err != nil {
+	if l.mock, err = l.start("mock", l.self, roleFlag, "mock", addr(0)); err != nil {
 		return err
 	}
 	up := func(status int, body string) bool { return status == http.StatusOK && strings.Contains(body, model) }
@@ -135,21 +152,14 @@ func (l *lab) startAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	switch p, err := l.nginx(ports[3], ports[0]); {
-	case errors.Is(err, exec.ErrNotFound):
-		l.missing = append(l.missing, nginx)
-	case err != nil:
-		return err
-	default:
-		if err := add(nginx, ports[3], p); err != nil {
-			return err
-		}
+	p, err := l.start("go-proxy", l.self, roleFlag, "proxy", addr(3), "http://"+addr(0))
+	if err == nil {
+		err = add(goRP, ports[3], p)
 	}
-	p, err := l.start("go-proxy", self, roleFlag, "proxy", addr(4), "http://"+addr(0))
 	if err != nil {
 		return err
 	}
-	return add(goRP, ports[4], p)
+	return l.addPeers(ctx, ports[0])
 }
 
 // caddyProxy starts a Caddy with reverse_proxy.
@@ -174,48 +184,18 @@ http://127.0.0.1:%d {
 	return l.start(name, l.o.binary, "run", "--config", path)
 }
 
-// nginx starts nginx, where it is installed.
-func (l *lab) nginx(port, to int) (*process, error) {
-	program, err := exec.LookPath("nginx")
-	if err != nil {
-		return nil, err
-	}
-	path, err := l.config("nginx.conf", fmt.Sprintf(`daemon off;
-worker_processes auto;
-pid %[1]s/nginx.pid;
-error_log stderr;
-events { worker_connections 4096; }
-http {
-	access_log off;
-	client_body_temp_path %[1]s/nginx;
-	proxy_temp_path %[1]s/nginx;
-	fastcgi_temp_path %[1]s/nginx;
-	uwsgi_temp_path %[1]s/nginx;
-	scgi_temp_path %[1]s/nginx;
-	keepalive_requests 1000000000;
-	upstream mock { server 127.0.0.1:%[3]d; keepalive 256; keepalive_requests 1000000000; }
-	server {
-		listen 127.0.0.1:%[2]d;
-		location / {
-			proxy_pass http://mock;
-			proxy_http_version 1.1;
-			proxy_set_header Connection "";
-			proxy_buffering off;
-		}
-	}
-}
-`, l.dir, port, to))
-	if err != nil {
-		return nil, err
-	}
-	return l.start("nginx", program, "-p", l.dir, "-c", path)
+// gateway is one of ours.
+type gateway struct {
+	process     *process
+	port, admin int
+	addr        string // on the mesh
 }
 
-// addMesh starts a gateway and a worker.
-func (l *lab) addMesh(ctx context.Context, name, prefix, binary string, to int) error {
-	ports, err := freePorts(4)
+// gateway starts a gateway.
+func (l *lab) gateway(ctx context.Context, prefix, binary string) (*gateway, error) {
+	ports, err := freePorts(3)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	path, err := l.config(prefix+"-gateway.Caddyfile", fmt.Sprintf(`{
 	admin 127.0.0.1:%d
@@ -236,34 +216,57 @@ http://127.0.0.1:%d {
 }
 `, ports[0], ports[1], ports[2], key))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	gateway, err := l.start(prefix+"-gateway", binary, "run", "--config", path)
+	p, err := l.start(prefix+"-gateway", binary, "run", "--config", path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var about struct {
 		Peer string `json:"peer_id"`
 	}
-	if err := await(ctx, gateway, fmt.Sprintf("http://127.0.0.1:%d/agentfm/about", ports[0]), "", func(_ int, body string) bool {
+	err = await(ctx, p, fmt.Sprintf("http://127.0.0.1:%d/agentfm/about", ports[0]), "", func(_ int, body string) bool {
 		return json.Unmarshal([]byte(body), &about) == nil && about.Peer != ""
-	}); err != nil {
-		return err
-	}
-	worker, err := l.worker(prefix, binary, ports[3], fmt.Sprintf("/ip4/127.0.0.1/tcp/%d/p2p/%s", ports[1], about.Peer), to)
+	})
+	return &gateway{p, ports[2], ports[0], fmt.Sprintf("/ip4/127.0.0.1/tcp/%d/p2p/%s", ports[1], about.Peer)}, err
+}
+
+// awaitWorkers waits until so many workers are online.
+func (g *gateway) awaitWorkers(ctx context.Context, n int) error {
+	return await(ctx, g.process, fmt.Sprintf("http://127.0.0.1:%d/health", g.port), key, func(_ int, body string) bool {
+		return strings.Contains(body, fmt.Sprintf(`"online_workers":%d}`, n)) || strings.Contains(body, fmt.Sprintf(`"online_workers":%d,`, n))
+	})
+}
+
+// addMesh starts a gateway and a worker.
+func (l *lab) addMesh(ctx context.Context, name, prefix, binary string, to int) error {
+	g, err := l.gateway(ctx, prefix, binary)
 	if err != nil {
 		return err
 	}
-	l.sides = append(l.sides, &side{name: name, port: ports[2], admin: []int{ports[0], ports[3]}, procs: []*process{gateway, worker, l.mock}})
-	return await(ctx, worker, fmt.Sprintf("http://127.0.0.1:%d/v1/models", ports[2]), key, func(status int, body string) bool {
+	ports, err := freePorts(1)
+	if err != nil {
+		return err
+	}
+	worker, err := l.worker(prefix, binary, ports[0], g.addr, to, 1, 512)
+	if err != nil {
+		return err
+	}
+	l.sides = append(l.sides, &side{name: name, port: g.port, admin: []int{g.admin, ports[0]}, procs: []*process{g.process, worker, l.mock}})
+	return await(ctx, worker, fmt.Sprintf("http://127.0.0.1:%d/v1/models", g.port), key, func(status int, body string) bool {
 		return status == http.StatusOK && strings.Contains(body, model)
 	})
 }
 
-// worker starts a worker that puts the mock behind the mesh.
-func (l *lab) worker(prefix, binary string, admin int, gateway string, to int) (*process, error) {
+// worker starts a worker that puts the mock behind the mesh, with so many agents of so
+// many slots. Without a port its admin API is off.
+func (l *lab) worker(prefix, binary string, admin int, gateway string, to, n, slots int) (*process, error) {
+	where := "off"
+	if admin != 0 {
+		where = fmt.Sprintf("127.0.0.1:%d", admin)
+	}
 	path, err := l.config(prefix+"-worker.Caddyfile", fmt.Sprintf(`{
-	admin 127.0.0.1:%d
+	admin %s
 	agentfm {
 		mesh {
 			listen /ip4/127.0.0.1/tcp/0
@@ -272,19 +275,9 @@ func (l *lab) worker(prefix, binary string, admin int, gateway string, to int) (
 		}
 	}
 	agentfm_worker {
-		agent bench {
-			model %s
-			max_tasks 512
-			max_cpu off
-			max_gpu off
-			runtime openai {
-				base_url http://127.0.0.1:%d/v1
-				routes /v1/chat/completions
-			}
-		}
-	}
+%s	}
 }
-`, admin, gateway, model, to))
+`, where, gateway, agents(n, slots, to)))
 	if err != nil {
 		return nil, err
 	}

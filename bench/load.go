@@ -21,28 +21,27 @@ import (
 type client struct {
 	conn net.Conn
 	r    *bufio.Reader
-	addr string
+	side *side
 	buf  []byte
 }
 
-func dial(ctx context.Context, port int) (*client, error) {
-	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+func dial(ctx context.Context, s *side) (*client, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", s.port))
 	if err != nil {
 		return nil, err
 	}
-	return &client{conn: conn, r: bufio.NewReaderSize(conn, 16<<10), addr: addr, buf: make([]byte, 16<<10)}, nil
+	return &client{conn: conn, r: bufio.NewReaderSize(conn, 16<<10), side: s, buf: make([]byte, 16<<10)}, nil
 }
 
 // dialAll opens n connections; release closes them.
-func dialAll(ctx context.Context, port, n int) (clients []*client, release func(), err error) {
+func dialAll(ctx context.Context, s *side, n int) (clients []*client, release func(), err error) {
 	release = func() {
 		for _, c := range clients {
 			_ = c.conn.Close()
 		}
 	}
 	for range n {
-		c, err := dial(ctx, port)
+		c, err := dial(ctx, s)
 		if err != nil {
 			release()
 			return nil, nil, err
@@ -54,8 +53,8 @@ func dialAll(ctx context.Context, port, n int) (clients []*client, release func(
 
 // request returns a request as it goes out.
 func (c *client) request(body []byte) []byte {
-	return append(fmt.Appendf(nil, "POST /v1/chat/completions HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n"+
-		"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n", c.addr, key, len(body)), body...)
+	return append(fmt.Appendf(nil, "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer %s\r\n%s"+
+		"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n", c.side.port, key, c.side.header, len(body)), body...)
 }
 
 // answerTimeout bounds a whole answer.
@@ -75,6 +74,9 @@ func (c *client) do(req, want []byte, read func(n int)) error {
 	if resp.StatusCode != http.StatusOK {
 		b, _ := io.ReadAll(io.LimitReader(resp.Body, 500))
 		return fmt.Errorf("status %d: %s", resp.StatusCode, b)
+	}
+	if c.side.slow {
+		return checkText(resp)
 	}
 	for {
 		n, err := resp.Body.Read(c.buf)
@@ -96,10 +98,19 @@ func (c *client) do(req, want []byte, read func(n int)) error {
 	}
 }
 
+// checkText wants the answer of a side that writes it anew to have the mock's text.
+func checkText(resp *http.Response) error {
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && !bytes.Contains(b, []byte(chatText)) {
+		err = fmt.Errorf("the answer has not the mock's text: %.300s", b)
+	}
+	return err
+}
+
 // closedLoop has n connections ask again as soon as they are answered. It returns how
 // many requests were answered in what time.
 func closedLoop(ctx context.Context, s *side, n int, d time.Duration) (int64, time.Duration, error) {
-	clients, release, err := dialAll(ctx, s.port, n)
+	clients, release, err := dialAll(ctx, s, n)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -141,7 +152,7 @@ const openConns = 64
 // openLoop asks at a constant rate, whatever the answers take, and returns what each
 // took from the time at which it was to be sent.
 func openLoop(ctx context.Context, s *side, rate float64, d time.Duration) ([]time.Duration, error) {
-	clients, release, err := dialAll(ctx, s.port, openConns)
+	clients, release, err := dialAll(ctx, s, openConns)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +193,7 @@ func openLoop(ctx context.Context, s *side, rate float64, d time.Duration) ([]ti
 // stream asks for n streamed answers at once. It returns the time to the first piece
 // of each, and the times between pieces.
 func stream(ctx context.Context, s *side, n int, pace time.Duration) (first, gaps []time.Duration, err error) {
-	clients, release, err := dialAll(ctx, s.port, n)
+	clients, release, err := dialAll(ctx, s, n)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -12,23 +12,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"syscall"
-	"time"
 )
-
-// options are what a run is to do.
-type options struct {
-	only    []string
-	rounds  int
-	round   time.Duration
-	warm    time.Duration
-	out     string
-	binary  string
-	base    string
-	profile string
-}
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == roleFlag { // a process of the suite
@@ -38,17 +23,14 @@ func main() {
 		}
 		return
 	}
-	var o options
-	only := flag.String("only", "B1,B2,B3,B4,B5", "benchmarks to run")
-	flag.IntVar(&o.rounds, "rounds", 7, "rounds of each")
-	flag.DurationVar(&o.round, "time", 2*time.Second, "time of each side in a round")
-	flag.DurationVar(&o.warm, "warm", 5*time.Second, "time to warm each side up")
-	flag.StringVar(&o.out, "o", "", "file for what was measured, as JSON")
-	flag.StringVar(&o.binary, "binary", "", "agentfm to measure, in place of one that is built")
-	flag.StringVar(&o.base, "base", "", "another agentfm, to be measured beside it")
-	flag.StringVar(&o.profile, "profile", "", "folder for CPU profiles of ours, taken while warming up")
-	flag.Parse()
-	o.only = strings.Split(*only, ",")
+	o, err := parse(os.Args[1:])
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o); err != nil {
@@ -58,48 +40,81 @@ func main() {
 	}
 }
 
-// wants reports whether one of the benchmarks is to run.
-func (o *options) wants(names ...string) bool {
-	return slices.ContainsFunc(names, func(name string) bool { return slices.Contains(o.only, name) })
-}
-
-// run runs the suite.
+// run runs the suite, or shows an earlier run. What could be measured is shown though
+// something failed.
 func run(ctx context.Context, o options) error {
-	rep := newReport(o)
-	if o.wants("B1", "B2", "B3", "B4") {
-		lab, err := newLab(ctx, o)
-		if err != nil {
+	var rep *report
+	var err error
+	if o.from != "" {
+		if rep, err = load(o.from); err != nil {
 			return err
 		}
-		defer lab.close()
-		if err := runSides(ctx, lab, rep); err != nil {
-			return err
-		}
+	} else {
+		rep = newReport(o)
+		err = errors.Join(runSides(ctx, o, rep), runRest(ctx, o, rep))
+		rep.sort()
 	}
-	if o.wants("B5") {
-		if err := runMesh(ctx, rep); err != nil {
-			return err
-		}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	rep.print(os.Stdout)
 	if o.out != "" {
-		return rep.save(o.out)
+		err = errors.Join(err, rep.save(o.out))
 	}
-	return nil
+	if o.write {
+		err = errors.Join(err, rep.write())
+	}
+	return err
 }
 
-// runSides runs what needs the sides.
-func runSides(ctx context.Context, l *lab, rep *report) error {
-	var errs []error
-	step := func(wanted bool, f func() error) {
-		if wanted && ctx.Err() == nil {
-			errs = append(errs, f())
-		}
+// steps runs one thing after the other, and goes on when one fails.
+type steps struct {
+	ctx  context.Context
+	errs []error
+}
+
+func (s *steps) do(wanted bool, name string, f func() error) {
+	if !wanted || s.ctx.Err() != nil {
+		return
 	}
-	step(l.o.wants("B1", "B2", "B3"), func() error { return l.calls(ctx, rep, 32) })
-	step(l.o.wants("B1"), func() error { return l.calls(ctx, rep, 1) })
-	step(l.o.wants("B3"), func() error { return l.latency(ctx, rep) })
-	step(l.o.wants("B4"), func() error { return l.streams(ctx, rep, 20*time.Millisecond) })
-	step(l.o.wants("B4"), func() error { return l.streams(ctx, rep, 2*time.Millisecond) })
-	return errors.Join(append(errs, ctx.Err())...)
+	fmt.Fprintln(os.Stderr, "bench:", name)
+	s.errs = append(s.errs, f())
+}
+
+// runSides runs what needs processes of the sides.
+func runSides(ctx context.Context, o options, rep *report) error {
+	if !o.wants("B1", "B2", "B3", "B4", "B11", "B12") {
+		return nil
+	}
+	l, err := newLab(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	s := steps{ctx: ctx}
+	s.do(o.wants("B1", "B2", "B3"), "B1, B2: 32 connections", func() error { return l.calls(ctx, rep, 32) })
+	s.do(o.wants("B1"), "B1: 1 connection", func() error { return l.calls(ctx, rep, 1) })
+	s.do(o.wants("B3"), "B3: latency", func() error { return l.latency(ctx, rep) })
+	for _, pace := range o.paces {
+		s.do(o.wants("B4"), "B4: streams, a chunk every "+pace.String(), func() error { return l.streams(ctx, rep, pace) })
+	}
+	rep.addRatios(l.missing)
+	l.stopSides() // they have timers, which take time of the rest
+	s.do(o.wants("B11"), "B11: memory", func() error { return l.memory(ctx, rep) })
+	s.do(o.wants("B12"), "B12: failures", func() error { return l.failures(ctx, rep) })
+	return errors.Join(append(s.errs, ctx.Err())...)
+}
+
+// runRest runs the benchmarks that are tests of packages.
+func runRest(ctx context.Context, o options, rep *report) error {
+	s := steps{ctx: ctx}
+	for _, suite := range suites {
+		s.do(o.wants(suite.bench), suite.bench+": "+suite.run, func() error { return rep.runSuite(ctx, o, suite) })
+	}
+	big := o.form != smoke
+	s.do(o.wants("B5") && big, "B5: requests in flight", func() error { rep.inFlight(ctx); return nil })
+	s.do(o.wants("B7"), "B7: simulation", func() error { return rep.simulate(ctx, o) })
+	s.do(o.wants("B9"), "B9: the start of tasks", func() error { return rep.taskStart(ctx, o) })
+	s.do(o.wants("B10"), "B10: large files", func() error { rep.largeFiles(ctx, o); return nil })
+	return errors.Join(append(s.errs, ctx.Err())...)
 }

@@ -94,14 +94,14 @@ func (l *lab) interleave(ctx context.Context, t *table, sides []*side, f func(*s
 }
 
 // warmUp has each side work for a while.
-func (l *lab) warmUp(ctx context.Context, name string, f func(*side, time.Duration) error) error {
-	for _, s := range l.sides {
+func (l *lab) warmUp(ctx context.Context, name string, sides []*side, f func(*side, time.Duration) error) error {
+	for _, s := range sides {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		done := make(chan error, 1)
 		go func() { done <- l.profile(s, name) }()
-		if err := f(s, l.o.warm); err != nil {
+		if err := f(s, max(l.o.warm, time.Millisecond)); err != nil {
 			fmt.Fprintf(os.Stderr, "while warming up %s: %v\n", s.name, err)
 		}
 		if err := <-done; err != nil {
@@ -145,14 +145,14 @@ func fetch(url, path string) error {
 // calls is B1 and B2: requests as fast as n connections can send them.
 func (l *lab) calls(ctx context.Context, rep *report, n int) error {
 	name := fmt.Sprintf("c%d", n)
-	err := l.warmUp(ctx, name, func(s *side, d time.Duration) error {
+	err := l.warmUp(ctx, name, l.sides, func(s *side, d time.Duration) error {
 		_, _, err := closedLoop(ctx, s, n, d)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	t := rep.table(name, fmt.Sprintf("B1, B2: /v1/chat/completions, %d connections, closed loop", n), l)
+	t := rep.table(name, fmt.Sprintf("B1, B2: /v1/chat/completions, %d connections, closed loop", n), l, l.sides)
 	return l.interleave(ctx, t, l.sides, func(s *side) sample {
 		return l.measured(s, func() (int64, time.Duration, error) { return closedLoop(ctx, s, n, l.o.round) })
 	})
@@ -161,9 +161,14 @@ func (l *lab) calls(ctx context.Context, rep *report, n int) error {
 // latency is B3: requests at a quarter of the capacity of the slower one of ours and
 // reverse_proxy.
 func (l *lab) latency(ctx context.Context, rep *report) error {
-	rate := min(rep.median("c32", ours, rateOf), rep.median("c32", caddy, rateOf)) / 4
-	t := rep.table("latency", fmt.Sprintf("B3: latency, open loop, %.0f requests a second", rate), l)
+	c32 := rep.named("c32")
+	rate := min(medianOf(c32.values(ours, rateOf)), medianOf(c32.values(caddy, rateOf))) / 4
+	t := rep.table("latency", fmt.Sprintf("B3: latency, open loop, %.0f requests a second; of slow peers as many as they can at a quarter", rate), l, l.sides)
 	return l.interleave(ctx, t, l.sides, func(s *side) sample {
+		rate := rate
+		if s.slow {
+			rate = min(rate, medianOf(c32.values(s.name, rateOf))/4)
+		}
 		var took []time.Duration
 		out := l.measured(s, func() (int64, time.Duration, error) {
 			var err error
@@ -182,7 +187,8 @@ const streamsAtOnce = 64
 // streams is B4: streamed answers.
 func (l *lab) streams(ctx context.Context, rep *report, pace time.Duration) error {
 	name := fmt.Sprintf("sse%dms", pace.Milliseconds())
-	err := l.warmUp(ctx, name, func(s *side, d time.Duration) error {
+	fast := slices.DeleteFunc(slices.Clone(l.sides), func(s *side) bool { return s.slow })
+	err := l.warmUp(ctx, name, fast, func(s *side, d time.Duration) error {
 		for begun := time.Now(); time.Since(begun) < d; {
 			if _, _, err := stream(ctx, s, streamsAtOnce, pace); err != nil {
 				return err
@@ -193,8 +199,8 @@ func (l *lab) streams(ctx context.Context, rep *report, pace time.Duration) erro
 	if err != nil {
 		return err
 	}
-	t := rep.table(name, fmt.Sprintf("B4: %d streams of %d chunks, one every %s", streamsAtOnce, chunks, pace), l)
-	return l.interleave(ctx, t, l.sides, func(s *side) sample {
+	t := rep.table(name, fmt.Sprintf("B4: %d streams of %d chunks, one every %s", streamsAtOnce, chunks, pace), l, fast)
+	return l.interleave(ctx, t, fast, func(s *side) sample {
 		var first, gaps []time.Duration
 		out := l.measured(s, func() (int64, time.Duration, error) {
 			var err error

@@ -6,25 +6,30 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
 
 // report is what a run has measured.
 type report struct {
-	Date    time.Time     `json:"date"`
-	Go      string        `json:"go"`
-	CPUs    int           `json:"cpus"`
-	Load    string        `json:"load_before"`
-	Command string        `json:"command"`
-	Tables  []*table      `json:"tables"`
-	Mesh    []meshResult  `json:"mesh,omitempty"`
-	Flight  *flightResult `json:"in_flight,omitempty"`
+	Date    time.Time `json:"date"`
+	Form    form      `json:"form"`
+	Go      string    `json:"go"`
+	CPUs    int       `json:"cpus"`
+	Model   string    `json:"processor"`
+	Load    string    `json:"load_before"`
+	Command string    `json:"command"`
 
-	wanted int // rounds
+	Findings   []finding   `json:"findings"`
+	Tables     []*table    `json:"tables,omitempty"`
+	Micro      micro       `json:"go_benchmarks,omitempty"`
+	Simulation []simulated `json:"simulation,omitempty"`
+	Failures   []failed    `json:"failures,omitempty"`
 }
 
 // table is one measurement, round by round.
@@ -32,7 +37,7 @@ type table struct {
 	Name    string              `json:"name"`
 	Title   string              `json:"title"`
 	Sides   []string            `json:"sides"`
-	Missing []string            `json:"missing,omitempty"`
+	Missing map[string]string   `json:"missing,omitempty"`
 	Rounds  []map[string]sample `json:"rounds"`
 	Void    []map[string]sample `json:"void,omitempty"`
 }
@@ -40,16 +45,49 @@ type table struct {
 func newReport(o options) *report {
 	load, _ := os.ReadFile("/proc/loadavg")
 	return &report{
-		wanted: o.rounds,
-		Date:   time.Now().UTC(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Load: strings.TrimSpace(string(load)),
-		Command: fmt.Sprintf("go run ./bench -only %s -rounds %d -time %s", strings.Join(o.only, ","), o.rounds, o.round),
+		Date: time.Now().UTC(), Form: o.form, Go: runtime.Version(), CPUs: runtime.NumCPU(), Model: processor(),
+		Load: strings.TrimSpace(string(load)), Command: "go run ./bench " + strings.Join(os.Args[1:], " "), Micro: make(micro),
 	}
 }
 
-// table adds a table.
-func (r *report) table(name, title string, l *lab) *table {
+// processor names the machine's processor.
+func processor() string {
+	b, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(b)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH
+}
+
+// load reads a report.
+func load(path string) (*report, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	r := new(report)
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
+}
+
+// sort puts the findings in the order of the benchmarks.
+func (r *report) sort() {
+	slices.SortStableFunc(r.Findings, func(a, b finding) int { return order(a.Bench) - order(b.Bench) })
+}
+
+func order(bench string) int {
+	n, _ := strconv.Atoi(strings.TrimPrefix(bench, "B"))
+	return n
+}
+
+// table adds a table of sides.
+func (r *report) table(name, title string, l *lab, sides []*side) *table {
 	t := &table{Name: name, Title: title, Missing: l.missing}
-	for _, s := range l.sides {
+	for _, s := range sides {
 		t.Sides = append(t.Sides, s.name)
 	}
 	r.Tables = append(r.Tables, t)
@@ -76,23 +114,26 @@ func (t *table) values(side string, v value) []float64 {
 	return list
 }
 
-// ratios are those of ours to another side, round by round.
-func (t *table) ratios(to string, v value) []float64 {
+// ratios are those of ours to another side, round by round, less the rounds in which the
+// other was no slower than the mock alone: these are noise.
+func (t *table) ratios(to string, v value) (list []float64) {
 	a, b := t.values(ours, v), t.values(to, v)
 	for i := range a {
-		a[i] /= b[i]
-	}
-	return a
-}
-
-// median returns the median of a side in a table.
-func (r *report) median(name, side string, v value) float64 {
-	for _, t := range r.Tables {
-		if t.Name == name {
-			return medianOf(t.values(side, v))
+		if b[i] > 0 {
+			list = append(list, a[i]/b[i])
 		}
 	}
-	return 0
+	return list
+}
+
+// named returns a table; nil where there is none.
+func (r *report) named(name string) *table {
+	for _, t := range r.Tables {
+		if t.Name == name {
+			return t
+		}
+	}
+	return nil
 }
 
 func medianOf(list []float64) float64 {
@@ -103,73 +144,15 @@ func medianOf(list []float64) float64 {
 	return (list[(len(list)-1)/2] + list[len(list)/2]) / 2
 }
 
-// spread is the median, and the least and the most.
-func spread(list []float64) string {
-	if len(list) == 0 {
-		return "n/a"
-	}
-	return fmt.Sprintf("%.2f (%.2f-%.2f)", medianOf(list), slices.Min(list), slices.Max(list))
-}
-
-// target is what a ratio of ours to another side should be.
-type target struct {
-	table, text, side string
-	v                 value
-	limit             float64
-	least             bool // the limit is the least, not the most
-}
-
-var targets = []target{
-	{"c32", "B1: gateway CPU a request, 32 connections", caddy, gatewayOf, 0.5, false},
-	{"c1", "B1: gateway CPU a request, 1 connection", caddy, gatewayOf, 0.5, false},
-	{"c32", "B1: gateway CPU a request, 32 connections", nginx, gatewayOf, 2.2, false},
-	{"c32", "B2: capacity, one hop", caddy, rateOf, 1.2, true},
-	{"c32", "B2: capacity, two hops", caddy2, rateOf, 1.2, true},
-	{"latency", "B3: added p50", caddy, p50Of, 0.8, false},
-	{"latency", "B3: added p99", caddy, p99Of, 1, false},
-	{"sse20ms", "B4: gateway CPU a chunk, every 20 ms", caddy, gatewayOf, 0.7, false},
-	{"sse2ms", "B4: gateway CPU a chunk, every 2 ms", caddy, gatewayOf, 0.7, false},
-	{"sse20ms", "B4: gateway CPU a chunk, every 20 ms", nginx, gatewayOf, 0.7, false},
-	{"sse20ms", "B4: added time to the first chunk, every 20 ms", caddy, p50Of, 1, false},
-}
-
-// verdict says whether all of the rounds are within the limit, or the median alone.
-func (t target) verdict(ratios []float64) string {
-	within := func(x float64) bool { return x <= t.limit && !t.least || x >= t.limit && t.least }
-	switch {
-	case len(ratios) == 0:
-		return "n/a"
-	case !slices.ContainsFunc(ratios, func(x float64) bool { return !within(x) }):
-		return "met"
-	case within(medianOf(ratios)):
-		return "by the median, not in every round"
-	}
-	return "not met"
-}
-
-// print prints the tables as Markdown.
+// print prints everything as Markdown.
 func (r *report) print(w io.Writer) {
-	fmt.Fprint(w, "| agentfm to another, round by round | to | target | median (min-max) | |\n| --- | --- | --- | --- | --- |\n")
-	for _, g := range targets {
-		for _, t := range r.Tables {
-			if t.Name != g.table {
-				continue
-			}
-			var ratios []float64
-			if slices.Contains(t.Sides, g.side) {
-				ratios = t.ratios(g.side, g.v)
-			}
-			sign := "<="
-			if g.least {
-				sign = ">="
-			}
-			fmt.Fprintf(w, "| %s | %s | %s %.2f | %s | %s |\n", g.text, g.side, sign, g.limit, spread(ratios), g.verdict(ratios))
-		}
-	}
+	r.printFindings(w)
 	for _, t := range r.Tables {
 		t.print(w)
 	}
-	r.printMesh(w)
+	r.printSimulation(w)
+	r.printFailures(w)
+	r.printMicro(w)
 }
 
 // print prints what each side did.
@@ -188,8 +171,8 @@ func (t *table) print(w io.Writer) {
 		}
 		fmt.Fprintln(w)
 	}
-	for _, side := range t.Missing {
-		fmt.Fprintf(w, "| %s | n/a | n/a | n/a | n/a | n/a | n/a | n/a |\n", side)
+	for _, side := range slices.Sorted(maps.Keys(t.Missing)) {
+		fmt.Fprintf(w, "| %s | n/a: %s | | | | | | |\n", side, t.Missing[side])
 	}
 }
 

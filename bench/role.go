@@ -23,6 +23,17 @@ func serveRole(args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "mock":
 		return http.ListenAndServe(args[1], http.HandlerFunc(mock))
+	case len(args) == 3 && args[0] == "mock": // one that takes its time
+		d, err := time.ParseDuration(args[2])
+		if err != nil {
+			return err
+		}
+		return http.ListenAndServe(args[1], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				time.Sleep(d)
+			}
+			mock(w, r)
+		}))
 	case len(args) == 3 && args[0] == "proxy":
 		to, err := url.Parse(args[2])
 		if err != nil {
@@ -48,9 +59,11 @@ const (
 	chunks = 200 // of a streamed answer, beside the last
 )
 
+var chatText = strings.Repeat("All work and no play. ", 50)
+
 // chatAnswer is the mock's answer to a chat, of 1.3 KB.
 var chatAnswer = []byte(`{"id":"chatcmpl-bench","object":"chat.completion","created":1700000000,"model":"` + model +
-	`","choices":[{"index":0,"message":{"role":"assistant","content":"` + strings.Repeat("All work and no play. ", 50) +
+	`","choices":[{"index":0,"message":{"role":"assistant","content":"` + chatText +
 	`"},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":250,"total_tokens":259}}`)
 
 // events are the mock's streamed answer.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -84,11 +85,16 @@ func TestLocalMeshGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := swarmKey(t)
-	address := "/ip4/127.0.0.1/tcp/" + freePorts(t, 1)[0]
-	worker := start(t, home(t), caddyfile("\n\t\t\tbootstrap off\n\t\t\tdiscovery off\n\t\t\tswarm_key "+key, "",
-		strings.Replace(agent("report", "Text report", "text-report", command(reportScript)), "max_tasks", "listen "+address+"\n\t\t\tmax_tasks", 1)))
-	peer := worker.awaitLog("agent is on the mesh")["peer"]
-
+	var bootstrap []string // each agent is a node
+	for name, runtime := range map[string]string{
+		"text-report": command(reportScript),
+		"gated":       command(writeScript(t, gatedScript), "GATE", filepath.Join(t.TempDir(), "gate")),
+	} {
+		address := "/ip4/127.0.0.1/tcp/" + freePorts(t, 1)[0]
+		worker := start(t, home(t), caddyfile("\n\t\t\tbootstrap off\n\t\t\tdiscovery off\n\t\t\tswarm_key "+key, "",
+			agent("a", name, name, runtime+"\n\t\t\tlisten "+address)))
+		bootstrap = append(bootstrap, fmt.Sprintf("%s/p2p/%s", address, worker.awaitLog("agent is on the mesh")["peer"]))
+	}
 	dir, ports := t.TempDir(), freePorts(t, 2)
 	script, err := filepath.Abs("python/local_gateway.py")
 	if err != nil {
@@ -98,30 +104,30 @@ func TestLocalMeshGateway(t *testing.T) {
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir,
 		"PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), // where it looks for "agentfm"
-		"GATEWAY_PORT="+ports[0], "SECOND_PORT="+ports[1], "SWARM_KEY="+key, fmt.Sprintf("BOOTSTRAP=%s/p2p/%s", address, peer))
+		"GATEWAY_PORT="+ports[0], "SECOND_PORT="+ports[1], "SWARM_KEY="+key, "BOOTSTRAP="+strings.Join(bootstrap, ","))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		log, _ := os.ReadFile(filepath.Join(dir, ".agentfm-gateway-"+ports[0]+".log"))
 		t.Errorf("%v\n%s\nlog of the gateway:\n%s", err, out, log)
 	}
 }
 
-// TestModeWorker has a gateway and a worker of AgentFM's command lines, the agent in a
-// container, and the mode test of that agent.
-func TestModeWorker(t *testing.T) {
+// TestModes has a relay, a gateway, a witness and a worker, all of AgentFM's command lines and
+// knowing of the relay alone. The agent is in a container, and is tried in the mode test, too.
+func TestModes(t *testing.T) {
 	engine := newEngine(t)
 	key, dir, ports := swarmKey(t), home(t), freePorts(t, 3)
-	p := spawn(t, "", dir, []string{"AGENTFM_API_KEYS=" + testKey},
-		"-mode", "api", "-apiport", ports[0], "-port", ports[1], "-swarmkey", key, "-bootstrap", "off", "-identity", "node.key", "-log-format", "json")
-	p.url = "http://127.0.0.1:" + ports[0]
-	node := p.awaitLog("mesh node is open")["peer"]
+	relay := spawn(t, "", home(t), nil, "-mode", "relay", "-port", ports[0], "-swarmkey", key, "-bootstrap", "off", "-witness", "-identity", "node.key", "-log-format", "json")
+	inSwarm := []string{"-swarmkey", key, "-bootstrap", fmt.Sprintf("/ip4/127.0.0.1/tcp/%s/p2p/%s", ports[0], relay.awaitLog("mesh node is open")["peer"])}
+	p := spawn(t, "", dir, []string{"AGENTFM_API_KEYS=" + testKey}, append([]string{"-mode", "api", "-apiport", ports[1]}, inSwarm...)...)
+	p.url = "http://127.0.0.1:" + ports[1]
+	spawn(t, "", home(t), nil, append([]string{"-mode=witness"}, inSwarm...)...).awaitLog("mesh node is open")
 
 	host := []string{"DOCKER_HOST=" + engine.host}
 	agentDir := t.TempDir()
 	writeFile(t, agentDir, "Containerfile", "FROM "+baseImage+"\nENTRYPOINT [\"sh\", \"-c\", \"echo $GREETING, $0, by $AGENTFM_MODEL; echo kept > /tmp/output/note\"]\n")
 	writeFile(t, agentDir, ".env", "GREETING=Good day\n")
 	agentFlags := []string{"-agentdir", agentDir, "-image", "agentfm-mode:v1", "-agent", "Greeter", "-model", "llama3.2", "-maxtasks=2", "-maxcpu", "100"}
-	worker := spawn(t, "", home(t), host, append([]string{"-mode", "worker", "-swarmkey", key, "-prom-listen", "127.0.0.1:" + ports[2],
-		"-bootstrap", fmt.Sprintf("/ip4/127.0.0.1/tcp/%s/p2p/%s", ports[1], node)}, agentFlags...)...)
+	worker := spawn(t, "", home(t), host, slices.Concat([]string{"-mode", "worker", "-prom-listen", "127.0.0.1:" + ports[2]}, inSwarm, agentFlags)...)
 	worker.awaitLog("agent is ready")
 	p.awaitWorkers(1)
 

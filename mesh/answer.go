@@ -94,11 +94,16 @@ func (r *Run) exchange(d *dispatch, id peer.ID, req *httpRequest, take func(*exc
 	if err != nil {
 		return err
 	}
-	if n := x.load(); n >= 0 {
-		r.slot.Report(n)
+	running, refused := x.load(), x.refusal()
+	switch {
+	case running < 0: // it does not say
+	case refused != nil:
+		r.slot.Report(running + 1) // the slot's is not among them
+	default:
+		r.slot.Report(running)
 	}
-	if err := x.refusal(); err != nil {
-		return err
+	if refused != nil {
+		return refused
 	}
 	take(x)
 	return nil

@@ -70,7 +70,7 @@ type Call struct {
 	TaskID string
 	// Retries is how many other workers are tried when one fails before the
 	// first byte of its output. Refusals of workers that turn out to be full do
-	// not count; of these there may be four.
+	// not count; of these there may be four, and more for a call that may wait.
 	Retries int
 	// FirstByte bounds the time from the sending of the task to the first byte
 	// of output, in each attempt; 0 for no such limit.

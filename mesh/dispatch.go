@@ -55,13 +55,17 @@ func (l *Lease) OpenArtifact(taskID string) (*os.File, error) {
 	return os.Open(l.app.artifacts.file(taskID))
 }
 
-// maxBounces is how many workers may refuse a call because they are full.
-const maxBounces = 4
+// How many workers may refuse a call because they are full. One that may wait for a
+// slot waits once more: what it heard last is that there is none.
+const (
+	maxBounces        = 4
+	maxWaitingBounces = 64
+)
 
 // Dispatch sends a task to a worker and returns when its output begins, or when
 // the agent ended well without any. A worker that fails before that is replaced
 // by another, up to c.Retries times, and one that refuses because it is full by up
-// to four. When none answers, the error is an [*AttemptError]. The caller must Close
+// to four, or as many as there is time for where the call may wait. When none answers, the error is an [*AttemptError]. The caller must Close
 // the run. The end of ctx stops the agent.
 func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	if c.TaskID == "" {
@@ -186,7 +190,7 @@ func (d *dispatch) again(err error, peer string) bool {
 	}
 	if errors.Is(err, wire.ErrCapacity) { // the router knows that it is full
 		d.bounces++
-		return d.bounces <= maxBounces
+		return d.bounces <= maxBounces || d.Queue.Wait > 0 && d.bounces <= maxWaitingBounces
 	}
 	d.Target.Exclude = append(d.Target.Exclude, peer)
 	return d.attempts-d.bounces <= d.Retries

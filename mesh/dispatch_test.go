@@ -139,8 +139,6 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// TestBounce wants workers that say that they are full to be passed by, and not
-// for ever.
 // TestBegin wants the caller to know who is about to get the task, and to have a say in it.
 func TestBegin(t *testing.T) {
 	a := newTestApp(t, nil)
@@ -175,6 +173,8 @@ func TestBegin(t *testing.T) {
 	}
 }
 
+// TestBounce wants workers that say that they are full to be passed by, and not
+// for ever.
 func TestBounce(t *testing.T) {
 	a := newTestApp(t, nil)
 	var refusals atomic.Int32
@@ -197,6 +197,27 @@ func TestBounce(t *testing.T) {
 	}
 	if _, _, err := ask(t, a, c); !errors.Is(err, router.ErrBusy) {
 		t.Errorf("none is left: got %v, want ErrBusy", err)
+	}
+}
+
+// TestBounceInQueue wants a call that may wait to be served after more refusals than that.
+func TestBounceInQueue(t *testing.T) {
+	a := newTestApp(t, nil)
+	var asked atomic.Int32
+	for range maxBounces + 2 {
+		newWorker(t, a, func(s network.Stream, req wire.TaskRequest) {
+			if asked.Add(1) == maxBounces+2 {
+				say("ok"+noFiles)(s, req)
+				return
+			}
+			say(wire.RefuseTasks(1, 1)+"\n")(s, req)
+		})
+	}
+	c := call("m")
+	c.Retries = 0
+	c.Queue = Queue{Wait: time.Minute, Size: 1, Client: "client"}
+	if out, _, err := ask(t, a, c); out != "ok" || err != nil {
+		t.Errorf("got %q, %v after %d", out, err, asked.Load())
 	}
 }
 

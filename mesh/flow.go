@@ -18,7 +18,7 @@ import (
 // is dropped comes when peers are asked for what they have.
 const (
 	flowRate  = 50.0 // messages a second
-	flowBurst = 500.0
+	flowBurst = 100.0
 	maxFlows  = 4096
 )
 

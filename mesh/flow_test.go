@@ -37,7 +37,7 @@ func TestFlows(t *testing.T) {
 		n     int
 		want  int
 	}{
-		{"a burst", "a", topics[1], 0, 600, 500},
+		{"a burst", "a", topics[1], 0, 600, 100},
 		{"more of it", "a", topics[2], 0, 10, 0},
 		{"a second later", "a", topics[1], time.Second, 100, 50},
 		{"another", "b", topics[1], 0, 10, 10},

@@ -17,7 +17,7 @@ const (
 	// Succeeded ends whatever earlier failures have earned.
 	Succeeded
 	// Refused says that the worker is full, whatever it has announced. It gets no
-	// tasks until its next telemetry, or for refusedRest. One that announces room
+	// tasks until its next telemetry or the end of a task there, or for refusedRest. One that announces room
 	// again and refuses again, with nothing done in between, rests.
 	Refused
 	// Failed says that the worker could not be reached, or broke off. It rests.
@@ -51,7 +51,7 @@ func (r *Router) judge(e *worker, o Outcome) {
 	h := &e.health
 	switch o {
 	case Succeeded:
-		*h = health{full: h.full, until: h.until}
+		*h = health{until: h.until} // nor is it full: a slot of it is free now
 	case Refused:
 		if !h.full {
 			h.refusals++

@@ -102,6 +102,25 @@ func TestAgentFailures(t *testing.T) {
 	}
 }
 
+// TestRefusedThenDone wants a worker that refused to get tasks again when one there has
+// ended: its slot is free, whatever the next telemetry says.
+func TestRefusedThenDone(t *testing.T) {
+	r, _ := timedRouter(Worker{Peer: "a", Model: "m", MaxTasks: 2})
+	first := pick(t, r, LeastLoaded{}, Request{Model: "m"})
+	second := pick(t, r, LeastLoaded{}, Request{Model: "m"})
+	second.Report(3) // the worker runs one of another gateway's, too
+	second.Release(Refused)
+	if _, err := r.Acquire(&Request{Model: "m"}, LeastLoaded{}); err != ErrBusy {
+		t.Fatalf("it is full: got %v", err)
+	}
+	first.Release(Succeeded)
+	s := pick(t, r, LeastLoaded{}, Request{Model: "m"})
+	if _, err := r.Acquire(&Request{Model: "m"}, LeastLoaded{}); err != ErrBusy {
+		t.Errorf("only one slot was free: got %v", err)
+	}
+	s.Release(Succeeded)
+}
+
 // TestRestSurvives wants a worker that breaks and comes back at once to rest all
 // the same, and to be forgotten in the end.
 func TestRestSurvives(t *testing.T) {

@@ -322,9 +322,22 @@ func (r *Router) Visit(req *Request) (Slot, error) {
 
 // acquire is Acquire under the mutex, when those who have rested are awake.
 func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
+	e, tier, trial, err := r.decide(req, sel)
+	if err != nil {
+		return Slot{}, err
+	}
+	e.inflight++
+	r.picks++
+	e.picked = r.picks
+	e.moved()
+	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e, trial: trial}, nil
+}
+
+// decide matches the request and lets sel choose. trial is as of [Router.pick].
+func (r *Router) decide(req *Request, sel Selector) (e *worker, tier Tier, trial bool, err error) {
 	g, tier := r.match(req)
 	if len(g) == 0 {
-		return Slot{}, ErrNoMatch
+		return nil, tier, false, ErrNoMatch
 	}
 	c := &r.choices
 	*c = Choices{workers: g, req: req, asked: r.exclude(req)}
@@ -334,14 +347,9 @@ func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 		i = c.lastResort(sel)
 	}
 	if i < 0 {
-		return Slot{}, c.reason()
+		return nil, tier, false, c.reason()
 	}
-	e := g[i].worker
-	e.inflight++
-	r.picks++
-	e.picked = r.picks
-	e.moved()
-	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e, trial: trial}, nil
+	return g[i].worker, tier, trial, nil
 }
 
 // exclude marks the workers that must not serve the request, and returns the mark.

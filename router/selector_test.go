@@ -243,6 +243,28 @@ func benchWorker(i int) Worker {
 		MaxTasks: 8, CPU: float64(i % 100), MaxPrompt: 1 << 20}
 }
 
+// BenchmarkDecide only decides: the load of nobody changes.
+func BenchmarkDecide(b *testing.B) {
+	for _, n := range []int{1000, 100_000} {
+		r := benchRouter(n)
+		reqs := make([]Request, 50)
+		for i := range reqs {
+			reqs[i] = Request{Model: fmt.Sprintf("model %d", i), PromptSize: 1}
+		}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				r.mu.Lock()
+				_, _, _, err := r.decide(&reqs[i%len(reqs)], LeastLoaded{})
+				r.mu.Unlock()
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkPick takes and releases a slot.
 func BenchmarkPick(b *testing.B) {
 	for _, n := range []int{100, 10_000, 100_000} {

@@ -85,6 +85,7 @@ type call struct {
 	budget  *budgetReader
 	begun   time.Time
 	end     time.Time // of the task's time, once there is a task
+	working bool      // on a task, of whose answer nothing is written
 }
 
 // ServeHTTP serves mesh protocol 2. The peer at the other end of the stream is who
@@ -154,6 +155,15 @@ func (c *call) showLoad() {
 	running := len(c.a.tasks)
 	c.a.mu.Unlock()
 	c.w.Header().Set(wire.HeaderLoad, strconv.Itoa(running)+"/"+strconv.Itoa(g.config.MaxTasks))
+}
+
+// update has the head of a task's answer say what the load is now: when the task began
+// may be long ago.
+func (c *call) update() {
+	if c.working {
+		c.working = false
+		c.showLoad()
+	}
 }
 
 // statuses are those of refusals.
@@ -269,6 +279,7 @@ func (c *call) writeDeadline() time.Time {
 // Write writes a piece of the answer, and sends it: each gets its time.
 func (c *call) Write(p []byte) (int, error) {
 	_ = c.rc.SetWriteDeadline(c.writeDeadline())
+	c.update()
 	n, err := c.w.Write(p)
 	if err == nil {
 		err = c.rc.Flush()

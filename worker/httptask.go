@@ -34,10 +34,11 @@ func (c *call) task() {
 	c.end = t.end
 	began := time.Now()
 	stop := context.AfterFunc(c.r.Context(), func() { t.stop(errGatewayGone) })
-	c.showLoad()
+	c.working = true
 	c.w.Header().Set("Content-Type", "text/event-stream")
 	events := wire.NewEventWriter(c)
 	e, keeping := c.run(g, t, req, events)
+	c.update() // with this task, whose slot the gateway still holds
 	// The slot is free before the gateway sees the end: its next task comes at once.
 	a.free(req.TaskID)
 	stop()

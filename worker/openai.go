@@ -170,7 +170,6 @@ func (c *call) create(g *generation) {
 		c.a.log().Debug("request ended", zap.Stringer("gateway", c.gateway), zap.String("path", c.r.URL.Path),
 			zap.Duration("took", time.Since(began)), zap.NamedError("cause", cause))
 	}()
-	c.showLoad()
 	ctx, cancel := context.WithDeadline(t.ctx, t.end)
 	defer cancel()
 	c.serve(g, ctx)
@@ -180,6 +179,7 @@ func (c *call) create(g *generation) {
 func (c *call) serve(g *generation, ctx context.Context) {
 	w := &pacedWriter{ResponseWriter: c.w, c: c, limited: c.begun}
 	serverOf(g.runtime).ServeHTTP(w, c.r.WithContext(ctx))
+	w.begin()
 	w.limit() // for the end of the answer
 }
 
@@ -189,6 +189,24 @@ type pacedWriter struct {
 	http.ResponseWriter
 	c       *call
 	limited time.Time // when the deadline was set
+	begun   bool      // the head is written
+}
+
+// WriteHeader writes the head, with the load of this moment: when the request came is
+// long ago for a model that thinks.
+func (w *pacedWriter) WriteHeader(status int) {
+	if !w.begun && status >= http.StatusOK {
+		w.begun = true
+		w.c.showLoad()
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// begin writes the head of an answer that has no status.
+func (w *pacedWriter) begin() {
+	if !w.begun {
+		w.WriteHeader(http.StatusOK)
+	}
 }
 
 // limit gives the next write its time, or almost: not every one sets the deadline anew.
@@ -202,12 +220,14 @@ func (w *pacedWriter) limit() {
 // Write implements io.Writer.
 func (w *pacedWriter) Write(p []byte) (int, error) {
 	w.limit()
+	w.begin()
 	return w.ResponseWriter.Write(p)
 }
 
 // FlushError is for http.ResponseController. What was written may go out only now.
 func (w *pacedWriter) FlushError() error {
 	w.limit()
+	w.begin()
 	return w.c.rc.Flush()
 }
 

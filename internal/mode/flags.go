@@ -68,7 +68,7 @@ var flags = []struct {
 	{"apiport", false, []string{modeAPI}, "port of the API (default: 8080)"},
 	{"api-bind", false, []string{modeAPI}, "address of the API (default: 127.0.0.1)"},
 	{"reputation-floor", false, []string{modeAPI}, "score below which a worker gets no tasks, from -1 to 1 (default: -0.5)"},
-	{"witness", true, []string{modeAPI, modeWorker, modeRelay}, "be a witness, too"},
+	{"witness", true, forNodes, "be a witness of the reputation ledger, too"},
 	{"swarmkey", false, forNodes, "file with the key of a private swarm"},
 	{"bootstrap", false, forNodes, "nodes to stay connected to, multiaddresses with commas between them, or off"},
 	{"port", false, forNodes, "port of the node on the mesh (default: any; of a relay, 4001)"},

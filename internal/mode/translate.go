@@ -37,6 +37,8 @@ type Command struct {
 const (
 	// defaultAPIPort is the port of the API.
 	defaultAPIPort = 8080
+	// relayPort is the port of a relay's node.
+	relayPort = 4001
 	// stopTime is how long a gateway that ends waits for open requests: the Python SDK kills
 	// it after three seconds.
 	stopTime = "2s"
@@ -53,7 +55,7 @@ func Translate(args []string, sys System) (Command, error) {
 	if err != nil {
 		return Command{}, err
 	}
-	t := &translation{values: v, agents: mode == modeWorker || mode == modeTest, sys: sys}
+	t := &translation{values: v, sys: sys}
 	c := Command{Args: []string{"run", "--config", "-", "--adapter", "caddyfile"}, Print: v[printFlag] != ""}
 	switch mode {
 	case modeGenkey:
@@ -62,15 +64,17 @@ func Translate(args []string, sys System) (Command, error) {
 		t.api()
 	case modeWorker:
 		t.worker()
+	case modeRelay:
+		t.relay()
+	case modeWitness:
+		t.witness()
 	case modeTest:
-		v["model"] = cmp.Or(v["model"], modeTest)
-		t.worker()
 		if v["prompt"] == "" || v["prompt"] == "-" {
 			return Command{}, errors.New("-prompt is required with -mode test: the text for the agent")
 		}
+		v["model"] = cmp.Or(v["model"], modeTest)
+		t.worker()
 		c.Args = []string{"agentfm", "test", "--config", "-", "--adapter", "caddyfile", "--prompt=" + v["prompt"]}
-	default:
-		return Command{}, fmt.Errorf("-mode %s is not built yet", mode)
 	}
 	c.Config = t.text.String()
 	return c, t.err
@@ -79,10 +83,9 @@ func Translate(args []string, sys System) (Command, error) {
 // translation writes a Caddyfile. Its error is the first that there was.
 type translation struct {
 	values
-	agents bool // the process has an agent, and no node of its own
-	sys    System
-	text   caddyfile
-	err    error
+	sys  System
+	text caddyfile
+	err  error
 }
 
 // quote makes a word of a flag's value.
@@ -140,14 +143,12 @@ func (t *translation) api() {
 		t.process()
 		t.text.line("grace_period " + stopTime)
 		t.text.block("agentfm", func() {
-			t.mesh(identity, t.integer("port", 0, 65535, 0))
+			t.mesh(&node{t.identity(identity), t.port(0), false})
 			t.text.line("artifacts " + artifactsDir)
 			if store != "" {
 				t.text.block("tasks", func() { t.text.line("store " + t.word(store)) })
 			}
-			if floor := t.number("reputation-floor", -1, 1); floor != "" {
-				t.text.block("reputation", func() { t.text.line("floor " + floor) })
-			}
+			t.reputation()
 		})
 	})
 	t.text.block("http://:"+strconv.Itoa(port), func() {
@@ -157,6 +158,31 @@ func (t *translation) api() {
 			return
 		}
 		t.text.block("agentfm", func() { t.text.line("api_keys {env.AGENTFM_API_KEYS}") })
+	})
+	t.metrics()
+}
+
+// relay writes the configuration of a relay.
+func (t *translation) relay() {
+	t.text.block("", func() {
+		t.process()
+		t.text.block("agentfm", func() {
+			t.mesh(&node{t.identity(modeRelay), t.port(relayPort), true})
+			t.reputation()
+		})
+	})
+	t.metrics()
+}
+
+// witness writes the configuration of a witness.
+func (t *translation) witness() {
+	t.values["witness"] = "true"
+	t.text.block("", func() {
+		t.process()
+		t.text.block("agentfm", func() {
+			t.mesh(&node{t.identity(modeWitness), t.port(0), false})
+			t.reputation()
+		})
 	})
 	t.metrics()
 }
@@ -175,7 +201,14 @@ func (t *translation) worker() {
 	}
 	t.text.block("", func() {
 		t.process()
-		t.text.block("agentfm", func() { t.mesh("", 0) })
+		t.text.block("agentfm", func() {
+			var own *node
+			if t.values["witness"] != "" { // which an agent is not
+				own = &node{identity: modeWitness}
+			}
+			t.mesh(own)
+			t.reputation()
+		})
 		t.text.block("agentfm_worker", func() {
 			t.text.block("agent "+agentKey(t.values["agent"]), func() {
 				t.agent()
@@ -203,10 +236,10 @@ func (t *translation) agent() {
 			t.text.line(f.option + " " + percent)
 		}
 	}
-	if t.values["identity"] != "" {
-		t.text.line("identity " + t.identity())
+	if identity := t.identity(""); identity != "" {
+		t.text.line("identity " + identity)
 	}
-	if port := t.integer("port", 0, 65535, 0); port != 0 {
+	if port := t.port(0); port != 0 {
 		t.text.line("listen " + t.listen(port))
 	}
 }
@@ -224,40 +257,6 @@ func (t *translation) docker(dir, image string) {
 	if file := filepath.Join(dir, ".env"); t.sys.Exists(file) {
 		t.text.line("env_file " + t.word(file))
 	}
-}
-
-// mesh writes how the process takes part in the mesh. Where it has agents, the key and the
-// addresses are theirs.
-func (t *translation) mesh(identity string, port int) {
-	var lines []string
-	add := func(option, words string) { lines = append(lines, option+" "+words) }
-	if t.values["identity"] != "" && !t.agents {
-		identity = t.identity()
-	}
-	if identity != "" {
-		add("identity", identity)
-	}
-	if !t.agents {
-		add("listen", t.listen(port))
-	}
-	if t.values["bootstrap"] != "" {
-		nodes := strings.Split(t.values["bootstrap"], ",")
-		for i, n := range nodes {
-			nodes[i] = t.word(strings.TrimSpace(n))
-		}
-		add("bootstrap", strings.Join(nodes, " "))
-	}
-	if t.values["swarmkey"] != "" {
-		add("swarm_key", t.quote("swarmkey"))
-	}
-	if len(lines) == 0 {
-		return
-	}
-	t.text.block("mesh", func() {
-		for _, l := range lines {
-			t.text.line(l)
-		}
-	})
 }
 
 // process writes what holds for the whole process. There is no admin API: several of
@@ -299,24 +298,6 @@ func (t *translation) metrics() {
 		}
 		t.text.line("metrics /metrics")
 	})
-}
-
-// identity returns the file of the node's key. A name without a slash would be a key in
-// Caddy's storage.
-func (t *translation) identity() string {
-	if !strings.ContainsAny(t.values["identity"], `/\`) {
-		t.values["identity"] = "./" + t.values["identity"]
-	}
-	return t.quote("identity")
-}
-
-// listen returns the addresses of a node on a port.
-func (t *translation) listen(port int) string {
-	addrs := fmt.Sprintf("/ip4/0.0.0.0/tcp/%d", port)
-	if t.values["swarmkey"] == "" { // a private swarm has TCP only
-		addrs += fmt.Sprintf(" /ip4/0.0.0.0/udp/%d/quic-v1", port)
-	}
-	return addrs
 }
 
 // loopback reports whether an address for listening is of this machine alone.

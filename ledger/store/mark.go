@@ -35,3 +35,42 @@ func (n outcome) mark(id []byte) int64 {
 	// a time in nanoseconds has more digits than a float
 	return mark(binary.BigEndian.AppendUint64(id[:len(id):len(id)], uint64(n.updated)), n.sum.Good, n.sum.Bad, n.recent.Good, n.recent.Bad)
 }
+
+// markAll gives the rows of an older store their marks.
+func (t *tx) markAll() error {
+	rows, err := t.Query("SELECT subject, author, entries, sum, weight FROM vote")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	type vote struct {
+		subject, author, entries int64
+		sum, weight              float64
+	}
+	var votes []vote
+	for rows.Next() {
+		var v vote
+		if err := rows.Scan(&v.subject, &v.author, &v.entries, &v.sum, &v.weight); err != nil {
+			return err
+		}
+		votes = append(votes, v)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	for _, v := range votes {
+		if _, err := t.Exec("UPDATE vote SET mark = ? WHERE subject = ? AND author = ?", voteMark(v.subject, v.author, v.entries, v.sum, v.weight), v.subject, v.author); err != nil {
+			return err
+		}
+	}
+	all, err := readOutcomes(t.Query("SELECT * FROM outcome"))
+	if err != nil {
+		return err
+	}
+	for id, n := range all {
+		if err := t.setOutcome(id, n.outcome); err != nil {
+			return err
+		}
+	}
+	return nil
+}

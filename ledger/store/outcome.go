@@ -51,20 +51,34 @@ type outcome struct {
 
 // outcomes reads what is counted of all workers, or of one.
 func outcomes(rows *sql.Rows, err error) (map[peer.ID]outcome, error) {
+	all, err := readOutcomes(rows, err)
+	out := make(map[peer.ID]outcome, len(all))
+	for id, n := range all {
+		if n.marked != n.mark([]byte(id)) {
+			return nil, errOutcomeDamaged
+		}
+		out[id] = n.outcome
+	}
+	return out, err
+}
+
+// markedOutcome is an outcome with the mark that is stored.
+type markedOutcome struct {
+	outcome
+	marked int64
+}
+
+func readOutcomes(rows *sql.Rows, err error) (map[peer.ID]markedOutcome, error) {
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	out := make(map[peer.ID]outcome)
+	out := make(map[peer.ID]markedOutcome)
 	for rows.Next() {
 		var id []byte
-		var n outcome
-		var have int64
-		if err := rows.Scan(&id, &n.sum.Good, &n.sum.Bad, &n.updated, &n.recent.Good, &n.recent.Bad, &have); err != nil {
+		var n markedOutcome
+		if err := rows.Scan(&id, &n.sum.Good, &n.sum.Bad, &n.updated, &n.recent.Good, &n.recent.Bad, &n.marked); err != nil {
 			return nil, err
-		}
-		if have != n.mark(id) {
-			return nil, errOutcomeDamaged
 		}
 		out[peer.ID(id)] = n
 	}

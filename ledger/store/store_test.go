@@ -602,3 +602,31 @@ func TestOutcomes(t *testing.T) {
 		t.Errorf("a day later: %+v, %v", all, err)
 	}
 }
+
+// TestUpgradeToMarks opens a store of version 2, in which nothing has a mark.
+func TestUpgradeToMarks(t *testing.T) {
+	dir, me, a, subject := t.TempDir(), newAuthor(t), newAuthor(t), newAuthor(t).id
+	s := open(t, dir, me.key)
+	s.mustAppend(t, subject, 0.5, true)
+	s.accept(t, Stored, nil, a.rate(t, subject, 1))
+	if err := s.Note(ctx, map[peer.ID]Tally{subject: {Good: 2, Bad: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	want, err := contents(s, subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.conn.ExecContext(ctx, "ALTER TABLE vote DROP COLUMN mark; ALTER TABLE outcome DROP COLUMN mark; PRAGMA user_version = 2"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, dir, me.key)
+		if got, err := contents(s, subject); err != nil || got != want {
+			t.Errorf("%v\n%s\nwant\n%s", err, got, want)
+		}
+	}
+	s.accept(t, Stored, nil, a.rate(t, subject, 1))
+}
