@@ -62,8 +62,8 @@ type Summary struct {
 	Raters []peer.ID
 }
 
-// maxRaters bounds the raters of a summary.
-const maxRaters = 10_000
+// maxRaters bounds the raters of a summary: each costs a look at the disk.
+const maxRaters = 2_000
 
 // Summary returns what is counted of a peer.
 func (s *Store) Summary(ctx context.Context, id peer.ID) (sum Summary, err error) {
