@@ -43,7 +43,7 @@ The exit code is 0 when all went well, and else
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), idCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand(), wayCommand(),
-				modelsCommand(), runCommand(), chatCommand(), scatterCommand())
+				modelsCommand(), runCommand(), chatCommand(), scatterCommand(), reputationCommand())
 			withCompletions(cmd)
 			withExitCodes(cmd)
 		},
