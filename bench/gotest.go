@@ -30,7 +30,7 @@ type suite struct {
 
 var suites = []suite{
 	{bench: "B5", pkg: "./mesh", run: "^BenchmarkDispatch$", find: findDispatch},
-	{bench: "B6", pkg: "./router", run: "^Benchmark(Decide|Pick)", find: findPick},
+	{bench: "B6", pkg: "./router", run: "^BenchmarkDecide$|^BenchmarkPickScan$|^BenchmarkPickUpdated$|^BenchmarkPick$/^100000$", find: findPick},
 	{bench: "B8", pkg: "./mesh", run: "^BenchmarkTelemetry$", times: "400x", find: findTelemetry},
 	{bench: "B10", pkg: "./worker", run: "^BenchmarkZip$/^text$", times: "1x", find: findZip},
 }

@@ -100,10 +100,13 @@ func freePorts(n int) ([]int, error) {
 	return ports, nil
 }
 
+// patience is how long await waits. LiteLLM loads for long on a busy machine.
+const patience = 3 * time.Minute
+
 // await waits until check is content with the answer to a GET.
 func await(ctx context.Context, p *process, url, key string, check func(status int, body string) bool) error {
 	last := "no answer"
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
