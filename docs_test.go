@@ -72,6 +72,8 @@ func setUpConfigs(t *testing.T) func(config string) string {
 	}
 	t.Setenv("AGENTFM_API_KEYS", "a-key-of-sixteen-characters")
 	t.Setenv("AGENTFM_GATEWAY", "/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL")
+	t.Setenv("MODEL_SERVER", "http://127.0.0.1:11434/v1")
+	t.Setenv("AGENTFM_RELAY", os.Getenv("AGENTFM_GATEWAY"))
 	t.Setenv("WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 	t.Setenv("TEAM_PASSWORD_HASH", "$2a$04$kjP0BeKjPJS41sXDS7ZPBuaafdRhrKFjm5/ZWNP9r2brydXQTh73K")
 	t.Setenv("XDG_DATA_HOME", dir)

@@ -93,7 +93,7 @@ func (s *TaskService) Download(ctx context.Context, id string, w io.Writer) (*Do
 		if last != d.got {
 			idle = 0
 		}
-		if e, ok := errors.AsType[*Error](err); !ok || e.Kind != ErrConnection || d.got > 0 && d.etag == "" || idle >= s.c.retries {
+		if e, ok := errors.AsType[*Error](err); !ok || !e.broken() || d.got > 0 && d.etag == "" || idle >= s.c.retries {
 			return nil, err
 		}
 		if !pause(ctx, s.c.wait(idle, 0)) {

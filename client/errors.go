@@ -4,6 +4,7 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/url"
@@ -35,7 +36,7 @@ type Error struct {
 	// Err is what the error is made of, such as that of a context; it may be nil.
 	Err error
 
-	final bool // the gateway asks not to send the request again
+	final bool // to send the request again helps nothing, or the gateway asks not to
 }
 
 // Kind is what sort of error an [Error] is. It is a target of [errors.Is].
@@ -87,8 +88,8 @@ const (
 	ErrProof Kind = "proof"
 	// ErrGateway: a local gateway cannot be started; see the package localgateway.
 	ErrGateway Kind = "gateway"
-	// ErrContext: the context ended first. Its error is wrapped: [errors.Is] finds
-	// [context.Canceled] and [context.DeadlineExceeded].
+	// ErrContext: the context ended first. Its error is wrapped, and so is its cause:
+	// [errors.Is] finds [context.Canceled] and [context.DeadlineExceeded].
 	ErrContext Kind = "context"
 )
 
@@ -168,16 +169,18 @@ func transportError(ctx context.Context, err error, doing string) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
-	if ctxErr := ctx.Err(); ctxErr != nil {
-		if cause := context.Cause(ctx); cause != ctxErr {
+	if ended := ctx.Err(); ended != nil {
+		if cause := context.Cause(ctx); cause != ended {
 			if e, ok := errors.AsType[*Error](cause); ok {
 				return e
 			}
+			ended = fmt.Errorf("%w: %w", ended, cause)
 		}
-		return &Error{Kind: ErrContext, Message: doing + ": " + ctxErr.Error(), Err: ctxErr}
+		return &Error{Kind: ErrContext, Message: doing + ": " + ended.Error(), Err: ended}
 	}
 	if e, ok := errors.AsType[*url.Error](err); ok { // it says the URL again
 		err = e.Err
 	}
-	return &Error{Kind: ErrConnection, Message: doing + ": " + err.Error(), Err: err}
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err) // and will be the next time
+	return &Error{Kind: ErrConnection, Message: doing + ": " + err.Error(), Err: err, final: untrusted}
 }

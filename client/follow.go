@@ -44,7 +44,7 @@ func (s *TaskService) Events(ctx context.Context, id, after string) iter.Seq2[Ta
 			if last != after {
 				idle = 0
 			}
-			if e, ok := errors.AsType[*Error](err); ok && (e.Kind != ErrConnection || idle >= s.c.retries) {
+			if e, ok := errors.AsType[*Error](err); ok && (!e.broken() || idle >= s.c.retries) {
 				yield(TaskEvent{}, err)
 				return
 			}
@@ -145,7 +145,7 @@ func (s *TaskService) Follow(ctx context.Context, id string) iter.Seq2[string, e
 			if last != f.offset {
 				idle = 0
 			}
-			if e, ok := errors.AsType[*Error](err); ok && (e.Kind != ErrConnection || idle >= s.c.retries) {
+			if e, ok := errors.AsType[*Error](err); ok && (!e.broken() || idle >= s.c.retries) {
 				yield("", err)
 				return
 			}

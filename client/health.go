@@ -22,13 +22,17 @@ func (c *Client) Health(ctx context.Context) (*Health, error) {
 
 // About is what a gateway says of itself.
 type About struct {
-	PeerID          string  `json:"boss_peer_id"`
-	RelayPeerID     string  `json:"relay_peer_id"`
-	RelayAddress    string  `json:"relay_multiaddr"`
+	PeerID string `json:"boss_peer_id"` // its own
+	// RelayPeerID and RelayAddress are those of the relay that it is connected to; empty
+	// where it is to none.
+	RelayPeerID  string `json:"relay_peer_id"`
+	RelayAddress string `json:"relay_multiaddr"`
+	// ReputationFloor is the honesty below which a worker is given no tasks.
 	ReputationFloor float64 `json:"reputation_floor"`
-	LedgerTreeSize  int64   `json:"ledger_tree_size"`
-	Version         string  `json:"version"`
-	UptimeSeconds   float64 `json:"uptime_seconds"`
+	// LedgerTreeSize is how many entries its ledger has.
+	LedgerTreeSize int64   `json:"ledger_tree_size"`
+	Version        string  `json:"version"`
+	UptimeSeconds  float64 `json:"uptime_seconds"`
 }
 
 // About returns what the gateway says of itself.

@@ -65,7 +65,8 @@ type CompletionRequest struct {
 	Sampling
 }
 
-// ChatCompletion is a whole answer to a [ChatRequest].
+// ChatCompletion is a whole answer to a [ChatRequest]. It has the fields of OpenAI's: Choices
+// with a Message each, and Usage.
 type ChatCompletion struct {
 	openai.ChatCompletion
 	Served Served `json:"-"`
@@ -79,7 +80,8 @@ func (c *ChatCompletion) Text() string {
 	return c.Choices[0].Message.Content
 }
 
-// Completion is a whole answer to a [CompletionRequest].
+// Completion is a whole answer to a [CompletionRequest]. It has the fields of OpenAI's: Choices
+// with a Text each, and Usage.
 type Completion struct {
 	openai.Completion
 	Served Served `json:"-"`
@@ -93,7 +95,8 @@ func (c *Completion) Text() string {
 	return c.Choices[0].Text
 }
 
-// ChatChunk is a piece of an answer that is streamed.
+// ChatChunk is a piece of an answer that is streamed. It has the fields of OpenAI's: Choices
+// with a Delta each.
 type ChatChunk struct{ openai.ChatChunk }
 
 // Text returns what the chunk adds to the text of the first choice.
@@ -106,7 +109,8 @@ func (c *ChatChunk) Text() string {
 	return ""
 }
 
-// CompletionChunk is a piece of an answer that is streamed.
+// CompletionChunk is a piece of an answer that is streamed. It has the fields of OpenAI's:
+// Choices with a Text each.
 type CompletionChunk struct{ openai.Completion }
 
 // Text returns what the chunk adds to the text of the first choice.

@@ -29,11 +29,16 @@ type PeerSummary struct {
 	Online   bool      `json:"online"`
 	LastSeen time.Time `json:"last_seen,omitzero"`
 
-	HonestyScore    float64 `json:"honesty_score"`
-	IsEquivocator   bool    `json:"is_equivocator"`
-	DispatchAllowed bool    `json:"dispatch_allowed"`
-	RefuseReason    string  `json:"dispatch_refuse_reason,omitzero"`
+	// HonestyScore is from -1 to 1; 0 is that of whom nobody has rated.
+	HonestyScore float64 `json:"honesty_score"`
+	// IsEquivocator says that it has signed two histories that contradict each other.
+	IsEquivocator bool `json:"is_equivocator"`
+	// DispatchAllowed says that the gateway gives it tasks; RefuseReason, why it does not:
+	// "peer_is_equivocator" or "reputation_below_floor".
+	DispatchAllowed bool   `json:"dispatch_allowed"`
+	RefuseReason    string `json:"dispatch_refuse_reason,omitzero"`
 
+	// EntriesCount is how many ratings of it and comments about it there are.
 	EntriesCount int       `json:"entries_count"`
 	LastEntryAt  time.Time `json:"last_entry_at,omitzero"`
 
@@ -44,7 +49,7 @@ type PeerSummary struct {
 	Raters *RaterSummary `json:"rater_summary,omitzero"`
 }
 
-// RaterSummary counts raters.
+// RaterSummary counts raters. Verified are those who are themselves rated as honest.
 type RaterSummary struct {
 	Verified   int `json:"verified_raters_count"`
 	Unverified int `json:"unverified_raters_count"`
@@ -114,7 +119,7 @@ type LogEntry struct {
 	TextCID  string `json:"text_cid,omitzero"`
 }
 
-// LogPage is a part of what is said of a peer.
+// LogPage is a part of what is said of the peer Subject.
 type LogPage struct {
 	Subject  string     `json:"subject"`
 	Limit    int        `json:"limit"`

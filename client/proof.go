@@ -32,8 +32,8 @@ func hasCID(text []byte, cid string) bool {
 // Proof shows that an entry is in the log of its author, by RFC 6962.
 type Proof struct {
 	EntryHash string   `json:"entry_hash"`
-	Position  int64    `json:"position"` // from 0
-	AuditPath []string `json:"audit_path"`
+	Position  int64    `json:"position"`   // from 0
+	AuditPath []string `json:"audit_path"` // hashes, in hex
 	Head      LogHead  `json:"head"`
 }
 

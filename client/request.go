@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -25,6 +26,9 @@ import (
 var maxAnswer int64 = 64 << 20
 
 const maxError = 64 << 10
+
+// errorWait is how long what an error says may take to come. A variable for tests.
+var errorWait = 10 * time.Second
 
 // Limits of the time before a request is sent again.
 const (
@@ -116,6 +120,9 @@ func (c *Client) call(ctx context.Context, r request, v any) (header http.Header
 
 // decode reads JSON into v.
 func decode(body []byte, v any, doing string) error {
+	if trimmed := bytes.TrimSpace(body); bytes.HasPrefix(trimmed, []byte("<")) {
+		return protocolError(nil, "%s: the answer is a page of a proxy or another server, and no JSON", doing)
+	}
 	if err := json.Unmarshal(body, v, jsontext.AllowInvalidUTF8(true), jsontext.AllowDuplicateNames(true)); err != nil {
 		return protocolError(err, "%s: the answer cannot be read", doing)
 	}
@@ -193,6 +200,9 @@ func (e *Error) temporary() bool {
 	return false
 }
 
+// broken reports whether a connection broke that may hold the next time.
+func (e *Error) broken() bool { return e.Kind == ErrConnection && !e.final }
+
 // wait is how long to wait before the n-th retry, from 0, when the gateway asks for
 // retryAfter.
 func (c *config) wait(n int, retryAfter time.Duration) time.Duration {
@@ -262,22 +272,37 @@ func (c *Client) newRequest(ctx context.Context, r request, body []byte) (*http.
 
 // answerError makes an error of an answer that is not one of success.
 func answerError(resp *http.Response) *Error {
+	late := time.AfterFunc(errorWait, func() { resp.Body.Close() })
+	defer late.Stop()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxError)) // as much as there is, for the message
 	e := errorOf(body)
 	if e == nil {
 		e = &Error{Message: openai.Clip(string(bytes.TrimSpace(body)), maxText)}
-		if e.Message == "" {
-			e.Message = "the gateway answered " + resp.Status
-		}
 	}
 	e.Status = resp.StatusCode
 	e.Kind = kindOf(e.Status, e.Code)
 	e.RetryAfter = retryAfter(resp.Header)
 	e.final = resp.Header.Get("X-Should-Retry") == "false"
-	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
-		e.Message = "the answer is a redirect, which is not followed; is the base URL that of the gateway?"
+	switch {
+	case e.Code != "":
+	case resp.StatusCode >= 300 && resp.StatusCode < 400:
+		e.Message = "the answer is a redirect, which is not followed, to " + openai.Clip(resp.Header.Get("Location"), maxText) +
+			"; is the base URL that of the gateway?"
+	case isHTML(resp):
+		e.Message = "the answer is a page of a proxy or another server, " + resp.Status
+		if e.Kind == ErrNotFound {
+			e.Kind = ErrProtocol
+		}
+	case e.Message == "":
+		e.Message = "the gateway answered " + resp.Status
 	}
 	return withID(e, resp)
+}
+
+// isHTML reports whether an answer is a page, which no gateway answers a call with.
+func isHTML(resp *http.Response) bool {
+	mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	return mediaType == "text/html" || mediaType == "application/xhtml+xml"
 }
 
 // errorOf reads the error of a gateway, from an answer or an event; nil when it is none.

@@ -119,9 +119,10 @@ func TestStream(t *testing.T) {
 		s, err := client.Tasks.Stream(t.Context(), RunRequest{WorkerID: "12D3", Prompt: "p"})
 		if err == nil {
 			for chunk, e := range s.All() {
-				if err = e; chunk.Kind == ChunkMarker {
+				switch err = e; chunk.Kind {
+				case ChunkMarker:
 					marker = chunk.Text
-				} else {
+				case ChunkText:
 					text += chunk.Text
 				}
 			}
@@ -201,6 +202,7 @@ func TestRun(t *testing.T) {
 	good := zipOf(t, map[string]string{"policy.md": "# Leave", "data/a.csv": "1,2"})
 	c := fake(t, routes{"POST /api/execute": exec("done\n[AGENTFM: FILES_INCOMING]\n"), "GET /api/tasks/task-1/artifacts": zip(good)})
 	dir := t.TempDir()
+	var r *Result
 	r, err := c.Tasks.Run(t.Context(), RunRequest{WorkerID: "12D3", Prompt: "p", TaskID: "task-1", ArtifactsDir: dir})
 	if err != nil || r.Text != "done\n" || r.WorkerID != "12D3" || r.TaskID != "task-1" || !r.HasFiles || r.Duration <= 0 {
 		t.Fatal(r, err)

@@ -90,7 +90,10 @@ func (s TaskStatus) Ended() bool {
 
 // Task is a task that was submitted.
 type Task struct {
-	ID     string     `json:"task_id"`
+	ID string `json:"task_id"`
+	// Mode is "async" for a task of [TaskService.Submit], and "sync" for one whose client
+	// waits for it.
+	Mode   string     `json:"mode,omitzero"`
 	Status TaskStatus `json:"status"`
 	// Reason and Message say why it failed.
 	Reason   Code   `json:"reason,omitzero"`

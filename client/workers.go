@@ -49,7 +49,7 @@ type Worker struct {
 	ImageDigest string `json:"agent_image_digest,omitzero"`
 	Capability  string `json:"agent_capability,omitzero"`
 
-	// What the gateway knows of it.
+	// What the gateway knows of it; see [PeerSummary].
 	HonestyScore    float64   `json:"honesty_score"`
 	IsEquivocator   bool      `json:"is_equivocator"`
 	DispatchAllowed bool      `json:"dispatch_allowed"`

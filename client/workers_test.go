@@ -40,6 +40,13 @@ func ids(workers []Worker) (ids []string) {
 
 func TestWorkersList(t *testing.T) {
 	c := fake(t, routes{"GET /api/workers": fleetRoute})
+	list, err := c.Workers.List(t.Context(), WorkerFilter{Name: "Painter"})
+	if err != nil || len(list) != 2 {
+		t.Fatal(list, err)
+	}
+	if w := list[0]; w.Author != "bob" || w.Model != "flux.2" || w.CurrentTasks != 2 || w.MaxTasks != 2 || !w.HasGPU || w.GPUPercent != 10 || !w.DispatchAllowed {
+		t.Errorf("%+v", w)
+	}
 	for _, f := range []struct {
 		filter WorkerFilter
 		want   string

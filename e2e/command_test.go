@@ -130,15 +130,16 @@ func TestTaskCommands(t *testing.T) {
 	if got := <-follow; got != "said wait\n" {
 		t.Errorf("logs -f: %q", got)
 	}
-	c.fails(t, "409 task_ended", "tasks", "cancel", done)
-	c.fails(t, "404 task_not_found", "tasks", "show", "task_"+strings.Repeat("0", 36))
+	c.fails(t, "task_ended, status 409", "tasks", "cancel", done)
+	c.fails(t, "task_not_found, status 404", "tasks", "show", "task_"+strings.Repeat("0", 36))
 	c.fails(t, "accepts 1 arg(s), received 2", "tasks", "show", done, runs)
 	reader := commandLine{dir: c.dir, env: []string{"AGENTFM_GATEWAY_URL=" + p.url, "AGENTFM_API_KEY=" + readerKey}}
 	if got := reader.ok(t, "tasks", "list"); got != "" {
 		t.Errorf("of another: %q", got)
 	}
-	reader.fails(t, "403 insufficient_scope", "tasks", "cancel", done)
+	reader.fails(t, "insufficient_scope, status 403", "tasks", "cancel", done)
 	nobody := commandLine{dir: c.dir, env: []string{"AGENTFM_GATEWAY_URL=" + p.url}}
 	nobody.fails(t, "AGENTFM_API_KEY", "tasks", "list")
-	commandLine{dir: c.dir}.fails(t, "--gateway", "tasks", "list")
+	nowhere := commandLine{dir: c.dir, env: []string{"AGENTFM_GATEWAY_URL=http://127.0.0.1:" + freePorts(t, 1)[0]}}
+	nowhere.fails(t, "--gateway", "tasks", "list")
 }

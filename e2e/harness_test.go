@@ -140,8 +140,14 @@ func start(t *testing.T, home, caddyfile string) *process {
 // startWith is start, with more of an environment.
 func startWith(t *testing.T, home, caddyfile string, env []string) *process {
 	t.Helper()
+	return startAs(t, "", home, caddyfile, env)
+}
+
+// startAs is startWith, with another program than the binary.
+func startAs(t *testing.T, program, home, caddyfile string, env []string) *process {
+	t.Helper()
 	ports := freePorts(t, 2)
-	p := launch(t, "", home, strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile), env)
+	p := launch(t, program, home, strings.NewReplacer("SITE", ":"+ports[0], "ADMIN", "127.0.0.1:"+ports[1]).Replace(caddyfile), env)
 	p.url, p.admin = "http://127.0.0.1:"+ports[0], "http://127.0.0.1:"+ports[1]
 	return p
 }
@@ -149,6 +155,19 @@ func startWith(t *testing.T, home, caddyfile string, env []string) *process {
 // launch runs a program, or the binary when it is empty, with a Caddyfile as it
 // stands and with more of an environment.
 func launch(t *testing.T, program, home, caddyfile string, env []string) *process {
+	t.Helper()
+	config := filepath.Join(home, "Caddyfile")
+	if err := os.WriteFile(config, []byte(caddyfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := spawn(t, program, home, env, "run", "--config", config)
+	p.config = caddyfile
+	return p
+}
+
+// spawn runs a program, or the binary when it is empty, with these arguments and with more
+// of an environment.
+func spawn(t *testing.T, program, home string, env []string, args ...string) *process {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts processes")
@@ -159,12 +178,8 @@ func launch(t *testing.T, program, home, caddyfile string, env []string) *proces
 			t.Fatal(err)
 		}
 	}
-	p := &process{t: t, log: &logBuffer{}, done: make(chan struct{}), config: caddyfile}
-	config := filepath.Join(home, "Caddyfile")
-	if err := os.WriteFile(config, []byte(caddyfile), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p.cmd = exec.Command(program, "run", "--config", config)
+	p := &process{t: t, log: &logBuffer{}, done: make(chan struct{})}
+	p.cmd = exec.Command(program, args...)
 	p.cmd.Dir = home
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home}, env...)
 	p.cmd.Stderr = p.log
@@ -182,7 +197,7 @@ func launch(t *testing.T, program, home, caddyfile string, env []string) *proces
 			t.Errorf("data race in the process:%.6000s", race)
 		}
 		if t.Failed() {
-			t.Logf("Caddyfile:\n%s\nlog of process %d:\n%s", caddyfile, p.cmd.Process.Pid, p.log)
+			t.Logf("%q\nCaddyfile:\n%s\nlog of process %d:\n%s", args, p.config, p.cmd.Process.Pid, p.log)
 		}
 	})
 	return p
@@ -426,11 +441,18 @@ type mesh struct {
 	address string // of the gateway's node
 }
 
-// newMesh starts a gateway with the lines of its site's block.
-func newMesh(t *testing.T, site string) *mesh {
+// newMesh starts a gateway with the lines of its site's block, and more of an environment.
+func newMesh(t *testing.T, site string, env ...string) *mesh {
+	t.Helper()
+	return joinMesh(t, "", "off", site, env...)
+}
+
+// joinMesh is newMesh, with another program than the binary unless that is empty, and the
+// address of another node that it knows, or "off".
+func joinMesh(t *testing.T, program, bootstrap, site string, env ...string) *mesh {
 	t.Helper()
 	address := "/ip4/127.0.0.1/tcp/" + freePorts(t, 1)[0]
-	gateway := start(t, home(t), caddyfile("\n\t\t\tlisten "+address+"\n\t\t\tbootstrap off\n\t\t\tdiscovery off", site))
+	gateway := startAs(t, program, home(t), caddyfile("\n\t\t\tlisten "+address+"\n\t\t\tbootstrap "+bootstrap+"\n\t\t\tdiscovery off", site), env)
 	peer, ok := gateway.awaitLog("mesh node is open")["peer"].(string)
 	if !ok {
 		t.Fatal("the log does not tell the gateway's peer id")

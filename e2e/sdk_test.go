@@ -411,6 +411,7 @@ func TestClientCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
+	writeFile(t, dir, "key", "another-key-of-nobody")
 	for _, c := range []struct {
 		args, in string
 		want     []string
@@ -419,12 +420,21 @@ func TestClientCommands(t *testing.T) {
 		{"models", "", []string{"text-report\tText report\tAVAILABLE\t", "\t" + p.workerID("Gated")}, 0},
 		{"run --model text-report --files files To be, or not to be.", "", []string{"- Words: 6", "report.md"}, 0},
 		{"run --peer " + p.workerID("Gated"), "x", []string{"first line\nsecond line\n"}, 0},
-		{"run --model broken x", "", []string{"half\n", "worker_stream_failed"}, 1},
-		{"run --model nobody x", "", []string{"no worker that is online offers nobody"}, 1},
+		{"run --model broken x", "", []string{"half\n", "worker_stream_failed"}, 7},
+		{"run --model nobody x", "", []string{"no worker that is online offers nobody"}, 5},
 		{"chat --model text-report --prompt hello", "", []string{"- Words: "}, 0},
 		{"scatter --model text-report -", "one\ntwo\nthree\n", []string{`{"index":0,"status":"success"`, `{"index":2,"status":"success"`}, 0},
-		{"scatter --peer " + p.workerID("Broken") + " --retries 0 -", "one\n", []string{`{"index":0,"status":"failed"`, "1 of 1 prompts failed"}, 1},
-		{"models --gateway http://127.0.0.1:1", "", []string{"connection refused"}, 1},
+		{"scatter --peer " + p.workerID("Broken") + " --retries 0 -", "one\n", []string{`{"index":0,"status":"failed"`, "1 of 1 prompts failed"}, 7},
+		{"models --gateway http://127.0.0.1:1", "", []string{"connection refused"}, 3},
+		{"models --foo", "", []string{"unknown flag: --foo", "See \"caddy agentfm models --help\"."}, 2},
+		{"models --api-key-file key", "", []string{"invalid_api_key"}, 4},
+		{"workers --model gated", "", []string{"AVAILABLE\tGated\tgated\t0/4\t"}, 0},
+		{"peers comment " + p.workerID("Gated") + " --rating 0.5 Quick.", "", []string{"cid\t1220", "entry\t"}, 0},
+		{"peers log " + p.workerID("Gated"), "", []string{"\tComment\t1220", "\tRating\thonesty 0.50\t"}, 0},
+		{"peers get " + p.workerID("Gated") + " --json", "", []string{`"entries_count": 2`}, 0},
+		{"peers list", "", []string{"online\t", "allowed\tGated\tgated\t"}, 0},
+		{"id --address " + strings.TrimPrefix(p.admin, "http://"), "", []string{"12D3KooW"}, 0},
+		{"chat --model text-report --prompt hello --json", "", []string{`"finish_reason": "stop"`}, 0},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		cmd := exec.CommandContext(ctx, program, append([]string{"agentfm"}, strings.Fields(c.args)...)...)

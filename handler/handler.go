@@ -212,7 +212,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.tasks, err = useTasks(app, ctx.Logger()); err != nil {
 		return err
 	}
-	if h.ledger, err = useLedger(app, ctx.Logger()); err != nil {
+	if h.ledger, err = ledger.Use(app); err != nil {
 		return err
 	}
 	if h.PolicyRaw != nil {

@@ -128,6 +128,9 @@ func keyProblem(err error) error {
 	case errors.Is(err, tasks.ErrKeyInUse):
 		return &problem{status: http.StatusConflict, code: "idempotency_key_in_use", retryAfter: 1,
 			message: "the request with this " + headerKey + " is being served; its answer can be had when it has ended"}
+	case errors.Is(err, tasks.ErrManyKeys):
+		return &problem{status: http.StatusTooManyRequests, code: codeRateLimit, retryAfter: 60,
+			message: "so many " + headerKey + "s are kept that you get no more for now; each is kept for 24 hours"}
 	case lost != nil:
 		return &problem{status: http.StatusConflict, code: "idempotency_answer_not_kept", final: true,
 			message: "the request with this " + headerKey + " was begun, and " + lostReasons[lost.Reason] +

@@ -10,7 +10,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
-	"github.com/Agent-FM/caddy-agentfm/ledger"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/tasks"
 )
@@ -46,21 +45,6 @@ func useTasks(app *mesh.App, logger *zap.Logger) (*tasks.Part, error) {
 		return nil, fmt.Errorf("tasks: %w", err)
 	}
 	return s.(*tasks.Part), nil
-}
-
-// useLedger returns the ledger of this configuration, which its sites share; nil for none.
-func useLedger(app *mesh.App, logger *zap.Logger) (*ledger.Part, error) {
-	r := app.ReputationSettings()
-	if r.Off {
-		return nil, nil
-	}
-	s, err := app.Service("ledger", func() (mesh.Service, error) {
-		return ledger.New(app, r.Store, ledger.Settings{Floor: r.Floor, Seeds: r.Seeds, FailOpen: r.FailOpen}, logger.Named("ledger")), nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("ledger: %w", err)
-	}
-	return s.(*ledger.Part), nil
 }
 
 // meshGateway makes a gateway of the app. Go wants the methods spelled out:

@@ -28,24 +28,22 @@ const (
 	gossipBatch  = 64
 )
 
-// gossip is the part of the ledger in the two topics.
+// gossip is the part of the ledger in its topics.
 type gossip struct {
 	ps            *pubsub.PubSub
 	feedback      *pubsub.Topic
 	equivocation  *pubsub.Topic
+	inconsistency *pubsub.Topic // what AgentFM 1.3 does not know
 	subscriptions []*pubsub.Subscription
 	out           chan *wire.Entry
-	authors       authors // of entries
-	accused       authors // of the heads that alerts show
+	authors       *authors // of entries
+	accused       *authors // of the heads that alerts show
 }
 
 // join joins the topics.
 func (g *gossip) join(l *Ledger) error {
 	g.ps, g.out = l.node.PubSub, make(chan *wire.Entry, gossipBuffer)
-	for _, a := range []*authors{&g.authors, &g.accused} {
-		a.buckets = make(map[peer.ID]*bucket)
-		a.fresh = bucket{tokens: maxAuthors / 16}
-	}
+	g.authors, g.accused = newAuthors(), newAuthors()
 	for _, t := range []struct {
 		name     string
 		topic    **pubsub.Topic
@@ -54,6 +52,7 @@ func (g *gossip) join(l *Ledger) error {
 	}{
 		{wire.FeedbackTopic, &g.feedback, l.validateEntry, l.takeEntries},
 		{wire.EquivocationTopic, &g.equivocation, l.validateAlert, l.takeAlerts},
+		{wire.InconsistencyTopic, &g.inconsistency, l.validateAlert, l.takeAlerts},
 	} {
 		if err := g.ps.RegisterTopicValidator(t.name, t.validate); err != nil {
 			return err
@@ -79,7 +78,7 @@ func (g *gossip) leave() {
 	for _, s := range g.subscriptions {
 		s.Cancel()
 	}
-	for _, t := range []*pubsub.Topic{g.feedback, g.equivocation} {
+	for _, t := range []*pubsub.Topic{g.feedback, g.equivocation, g.inconsistency} {
 		if t != nil {
 			_ = g.ps.UnregisterTopicValidator(t.String())
 			_ = t.Close()
@@ -141,6 +140,9 @@ func (l *Ledger) validateEntry(_ context.Context, from peer.ID, m *pubsub.Messag
 // validateAlert is the validator of alerts.
 func (l *Ledger) validateAlert(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	a, err := wire.ParseAlert(m.GetData())
+	if err == nil && (a.A.Size == a.B.Size) != (m.GetTopic() == wire.EquivocationTopic) {
+		err = errors.New("an alert of the other topic")
+	}
 	if err == nil {
 		err = a.Verify()
 	}
@@ -229,22 +231,27 @@ func (l *Ledger) accuse(a *wire.Alert) {
 	}
 	if news {
 		l.news()
-		l.node.Log().Warn("a peer has signed two logs", zap.Stringer("peer", a.Peer), zap.Uint64("size", a.A.Size), zap.Stringer("witness", a.Witness))
+		l.node.Log().Warn("a peer has signed two logs", zap.Stringer("peer", a.Peer), zap.Uint64s("sizes", []uint64{a.A.Size, a.B.Size}), zap.Stringer("witness", a.Witness))
 	}
 }
 
 // equivocated tells the mesh of two heads of one peer that contradict each other.
-func (l *Ledger) equivocated(a, b *wire.Head) {
-	if l.store.MayAccuse(l.ctx, a.Peer) != nil || !l.gossip.accused.admit(a.Peer) {
+func (l *Ledger) equivocated(evidence *wire.Alert) {
+	if l.store.MayAccuse(l.ctx, evidence.Peer) != nil || !l.gossip.accused.admit(evidence.Peer) {
 		return
 	}
-	alert := &wire.Alert{Peer: a.Peer, A: a.Bare(), B: b.Bare(), Witness: l.store.Self(), Time: time.Now().UnixNano()}
+	alert := *evidence
+	alert.Witness, alert.Time = l.store.Self(), time.Now().UnixNano()
 	if err := alert.Sign(l.node.Key); err != nil {
 		l.alarm(err)
 		return
 	}
-	l.accuse(alert)
-	if err := l.gossip.equivocation.Publish(l.ctx, alert.Marshal()); err != nil {
+	l.accuse(&alert)
+	topic := l.gossip.equivocation
+	if alert.A.Size != alert.B.Size {
+		topic = l.gossip.inconsistency
+	}
+	if err := topic.Publish(l.ctx, alert.Marshal()); err != nil {
 		l.node.Log().Debug("publishing an alert", zap.Error(err))
 	}
 }
@@ -254,6 +261,10 @@ type authors struct {
 	mu      sync.Mutex
 	buckets map[peer.ID]*bucket
 	fresh   bucket // for those who are not in the table
+}
+
+func newAuthors() *authors {
+	return &authors{buckets: make(map[peer.ID]*bucket), fresh: bucket{tokens: maxAuthors / 16}}
 }
 
 // bucket is a token bucket.

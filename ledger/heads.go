@@ -90,9 +90,9 @@ func (l *Ledger) sawHeads(id peer.ID, row uint64) {
 
 // observe takes in a head, and tells the mesh when it contradicts another.
 func (l *Ledger) observe(h *wire.Head) (ahead bool, err error) {
-	other, ahead, err := l.store.Observe(l.ctx, h)
-	if other != nil {
-		l.equivocated(other, h)
+	evidence, ahead, err := l.store.Observe(l.ctx, h)
+	if evidence != nil {
+		l.equivocated(evidence)
 	}
 	return ahead, err
 }

@@ -34,6 +34,7 @@ type Ledger struct {
 	clients clients
 
 	gossip    gossip
+	cosigning cosigning
 	serving   places
 	confirmed atomic.Bool  // peers were asked for what they have of the own log
 	kicks     chan peer.ID // peers that came
@@ -72,7 +73,7 @@ func Open(node mesh.Node, dir string, first Settings) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts()}
+	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts(), cosigning: newCosigning()}
 	l.gate.dirty, l.gate.fresh = make(chan struct{}, 1), make(map[string]store.Tally)
 	l.answered.of = make(map[peer.ID]bool)
 	l.ctx, l.cancel = context.WithCancel(node.Context)
@@ -94,6 +95,7 @@ func (l *Ledger) start() error {
 	l.serve()
 	l.node.Judge(l.judge)
 	l.running.Go(l.watch)
+	l.running.Go(l.seekSignatures)
 	return l.keepInStep()
 }
 
@@ -103,6 +105,7 @@ func (l *Ledger) Close() {
 	for _, p := range protocols {
 		l.node.Host.RemoveStreamHandler(p)
 	}
+	l.witnessing()
 	l.gossip.leave()
 	l.running.Wait()
 	l.serving.close()
@@ -123,6 +126,7 @@ func (l *Ledger) Append(ctx context.Context, e *wire.Entry, text []byte) error {
 	l.news()
 	if public {
 		l.gossip.publish(e)
+		l.cosigning.sign()
 	}
 	return nil
 }
@@ -148,6 +152,7 @@ func (l *Ledger) confirm(answered peer.ID) {
 		return
 	}
 	l.confirmed.Store(true)
+	l.cosigning.sign()
 	for _, e := range fresh {
 		l.gossip.publish(e)
 	}

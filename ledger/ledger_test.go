@@ -74,6 +74,11 @@ type testNode struct {
 // that was before.
 func newNode(t testing.TB, key crypto.PrivKey, dir string, bootstrap ...peer.AddrInfo) *testNode {
 	t.Helper()
+	return newNodeWith(t, key, dir, Settings{Floor: -0.5}, bootstrap...)
+}
+
+func newNodeWith(t testing.TB, key crypto.PrivKey, dir string, s Settings, bootstrap ...peer.AddrInfo) *testNode {
+	t.Helper()
 	c, cancel := context.WithCancel(ctx)
 	h, err := mesh.NewHost(c, mesh.RoleGateway, key, []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}, mesh.Settings{})
 	if err != nil {
@@ -92,7 +97,7 @@ func newNode(t testing.TB, key crypto.PrivKey, dir string, bootstrap ...peer.Add
 		Judge:     func(func(string, bool)) {},
 		Log:       zap.NewNop,
 	}
-	if n.Ledger, err = Open(n.node, dir, Settings{Floor: -0.5}); err != nil {
+	if n.Ledger, err = Open(n.node, dir, s); err != nil {
 		t.Fatal(err)
 	}
 	closed := false

@@ -28,6 +28,12 @@ type Settings struct {
 	Seeds map[peer.ID]float64
 	// FailOpen says that workers get tasks also when the ledger cannot be read.
 	FailOpen bool
+	// Witness says that this node signs the heads of others' logs.
+	Witness bool
+	// Witnesses are asked to sign the heads of the own log, of which Quorum must have, before
+	// others are shown one.
+	Witnesses []peer.ID
+	Quorum    int
 }
 
 // Part is the use of the ledger by one configuration. The nil part has no ledger: everybody
@@ -38,6 +44,29 @@ type Part struct {
 	s      Settings
 	logger *zap.Logger
 	ledger atomic.Pointer[Ledger]
+}
+
+func init() {
+	mesh.ProvideLedger(func(app *mesh.App) (mesh.Service, error) { return Use(app) })
+}
+
+// Use returns the ledger of a configuration, which all that is in it shares; nil for none.
+// It is for who is being provisioned.
+func Use(app *mesh.App) (*Part, error) {
+	r := app.ReputationSettings()
+	if r.Off {
+		return nil, nil
+	}
+	s, err := app.Service("ledger", func() (mesh.Service, error) {
+		return New(app, r.Store, Settings{
+			Floor: r.Floor, Seeds: r.Seeds, FailOpen: r.FailOpen,
+			Witness: r.Witness, Witnesses: r.Witnesses, Quorum: r.Quorum,
+		}, app.Logger().Named("ledger")), nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ledger: %w", err)
+	}
+	return s.(*Part), nil
 }
 
 // New returns the use of the ledger in a folder; an empty one stands for the node's own in
@@ -72,7 +101,7 @@ func (p *Part) Start() error {
 	}
 	p.ledger.Store(l)
 	l.parts.Join(p)
-	l.news()
+	l.changed()
 	return nil
 }
 
@@ -88,9 +117,16 @@ func (p *Part) folder(id peer.ID) string {
 func (p *Part) Cleanup() error {
 	if l := p.ledger.Load(); l != nil {
 		l.parts.Leave(p)
-		l.news()
+		l.changed()
 	}
 	return nil
+}
+
+// changed has what depends on the settings made anew.
+func (l *Ledger) changed() {
+	l.news()
+	l.witnessing()
+	l.cosigning.sign()
 }
 
 // settings returns those of the newest configuration.

@@ -34,6 +34,7 @@ func (l *Ledger) serve() {
 	for i, answer := range []func(io.Reader, io.Writer) error{l.serveHead, l.serveLog, l.serveInbox, l.serveComment, l.serveHeads} {
 		l.node.Host.SetStreamHandler(protocols[i], func(s network.Stream) { l.answer(s, answer) })
 	}
+	l.witnessing()
 }
 
 // places are those of the requests that are being answered.
@@ -110,7 +111,10 @@ func (l *Ledger) answer(s network.Stream, answer func(io.Reader, io.Writer) erro
 // serveHead answers with the head of the own log, once peers were asked whether it is the
 // newest, and while it may be continued: else it may not be that of what was published.
 func (l *Ledger) serveHead(_ io.Reader, w io.Writer) error {
-	h := l.store.Head()
+	h, err := l.shown()
+	if err != nil {
+		return err
+	}
 	if h == nil || !l.confirmed.Load() || l.store.MaySign() != nil {
 		return wire.WriteBytes(w, nil)
 	}

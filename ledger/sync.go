@@ -25,11 +25,14 @@ import (
 // Limits on asking peers.
 const (
 	// askEvery is how often peers are asked for what they have, and at the same time.
-	askEvery  = time.Minute
-	askAgain  = 3 * time.Second // after it came
-	askPeers  = 16              // in one round
-	askAtOnce = 4
-	maxKicked = 8 // asked beside the rounds, as they came
+	askEvery = time.Minute
+	// headsEvery is how often they are asked for the heads that they hold: who shows one log
+	// to one peer and another to another shall not do so for long.
+	headsEvery = 5 * time.Second
+	askAgain   = 3 * time.Second // after it came
+	askPeers   = 16              // in one round
+	askAtOnce  = 4
+	maxKicked  = 8 // asked beside the rounds, as they came
 	// askWithin bounds one request, roundWithin all that one peer is asked in a round.
 	askWithin   = 30 * time.Second
 	headWithin  = 15 * time.Second
@@ -105,12 +108,15 @@ func (l *Ledger) newcomers() {
 // rounds asks peers until the ledger is closed.
 func (l *Ledger) rounds() {
 	l.round(l.peers())
-	tick := time.NewTicker(askEvery)
+	tick, heads := time.NewTicker(askEvery), time.NewTicker(headsEvery)
 	defer tick.Stop()
+	defer heads.Stop()
 	for {
 		select {
 		case <-l.ctx.Done():
 			return
+		case <-heads.C:
+			l.each(l.peers(), headWithin, l.askHeads)
 		case <-tick.C:
 			l.round(l.peers())
 			l.alarm(l.store.Sweep(l.ctx))
@@ -147,25 +153,34 @@ func (l *Ledger) speaks(id peer.ID) bool {
 
 // round asks some peers for all that they have.
 func (l *Ledger) round(ids []peer.ID) {
+	l.each(ids, roundWithin, func(ctx context.Context, id peer.ID) error {
+		if err := l.ask(ctx, id); err != nil {
+			return err
+		}
+		if !l.confirmed.Load() {
+			l.confirm(id)
+		}
+		return nil
+	})
+	l.texts(ids)
+}
+
+// each asks some peers for something.
+func (l *Ledger) each(ids []peer.ID, within time.Duration, ask func(context.Context, peer.ID) error) {
 	var wait sync.WaitGroup
 	turns := make(chan struct{}, askAtOnce)
 	for _, id := range ids {
 		turns <- struct{}{}
 		wait.Go(func() {
 			defer func() { <-turns }()
-			ctx, cancel := context.WithTimeout(l.ctx, roundWithin)
+			ctx, cancel := context.WithTimeout(l.ctx, within)
 			defer cancel()
-			if err := l.ask(ctx, id); err != nil {
+			if err := ask(ctx, id); err != nil {
 				l.node.Log().Debug("a peer was not asked for all of its ledger", zap.Stringer("peer", id), zap.Error(err))
-				return
-			}
-			if !l.confirmed.Load() {
-				l.confirm(id)
 			}
 		})
 	}
 	wait.Wait()
-	l.texts(ids)
 }
 
 // ask asks one peer for its log, the heads that it holds, and its inbox.
@@ -298,11 +313,16 @@ func (l *Ledger) page(ctx context.Context, id peer.ID, p protocol.ID, from, coun
 	return items, err
 }
 
-// request makes one request to a peer.
+// request makes one request to a peer that is connected.
 func (l *Ledger) request(ctx context.Context, id peer.ID, p protocol.ID, within time.Duration, ask func(io.Writer) error, read func(io.Reader) error) error {
-	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(network.WithNoDial(ctx, "ledger"), "ledger"), within)
+	ctx, cancel := context.WithTimeout(network.WithNoDial(ctx, "ledger"), within)
 	defer cancel()
-	s, err := l.node.Host.NewStream(ctx, id, p)
+	return l.exchange(ctx, id, p, ask, read)
+}
+
+// exchange makes one request to a peer, until the deadline of ctx.
+func (l *Ledger) exchange(ctx context.Context, id peer.ID, p protocol.ID, ask func(io.Writer) error, read func(io.Reader) error) error {
+	s, err := l.node.Host.NewStream(network.WithAllowLimitedConn(ctx, "ledger"), id, p)
 	if err != nil {
 		return err
 	}

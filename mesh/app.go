@@ -28,8 +28,8 @@ func init() {
 // each run one AI agent.
 //
 // The app opens a libp2p node when something in the configuration uses it, such
-// as the HTTP handler `agentfm`; a process that has only agents runs only their
-// hosts. The node outlives configurations: a reload drops no request and no
+// as the HTTP handler `agentfm`, or when it is a relay or a witness; a process
+// that has only agents runs only their hosts. The node outlives configurations: a reload drops no request and no
 // connection. Its identity, addresses, swarm key and discovery cannot change in
 // a reload, which is then refused; they need a restart, as do the stores of tasks
 // and of the ledger. Bootstrap nodes and the folder for artifacts can.
@@ -108,8 +108,34 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := metrics.Register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
+	if err := a.serveOthers(); err != nil {
+		return err
+	}
 	return a.hook(ctx)
 }
+
+// serveOthers says that a relay or a witness needs the node, and its ledger unless that is
+// off, also when no site does.
+func (a *App) serveOthers() error {
+	if a.settings.Relay == nil && !a.reputation.Witness {
+		return nil
+	}
+	a.Use()
+	if a.reputation.Off {
+		return nil
+	}
+	_, err := useLedger(a)
+	return err
+}
+
+// useLedger makes the service of the ledger, which is of a package that this one does not
+// know. It is there once that package is.
+var useLedger = func(*App) (Service, error) {
+	return nil, errors.New("this program has no ledger")
+}
+
+// ProvideLedger says how the service of the ledger is made.
+func ProvideLedger(use func(*App) (Service, error)) { useLedger = use }
 
 // Use says that the configuration needs the node. Modules call it when they are
 // provisioned; without it, Start opens nothing.
@@ -117,6 +143,9 @@ func (a *App) Use() { a.used = true }
 
 // Settings returns the resolved settings, after Provision.
 func (a *App) Settings() Settings { return a.settings }
+
+// Logger returns the app's logger, after Provision.
+func (a *App) Logger() *zap.Logger { return a.logger }
 
 // Identity returns the key of that name; see [LoadIdentity].
 func (a *App) Identity(name string) (crypto.PrivKey, error) {

@@ -17,6 +17,13 @@ import (
 //			bootstrap <multiaddr>... | off
 //			swarm_key <file>
 //			discovery mdns|dht... | off
+//			relay {
+//				max_reservations        <n>
+//				max_reservations_per_ip <n>
+//				max_circuits            <n>
+//				max_duration            <duration>
+//				max_data                <size>
+//			}
 //		}
 //		artifacts [<dir>] {
 //			max_size <size>
@@ -46,6 +53,9 @@ import (
 //			floor     <score>
 //			seeds     <file>
 //			fail_open
+//			witness
+//			witnesses <peer id>...
+//			quorum    <n>
 //		}
 //	}
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
@@ -69,6 +79,7 @@ func (a *App) unmarshalMesh(d *caddyfile.Dispenser) error {
 		"bootstrap": option.Strings(&a.Mesh.Bootstrap),
 		"swarm_key": option.String(&a.Mesh.SwarmKey),
 		"discovery": option.Strings(&a.Mesh.Discovery),
+		"relay":     option.Func(a.Mesh.unmarshalRelay),
 	}.Block(d)
 }
 

@@ -159,7 +159,9 @@ func newHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 	} else {
 		opts = append(opts, libp2p.Transport(quic.NewTransport))
 	}
-	if len(s.Bootstrap) > 0 {
+	if s.Relay != nil && role == RoleGateway {
+		opts = append(opts, s.Relay.options()...)
+	} else if len(s.Bootstrap) > 0 {
 		opts = append(opts, libp2p.EnableAutoRelayWithStaticRelays(s.Bootstrap))
 	}
 	if s.DHT {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,6 +42,18 @@ type Reputation struct {
 	// Send tasks also when the ledger cannot be opened or read. Default: false: then the
 	// configuration is refused, or no worker is sent tasks.
 	FailOpen bool `json:"fail_open,omitempty"`
+
+	// Witness makes this node sign the heads of others' logs, each only if it continues the
+	// one before; also when no site uses the ledger. Default: false.
+	Witness bool `json:"witness,omitempty"`
+
+	// The peer ids of witnesses that this node asks to sign the heads of its own log.
+	// Default: none.
+	Witnesses []string `json:"witnesses,omitempty"`
+
+	// How many of the witnesses must have signed a head of this node's log before it is shown
+	// to others. Default: more than half of them.
+	Quorum int `json:"quorum,omitempty"`
 }
 
 // DefaultFloor is the score below which a worker is sent no tasks.
@@ -58,6 +71,12 @@ type ReputationSettings struct {
 	Seeds map[peer.ID]float64
 	// FailOpen says that tasks are sent also when the ledger cannot be read.
 	FailOpen bool
+	// Witness says that this node is one.
+	Witness bool
+	// Witnesses are those that are asked.
+	Witnesses []peer.ID
+	// Quorum is how many of them must have signed a head.
+	Quorum int
 }
 
 // resolve replaces placeholders, reads the seeds and fills what is left open. The receiver
@@ -67,8 +86,8 @@ func (r *Reputation) resolve() (ReputationSettings, error) {
 	if r == nil {
 		return out, nil
 	}
-	out.Off, out.FailOpen = r.Off, r.FailOpen
-	if r.Off && (r.Store != "" || r.Floor != nil || r.Seeds != "" || r.FailOpen) {
+	out.Off, out.FailOpen, out.Witness = r.Off, r.FailOpen, r.Witness
+	if r.Off && (r.Store != "" || r.Floor != nil || r.Seeds != "" || r.FailOpen || r.Witness || r.Witnesses != nil || r.Quorum != 0) {
 		return out, fmt.Errorf("off: no other option makes sense beside it")
 	}
 	if r.Floor != nil {
@@ -99,7 +118,42 @@ func (r *Reputation) resolve() (ReputationSettings, error) {
 			return out, fmt.Errorf("seeds: %s: %w", file, err)
 		}
 	}
-	return out, nil
+	out.Witnesses, out.Quorum, err = r.witnesses()
+	return out, err
+}
+
+// maxWitnesses is how many signatures of witnesses a head may have.
+const maxWitnesses = 32
+
+// witnesses returns those that are asked, and how many of them must have signed.
+func (r *Reputation) witnesses() ([]peer.ID, int, error) {
+	var ids []peer.ID
+	repl := caddy.NewReplacer()
+	for _, w := range r.Witnesses {
+		w, err := repl.ReplaceOrErr(w, true, true)
+		if err != nil {
+			return nil, 0, fmt.Errorf("witnesses: %w", err)
+		}
+		id, err := peer.Decode(w)
+		if err != nil {
+			return nil, 0, fmt.Errorf("witnesses: %q is not a peer id", w)
+		}
+		if slices.Contains(ids, id) {
+			return nil, 0, fmt.Errorf("witnesses: %s is there twice", id)
+		}
+		ids = append(ids, id)
+	}
+	quorum := r.Quorum
+	if quorum == 0 && len(ids) > 0 {
+		quorum = len(ids)/2 + 1
+	}
+	switch {
+	case len(ids) > maxWitnesses:
+		return nil, 0, fmt.Errorf("witnesses: a head has the signatures of %d at most", maxWitnesses)
+	case quorum < 0 || quorum > len(ids):
+		return nil, 0, fmt.Errorf("quorum: %d of %d witnesses", quorum, len(ids))
+	}
+	return ids, quorum, nil
 }
 
 // parseSeeds reads a file of seeds.
@@ -148,5 +202,8 @@ func (a *App) unmarshalReputation(d *caddyfile.Dispenser) error {
 		"floor":     option.Score(&a.Reputation.Floor),
 		"seeds":     option.String(&a.Reputation.Seeds),
 		"fail_open": option.Flag(&a.Reputation.FailOpen),
+		"witness":   option.Flag(&a.Reputation.Witness),
+		"witnesses": option.Strings(&a.Reputation.Witnesses),
+		"quorum":    option.PositiveInt(&a.Reputation.Quorum),
 	}.Block(d)
 }

@@ -55,6 +55,10 @@ type Config struct {
 	// "mdns" on the local network, "dht" through the Kademlia DHT; or "off".
 	// Default: both.
 	Discovery []string `json:"discovery,omitempty"`
+
+	// Relay makes the node carry connections to nodes that nobody can dial, and keep the
+	// ledger of the mesh for others, also when no site uses it. Default: none.
+	Relay *Relay `json:"relay,omitempty"`
 }
 
 // Settings are a Config with its defaults, placeholders and files resolved.
@@ -69,6 +73,8 @@ type Settings struct {
 	SwarmKey pnet.PSK
 	// MDNS and DHT say which discovery is on.
 	MDNS, DHT bool
+	// Relay are the limits of a relay, or nil.
+	Relay *Relay
 }
 
 // resolve fills in defaults, replaces placeholders and reads the swarm key. It
@@ -100,6 +106,11 @@ func (c *Config) resolve(logger *zap.Logger) (Settings, error) {
 	}
 	if s.MDNS, s.DHT, err = parseDiscovery(c.Discovery); err != nil {
 		return s, fmt.Errorf("discovery: %w", err)
+	}
+	if c.Relay != nil {
+		if s.Relay, err = c.Relay.resolve(); err != nil {
+			return s, fmt.Errorf("relay: %w", err)
+		}
 	}
 	return s, nil
 }
@@ -239,6 +250,8 @@ func (s Settings) Fits(t Settings) error {
 		return changed("swarm_key")
 	case s.MDNS != t.MDNS || s.DHT != t.DHT:
 		return changed("discovery")
+	case (s.Relay == nil) != (t.Relay == nil) || s.Relay != nil && *s.Relay != *t.Relay:
+		return changed("relay")
 	}
 	return nil
 }

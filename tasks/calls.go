@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 )
@@ -57,44 +56,6 @@ func keyOf(owner, id string) string {
 
 // isCall reports whether a key is that of a call.
 func isCall(key string) bool { return strings.HasPrefix(taskID(key), callPrefix) }
-
-// layOutCalls makes what calls are kept in.
-func (s *store) layOutCalls(ctx context.Context) error {
-	_, err := s.stream(ctx, jetstream.StreamConfig{
-		Name: callName, Subjects: []string{callSubject + ">"}, MaxBytes: callBytes, MaxMsgSize: maxRecord, MaxAge: Keep,
-		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardOld, DenyDelete: true, AllowRollup: true, AllowMsgTTL: true,
-	})
-	if err == nil {
-		s.calls, err = patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValue, error) { return s.js.KeyValue(ctx, callBucket) })
-	}
-	return err
-}
-
-// getCall returns the record of a call and its revision.
-func (s *store) getCall(ctx context.Context, key string) (*Record, uint64, error) {
-	entry, err := patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValueEntry, error) { return s.calls.Get(ctx, key) })
-	switch {
-	case errors.Is(err, jetstream.ErrKeyNotFound):
-		return nil, 0, ErrNotFound
-	case err != nil:
-		return nil, 0, fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	r, err := decode(entry.Value())
-	return r, entry.Revision(), err
-}
-
-// putCall writes the record of a call.
-func (s *store) putCall(ctx context.Context, r *Record, opts ...jetstream.PublishOpt) error {
-	b, err := r.encode()
-	if err != nil {
-		return err
-	}
-	if _, err := s.publish(ctx, &nats.Msg{Subject: callSubject + r.key(), Data: b}, opts...); err != nil {
-		return fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	s.changed(r.key())
-	return nil
-}
 
 // calls are those under way in this process.
 type calls struct {
@@ -259,125 +220,6 @@ func (s *session) cancelCall(ctx context.Context, key string) (*Record, error) {
 
 // cancelSubject is where gateways tell each other what is cancelled.
 const cancelSubject = "agentfm.cancel."
-
-// cancelElsewhere has another gateway cancel a call.
-func (s *session) cancelElsewhere(ctx context.Context, key string) (*Record, error) {
-	for {
-		if err := s.store.conn.Publish(cancelSubject+key, nil); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrStore, err)
-		}
-		pause(ctx, 200*time.Millisecond)
-		r, _, err := s.store.getCall(ctx, key)
-		switch {
-		case err != nil:
-			return nil, err
-		case r.State == Cancelled:
-			return r, nil
-		case r.State.Ended():
-			return r, ErrEnded
-		}
-	}
-}
-
-// shareCalls begins what calls take where several gateways use the store: to hear what is
-// cancelled, to say that this gateway lives, and to look for those that do not.
-func (s *session) shareCalls() error {
-	_, err := s.store.conn.Subscribe(cancelSubject+">", func(m *nats.Msg) {
-		if c := s.calls.find(strings.TrimPrefix(m.Subject, cancelSubject)); c != nil {
-			c.cancel(ErrCancelled)
-		}
-	})
-	if err != nil {
-		return err
-	}
-	if err := s.live(); err != nil {
-		return err
-	}
-	s.running.Go(func() {
-		for s.ctx.Err() == nil {
-			pause(s.ctx, s.limits.lease/3)
-			_ = s.live()
-		}
-	})
-	s.running.Go(func() { // by itself: it may take long, and who does not live loses its calls
-		for s.ctx.Err() == nil {
-			s.sweepCalls()
-			pause(s.ctx, 2*s.limits.lease)
-		}
-	})
-	return nil
-}
-
-// live says that this gateway lives.
-func (s *session) live() error {
-	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
-	defer cancel()
-	_, err := s.store.publish(ctx, &nats.Msg{Subject: callSubject + holderKey(s.id)}, jetstream.WithMsgTTL(s.limits.lease))
-	return err
-}
-
-// holderKey is where a gateway says that it lives.
-func holderKey(id string) string { return "holder." + id }
-
-// isGone reports whether the process that had a call is no more.
-func (s *session) isGone(ctx context.Context, holder string) bool {
-	if holder == s.id || !s.store.shared {
-		return holder != s.id
-	}
-	_, err := patiently(ctx, s.store, func(ctx context.Context) (jetstream.KeyValueEntry, error) {
-		return s.store.calls.Get(ctx, holderKey(holder))
-	})
-	return errors.Is(err, jetstream.ErrKeyNotFound)
-}
-
-// sweepCalls ends the records of calls whose process has not done so.
-func (s *session) sweepCalls() {
-	err := s.store.eachCall(s.ctx, "*.*", s.mendCall)
-	if err != nil && s.ctx.Err() == nil {
-		s.log().Warn("looking for tasks that ended with their gateway", zap.Error(err))
-	}
-}
-
-// mendCall ends a record of a call whose process is gone.
-func (s *session) mendCall(r *Record, revision uint64) {
-	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
-	defer cancel()
-	if r.State.Ended() || !s.isGone(ctx, r.Holder) {
-		return
-	}
-	before := *r
-	_ = r.end(Failed, ReasonStopped, "the gateway was stopped while the task ran, or before it could store the end")
-	r.note(&before)
-	_ = s.store.putCall(ctx, r, jetstream.WithExpectLastSequencePerSubject(revision)) // or it has begun anew
-}
-
-// listCalls adds the calls of an owner to a page.
-func (s *store) listCalls(ctx context.Context, owner string, p *page) error {
-	return s.eachCall(ctx, ownerKey(owner)+".*", func(r *Record, _ uint64) { p.add(r) })
-}
-
-// eachCall calls look with the record of each call that there is below a key, and its
-// revision.
-func (s *store) eachCall(ctx context.Context, keys string, look func(*Record, uint64)) error {
-	w, err := s.calls.Watch(ctx, keys, jetstream.IgnoreDeletes())
-	if err != nil {
-		return err
-	}
-	defer endWatch(w)
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil {
-				return nil
-			}
-			if r, err := decode(entry.Value()); err == nil {
-				look(r, entry.Revision())
-			}
-		}
-	}
-}
 
 // Left returns the record of an owner's call of an id, for who asks for the files that it
 // left: nil where nothing is kept of any call of that id, and [ErrNotFound] where the files

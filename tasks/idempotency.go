@@ -21,7 +21,7 @@ import (
 const KeepKey = 24 * time.Hour
 
 const (
-	// keyBytes bounds the records of keys. When there are more, no key is taken.
+	// keyBytes bounds the records of keys, of which [keyRoom] gives each owner a share.
 	keyBytes = 2 << 30
 	// answerBytes bounds what is kept of larger answers; the oldest go first.
 	answerBytes = 2 << 30
@@ -142,8 +142,8 @@ func (f *flights) under(subject string) bool {
 
 // Begin takes a key for a request. Of requests with one key, one gets a claim, which it
 // must end. The others get its answer by a call of replay, whose error is returned, and no
-// claim. The error is [ErrKeyInUse], [ErrKeyReused], a [*LostError], [ErrNotRunning] or an
-// [ErrStore].
+// claim. The error is [ErrKeyInUse], [ErrKeyReused], [ErrManyKeys], a [*LostError],
+// [ErrNotRunning] or an [ErrStore].
 func (p *Part) Begin(ctx context.Context, k Key, replay func(*Kept) error) (*KeyClaim, error) {
 	begun := time.Now()
 	for wait := keyPoll; ; wait = min(2*wait, maxKeyPoll) {
@@ -172,7 +172,7 @@ func (p *Part) begin(ctx context.Context, k Key, replay func(*Kept) error) (*Key
 			return nil, &LostError{LostStore}
 		case err != nil:
 			return nil, err
-		case r == nil, r.State == keyFree, s.over(r, k.subject()):
+		case r == nil, s.over(r, k.subject()):
 		case r.Print != hex.EncodeToString(k.Print[:]):
 			return nil, ErrKeyReused
 		case r.State == keyLost:
@@ -203,6 +203,11 @@ func (p *Part) begin(ctx context.Context, k Key, replay func(*Kept) error) (*Key
 func (s *session) claimKey(ctx context.Context, p *Part, k Key, revision uint64) (*KeyClaim, error) {
 	if err := s.roomy(); err != nil {
 		return nil, err
+	}
+	if revision == 0 { // else it has a record, which this one takes the place of
+		if err := s.keyRoom.take(ctx, s.store, k.Owner, s.limits.keys); err != nil {
+			return nil, err
+		}
 	}
 	now := s.limits.now().UTC()
 	return s.take(ctx, p, k, revision, &keyRecord{

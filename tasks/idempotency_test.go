@@ -389,7 +389,7 @@ func FuzzKeyRecord(f *testing.F) {
 		{State: keyBegun, Print: "00", Task: NewID("", Target{}), Created: time.Unix(1, 0).UTC()},
 		{State: keyAnswered, Head: &Head{Status: 200, Header: http.Header{"A": {"b"}}}, Size: 3, body: []byte("a\nb")},
 		{State: keyAnswered, Head: &Head{Status: 502}, Size: 1 << 20, Place: "answer.x"},
-		{State: keyLost, Lost: LostClient}, {State: keyFree},
+		{State: keyLost, Lost: LostClient},
 	} {
 		b, err := r.encode()
 		if err != nil {

@@ -67,10 +67,12 @@ func (c *KeyClaim) Lose(why Lost) error {
 	return c.end()
 }
 
-// Free gives the key back: nothing was begun.
+// Free gives the key back: nothing was begun. Should its record be back after a power cut,
+// it has no answer.
 func (c *KeyClaim) Free() error {
-	c.record.State = keyFree
-	return c.end()
+	return c.settle(func(ctx context.Context, s *session) error {
+		return s.store.keys.Purge(ctx, jetstream.WithPurgeSubject(c.subject))
+	})
 }
 
 // Leave ends the claim of a request of which it is not known whether its task was
@@ -79,6 +81,14 @@ func (c *KeyClaim) Leave() { c.flights.end(c.subject) }
 
 // end stores what became of the request.
 func (c *KeyClaim) end() error {
+	return c.settle(func(ctx context.Context, s *session) error {
+		_, err := s.store.putKey(ctx, c.subject, &c.record, c.revision, c.record.Created.Add(KeepKey).Sub(s.limits.now()))
+		return err
+	})
+}
+
+// settle ends the claim by a write to the store.
+func (c *KeyClaim) settle(write func(context.Context, *session) error) error {
 	defer c.Leave()
 	s, release, err := c.part.use()
 	if err != nil {
@@ -87,12 +97,7 @@ func (c *KeyClaim) end() error {
 	defer release()
 	ctx, cancel := context.WithTimeout(c.answer.ctx, callTimeout)
 	defer cancel()
-	if c.record.State == keyFree { // should it be back after a power cut, it has no answer
-		return s.store.keys.Purge(ctx, jetstream.WithPurgeSubject(c.subject))
-	}
-	ttl := c.record.Created.Add(KeepKey).Sub(s.limits.now())
-	_, err = s.store.putKey(ctx, c.subject, &c.record, c.revision, ttl)
-	return err
+	return write(ctx, s)
 }
 
 // Kept is the answer to a request with a key.

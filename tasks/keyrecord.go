@@ -46,7 +46,6 @@ const (
 	keyBegun    keyState = "begun"    // somebody serves it
 	keyAnswered keyState = "answered" // the answer is kept
 	keyLost     keyState = "lost"     // it is not
-	keyFree     keyState = "free"     // nothing was begun
 )
 
 // Head is what an answer has beside its body.
@@ -129,7 +128,7 @@ func decodeKey(b []byte) (*keyRecord, error) {
 		r.body = body
 	}
 	switch r.State {
-	case keyFree, keyLost:
+	case keyLost:
 		ok = true
 	case keyBegun:
 		ok = r.Task == "" || ValidID(r.Task)

@@ -49,6 +49,7 @@ type limits struct {
 	offline, pause time.Duration // [OfflineLimit] and minPause
 	output         int64         // [MaxOutput]
 	reserve        uint64        // minFree
+	keys           int64         // keyBytes
 	lease          time.Duration // [Lease]
 	sweep          time.Duration // sweepPause
 
@@ -77,7 +78,7 @@ func (p place) String() string {
 func (p place) is(q place) bool { return reflect.DeepEqual(p, q) }
 
 // defaultLimits are those outside of tests.
-var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, lease: Lease, sweep: sweepPause, now: time.Now, rest: restLimit, post: postTimeout}
+var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, keys: keyBytes, lease: Lease, sweep: sweepPause, now: time.Now, rest: restLimit, post: postTimeout}
 
 // openService opens the store of a place and begins to work. A cluster that is not there
 // is looked for from now on.

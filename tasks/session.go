@@ -33,6 +33,7 @@ type session struct {
 	store   *store
 	poster  *poster
 	backlog backlog
+	keyRoom keyRoom
 	listing chan struct{} // holds a place for each list that is being made
 	silent  atomic.Bool   // in tests: other gateways hear nothing of it, nor it of them
 

@@ -179,9 +179,9 @@ func (s *store) acquire(dir string) error {
 		s.lock = lock
 		return nil
 	case err == nil, errors.Is(err, context.DeadlineExceeded):
-		err = ErrInUse
+		return fmt.Errorf("locking it: %w; give each process a store of its own", ErrInUse)
 	}
-	return fmt.Errorf("locking it: %w; give each process a store of its own", err)
+	return fmt.Errorf("locking it: %w", err)
 }
 
 // serve starts the server, which listens nowhere, and connects to it.

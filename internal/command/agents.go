@@ -4,7 +4,6 @@ package command
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,67 +13,32 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/Agent-FM/caddy-agentfm/client"
+	"github.com/Agent-FM/caddy-agentfm/openai"
 )
-
-// withClient makes the work of a command of its arguments and a client of a gateway. The
-// work ends on Ctrl-C.
-func withClient(work func(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error) func(*cobra.Command, []string) error {
-	return withGateway(func(ctx context.Context, cmd *cobra.Command, g *gatewayClient, args []string) error {
-		c, err := g.sdk()
-		if err != nil {
-			return err
-		}
-		defer c.CloseIdleConnections()
-		return explained(work(ctx, cmd, c, args))
-	})
-}
-
-// sdk returns a client of the same gateway. An agent may be silent for as long as it likes.
-func (g *gatewayClient) sdk() (*client.Client, error) {
-	key := client.WithoutAPIKey()
-	if g.key != "" {
-		key = client.WithAPIKey(g.key)
-	}
-	return client.New(client.WithBaseURL(g.base), key, client.WithUserAgent("caddy-agentfm"))
-}
-
-// explained adds to an error what to do about it.
-func explained(err error) error {
-	switch {
-	case errors.Is(err, client.ErrAuthentication):
-		return fmt.Errorf("%w; put a key that the gateway accepts into %s, or a file for --api-key-file", err, keyEnv)
-	case errors.Is(err, client.ErrModelNotFound):
-		return fmt.Errorf("%w; `models` shows what there is", err)
-	}
-	return err
-}
 
 // modelsCommand is `caddy agentfm models`.
 func modelsCommand() *cobra.Command {
 	cmd := askGateway(&cobra.Command{
-		Use:   "models [--json] [--gateway <url>]",
-		Short: "Lists the models that a gateway has, and the workers that offer them",
-		Args:  cobra.NoArgs,
+		Use:               "models [--json] [--gateway <url>]",
+		Short:             "Lists the models that a gateway has, and the workers that offer them",
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: nothing,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, c *client.Client, _ []string) error {
 			models, err := c.OpenAI.Models(ctx)
 			if err != nil {
 				return err
 			}
-			if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
-				return printValue(cmd, models)
-			}
-			rows := make([][]string, len(models))
-			for i, m := range models {
+			head := []string{"MODEL", "AGENT", "STATUS", "TASKS", "AUTHOR", "PEER"}
+			return printList(cmd, head, models, func(m openai.Model) []string {
 				offered := m.Engine
 				if len(m.Models) > 0 {
 					offered = strings.Join(m.Models, ",")
 				}
-				rows[i] = []string{offered, m.Name, m.Status, fmt.Sprintf("%d/%d", m.CurrentTasks, m.MaxTasks), m.OwnedBy, m.ID}
-			}
-			return printRows(cmd.OutOrStdout(), []string{"MODEL", "AGENT", "STATUS", "TASKS", "AUTHOR", "PEER"}, rows)
+				return []string{offered, m.Name, m.Status, fmt.Sprintf("%d/%d", m.CurrentTasks, m.MaxTasks), m.OwnedBy, m.ID}
+			})
 		}),
 	})
-	cmd.Flags().Bool("json", false, "Print the answer of the gateway")
+	jsonFlag(cmd)
 	return cmd
 }
 
@@ -84,6 +48,8 @@ func whoFlags(cmd *cobra.Command) {
 	cmd.Flags().StringSlice("peer", nil, "Peer id of the worker that shall answer")
 	cmd.MarkFlagsOneRequired("model", "peer")
 	cmd.MarkFlagsMutuallyExclusive("model", "peer")
+	completeFlag(cmd, "model", knownModels)
+	completeFlag(cmd, "peer", knownPeers)
 }
 
 // who returns what whoFlags say. There is at most one peer id where only one may be.
@@ -91,7 +57,7 @@ func who(cmd *cobra.Command, one bool) (model string, peers []string, err error)
 	model, _ = cmd.Flags().GetString("model")
 	peers, _ = cmd.Flags().GetStringSlice("peer")
 	if model == "" && len(peers) == 0 || one && len(peers) > 1 {
-		return "", nil, errors.New("want --model, or --peer with one peer id")
+		return "", nil, usage(errors.New("want --model, or --peer with one peer id"))
 	}
 	return model, peers, nil
 }
@@ -132,20 +98,11 @@ func promptOf(cmd *cobra.Command, args []string) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("reading the prompt: %w", err)
 	case len(b) > maxPrompt:
-		return "", fmt.Errorf("the prompt has more than %d bytes", maxPrompt)
+		return "", usage(fmt.Errorf("the prompt has more than %d bytes", maxPrompt))
 	case len(b) == 0:
-		return "", errors.New("the prompt is empty")
+		return "", usage(errors.New("the prompt is empty"))
 	}
 	return string(b), nil
-}
-
-// answers returns where to write what a stranger says: a terminal must not be steered.
-func answers(cmd *cobra.Command) io.Writer {
-	out := cmd.OutOrStdout()
-	if terminal(out) {
-		return &plainWriter{out: out}
-	}
-	return out
 }
 
 // runCommand is `caddy agentfm run`.
@@ -159,12 +116,13 @@ standard input is one. With --files, what the agent leaves is unpacked into a fo
 that folder, and its name printed to standard error. Ctrl-C stops the agent.
 
 The exit status is 0 only when the agent has ended well.`,
-		Args: cobra.ArbitraryArgs,
-		RunE: withClient(runTask),
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: nothing,
+		RunE:              withClient(runTask),
 	})
 	whoFlags(cmd)
 	cmd.Flags().String("files", "", "Folder for what the agent leaves")
-	cmd.Flags().Bool("json", false, "Print one JSON object at the end")
+	jsonFlag(cmd)
 	return cmd
 }
 
@@ -194,7 +152,7 @@ func runTask(ctx context.Context, cmd *cobra.Command, c *client.Client, args []s
 	}
 	dir, _ := cmd.Flags().GetString("files")
 	request := client.RunRequest{WorkerID: peer, Prompt: prompt, ArtifactsDir: dir}
-	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+	if asJSON(cmd) {
 		r, err := c.Tasks.Run(ctx, request)
 		if err != nil {
 			return err
@@ -226,13 +184,4 @@ func runTask(ctx context.Context, cmd *cobra.Command, c *client.Client, args []s
 		fmt.Fprintln(cmd.ErrOrStderr(), plain(path))
 	}
 	return err
-}
-
-// jsonLine returns a value as a line that cannot steer a terminal.
-func jsonLine(out io.Writer, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return printJSON(out, append(b, '\n'))
 }

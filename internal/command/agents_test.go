@@ -104,8 +104,8 @@ func TestModels(t *testing.T) {
 	if got, _, err := run("models", "--json"); err != nil || !strings.Contains(got, `"id": "12D3A"`) || strings.Contains(got, "\x1b") {
 		t.Errorf("%q, %v", got, err)
 	}
-	t.Setenv(keyEnv, "another-key-of-nobody")
-	if _, _, err := run("models"); !errors.Is(err, client.ErrAuthentication) || !strings.Contains(err.Error(), keyEnv) {
+	t.Setenv(client.EnvAPIKey, "another-key-of-nobody")
+	if _, _, err := run("models"); !errors.Is(err, client.ErrAuthentication) || !strings.Contains(err.Error(), client.EnvAPIKey) {
 		t.Error(err)
 	}
 }
@@ -149,7 +149,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("%s, %v", got, err)
 	}
 	old := terminal
-	terminal = func(io.Writer) bool { return true }
+	terminal = func(any) bool { return true }
 	defer func() { terminal = old }()
 	if got, _, err := run("run", "--peer", "p", "hello"); got != "p: hello?\n" || err != nil {
 		t.Errorf("%q, %v", got, err)
@@ -200,7 +200,7 @@ func TestScatterCommand(t *testing.T) {
 func TestProgress(t *testing.T) {
 	var out, notes bytes.Buffer
 	old := terminal
-	terminal = func(w io.Writer) bool { return w == &notes }
+	terminal = func(w any) bool { return w == &notes }
 	defer func() { terminal = old }()
 	p := &progress{total: 2, out: &out, notes: &notes, done: map[int]client.ScatterResult{}}
 	p.show()

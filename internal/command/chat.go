@@ -3,7 +3,6 @@
 package command
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"os/signal"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -21,22 +21,25 @@ import (
 // chatCommand is `caddy agentfm chat`.
 func chatCommand() *cobra.Command {
 	cmd := askGateway(&cobra.Command{
-		Use:   "chat --model <model> | --peer <peer id> [--system <text>] [--prompt <text>]",
+		Use:   "chat --model <model> | --peer <peer id> [--system <text>] [--prompt <text> [--json]]",
 		Short: "Talks with a model",
 		Long: `
 On a terminal, asks for one message after the other and prints the answers as they come.
-All that was said is sent each time. Ctrl-C stops an answer; Ctrl-D, or /exit, ends the
-chat; /clear begins anew.
+All that was said is sent each time. The arrow keys bring back what was typed; lines that
+are pasted are one message. Ctrl-C stops an answer; Ctrl-D, or /exit, ends the chat; /clear
+begins anew.
 
 With --prompt, or when standard input is not a terminal, there is one message: the flag's,
 or all of standard input. The exit status is 0 only when its answer is whole.`,
-		Args: cobra.NoArgs,
-		RunE: chat,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: nothing,
+		RunE:              chat,
 	})
 	whoFlags(cmd)
 	cmd.Flags().String("system", "", "What the model is told before all else")
 	cmd.Flags().StringP("prompt", "p", "", "The one message")
 	cmd.Flags().Int("max-tokens", 0, "Where each answer is cut; 0 is nowhere")
+	jsonFlag(cmd)
 	return cmd
 }
 
@@ -63,14 +66,16 @@ func chat(cmd *cobra.Command, args []string) error {
 			if err != nil {
 				return err
 			}
+			if asJSON(cmd) {
+				return t.askWhole(ctx, cmd, prompt)
+			}
 			return t.ask(ctx, prompt)
 		})(cmd, args)
 	}
-	g, err := newGatewayClient(cmd)
-	if err != nil {
-		return err
+	if asJSON(cmd) {
+		return usage(errors.New("--json is for one message: give it with --prompt, or on standard input"))
 	}
-	c, err := g.sdk()
+	c, err := newClient(cmd)
 	if err != nil {
 		return err
 	}
@@ -101,17 +106,29 @@ func newTalk(cmd *cobra.Command, c *client.Client) (*talk, error) {
 }
 
 // interactive reports whether somebody types what is read. A variable for tests.
-var interactive = func(in io.Reader) bool {
-	f, ok := in.(*os.File)
-	return ok && terminal(f)
+var interactive = func(in io.Reader) bool { return terminal(in) }
+
+// with returns the request of a message after all that was said.
+func (t *talk) with(message string) client.ChatRequest {
+	said := len(t.request.Messages)
+	request := t.request
+	request.Messages = append(request.Messages[:said:said], client.ChatMessage{Role: "user", Content: message})
+	return request
+}
+
+// askWhole sends one message and prints the answer as JSON.
+func (t *talk) askWhole(ctx context.Context, cmd *cobra.Command, message string) error {
+	answer, err := t.c.OpenAI.Chat(ctx, t.with(message))
+	if err != nil {
+		return err
+	}
+	return printValue(cmd, answer)
 }
 
 // ask sends a message with all that was said, and prints the answer. What is not whole is
 // forgotten.
 func (t *talk) ask(ctx context.Context, message string) error {
-	said := len(t.request.Messages)
-	request := t.request
-	request.Messages = append(request.Messages[:said:said], client.ChatMessage{Role: "user", Content: message})
+	request := t.with(message)
 	stream, err := t.c.OpenAI.ChatStream(ctx, request)
 	if err != nil {
 		return err
@@ -137,42 +154,55 @@ func (t *talk) ask(ctx context.Context, message string) error {
 // loop asks for messages until there are no more.
 func (t *talk) loop(cmd *cobra.Command) error {
 	notes := cmd.ErrOrStderr()
-	interrupts, done := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(interrupts, os.Interrupt)
-	defer signal.Stop(interrupts)
+	in := newInput(cmd.InOrStdin(), notes)
+	signals, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
 	var watcher sync.WaitGroup
-	watcher.Go(func() { t.watch(interrupts, notes, done) })
+	watcher.Go(func() { t.watch(signals, in, notes, done) })
 	defer watcher.Wait()
 	defer close(done)
-	lines := bufio.NewScanner(cmd.InOrStdin())
-	lines.Buffer(nil, maxPrompt)
 	for {
-		fmt.Fprint(notes, "> ")
-		if !lines.Scan() {
+		message, err := in.message()
+		switch {
+		case errors.Is(err, errStopped):
+			fmt.Fprintln(notes, howToEnd)
+			continue
+		case err != nil:
 			fmt.Fprintln(notes)
-			return lines.Err()
+			if err == io.EOF {
+				return nil
+			}
+			return err
 		}
-		switch line := strings.TrimSpace(lines.Text()); line {
+		switch message := strings.TrimSpace(message); message {
 		case "":
 		case "/exit":
 			return nil
 		case "/clear":
 			t.request.Messages = t.begin
 		default:
-			if err := t.answer(line); err != nil {
+			if err := t.answer(message); err != nil {
 				fmt.Fprintln(notes, "\n"+plain(explained(err).Error()))
 			}
 		}
 	}
 }
 
+// howToEnd is what Ctrl-C says between answers.
+const howToEnd = "(Ctrl-D ends the chat)"
+
 // watch stops an answer at each interrupt, and between answers says how the chat ends.
-func (t *talk) watch(interrupts <-chan os.Signal, notes io.Writer, done <-chan struct{}) {
+func (t *talk) watch(signals <-chan os.Signal, in input, notes io.Writer, done <-chan struct{}) {
 	for {
 		select {
-		case <-interrupts:
+		case s := <-signals:
+			if s == syscall.SIGTERM {
+				in.restore()
+				os.Exit(128 + int(syscall.SIGTERM))
+			}
 			if !t.interrupt() {
-				fmt.Fprint(notes, "\n(Ctrl-D ends the chat)\n> ")
+				fmt.Fprint(notes, "\n"+howToEnd+"\n"+ready)
 			}
 		case <-done:
 			return

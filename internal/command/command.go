@@ -7,14 +7,10 @@ package command
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"strings"
-	"text/tabwriter"
-	"unicode"
-	"unicode/utf16"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
@@ -32,13 +28,24 @@ of that key; makes keys; and runs one task of an agent without a mesh.
 
 The address of the admin API is --address, or that of the configuration --config,
 or Caddy's default. On a terminal, lists are tables; elsewhere, the same as lines
-with tabs between the fields and no head. With --json they are what the admin API
-answers.`,
+with tabs between the fields and no head. With --json they are JSON.
+
+The exit code is 0 when all went well, and else
+	2  the command, or the request, is wrong in itself
+	3  the gateway cannot be reached, or is none, or has a fault
+	4  the key is missing, wrong, or may not do this
+	5  no such worker, model, task, peer or comment, or not any more
+	6  all are busy, or asked too often: later it may work
+	7  the agent failed, or its worker did, or some prompts of many
+	130  it was interrupted
+	1  for all else.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand(), wayCommand(),
+			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), idCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand(), wayCommand(),
 				modelsCommand(), runCommand(), chatCommand(), scatterCommand())
+			withCompletions(cmd)
+			withExitCodes(cmd)
 		},
 	})
 }
@@ -48,7 +55,7 @@ func askServer(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().String("address", "", "Address of the administration API listener (if --config is not used)")
 	cmd.Flags().StringP("config", "c", "", "Configuration file (if --address is not used)")
 	cmd.Flags().StringP("adapter", "a", "", "Name of config adapter to apply (if --config is used)")
-	cmd.Flags().Bool("json", false, "Print the answer of the admin API")
+	jsonFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("address", "config")
 	return cmd
 }
@@ -60,7 +67,7 @@ const maxAnswer = 256 << 20
 func ask(cmd *cobra.Command, path string, body any) ([]byte, error) {
 	flag := func(name string) string { return cmd.Flag(name).Value.String() }
 	if flag("adapter") != "" && flag("config") == "" {
-		return nil, fmt.Errorf("--adapter is for --config, which is not given")
+		return nil, usage(errors.New("--adapter is for --config, which is not given"))
 	}
 	address, err := caddycmd.DetermineAdminAPIAddress(flag("address"), nil, flag("config"), flag("adapter"))
 	if err != nil {
@@ -96,16 +103,6 @@ func (e plainError) Error() string { return plain(e.error.Error()) }
 // Unwrap returns the error.
 func (e plainError) Unwrap() error { return e.error }
 
-// plain makes a text fit for one line of a terminal: a stranger's could steer it.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
-			return '?'
-		}
-		return r
-	}, strings.TrimSpace(s))
-}
-
 // list asks for a list and prints it: row returns the fields of an entry, and
 // head names them.
 func list[T any](cmd *cobra.Command, path string, head []string, row func(T) []string) error {
@@ -113,66 +110,12 @@ func list[T any](cmd *cobra.Command, path string, head []string, row func(T) []s
 	if err != nil {
 		return err
 	}
-	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+	if asJSON(cmd) {
 		return printJSON(cmd.OutOrStdout(), answer)
 	}
 	var entries []T
 	if err := json.Unmarshal(answer, &entries); err != nil {
 		return fmt.Errorf("reading the answer: %w", err)
 	}
-	rows := make([][]string, len(entries))
-	for i, e := range entries {
-		rows[i] = row(e)
-	}
-	return printRows(cmd.OutOrStdout(), head, rows)
-}
-
-// printJSON prints JSON. What in a stranger's text could steer a terminal is
-// escaped, which JSON itself asks for of some of it alone.
-func printJSON(out io.Writer, b []byte) error {
-	var safe strings.Builder
-	for _, r := range string(b) {
-		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
-			safe.WriteRune(r)
-			continue
-		}
-		for _, u := range utf16.Encode([]rune{r}) {
-			fmt.Fprintf(&safe, "\\u%04x", u)
-		}
-	}
-	_, err := io.WriteString(out, safe.String())
-	return err
-}
-
-// printRows prints a table on a terminal, and lines with tabs elsewhere.
-func printRows(out io.Writer, head []string, rows [][]string) error {
-	table := terminal(out)
-	w := out
-	if table {
-		aligned := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-		defer aligned.Flush()
-		w, rows = aligned, append([][]string{head}, rows...)
-	}
-	for _, r := range rows {
-		fields := make([]string, len(r))
-		for i, f := range r {
-			if fields[i] = plain(f); table && fields[i] == "" {
-				fields[i] = "-"
-			}
-		}
-		if _, err := fmt.Fprintln(w, strings.Join(fields, "\t")); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// terminal reports whether out is one. A variable for tests.
-var terminal = func(out io.Writer) bool {
-	f, ok := out.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	return printList(cmd, head, entries, row)
 }

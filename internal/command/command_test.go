@@ -21,6 +21,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// The tests want the errors of commands themselves; that of exit codes has the real one.
+var realLeave = leave
+
+func TestMain(m *testing.M) {
+	leave = func(_ *cobra.Command, err error) error { return err }
+	os.Exit(m.Run())
+}
+
 // run runs `caddy agentfm` with arguments.
 func run(args ...string) (stdout, stderr string, err error) {
 	cmd := &cobra.Command{Use: "agentfm", SilenceUsage: true, SilenceErrors: true}
@@ -71,7 +79,7 @@ func TestLists(t *testing.T) {
 		{"peers", false, "12D3A\tinbound\t1.23 ms\tyes\ta?\t/ip4/1.2.3.4/tcp/1\n12D3B\t\t\t\t\t\n"},
 	} {
 		old := terminal
-		terminal = func(io.Writer) bool { return c.table }
+		terminal = func(any) bool { return c.table }
 		got, _, err := run(c.command, "--address", address)
 		terminal = old
 		if err != nil || got != c.want {

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -34,6 +35,7 @@ file of api_keys_file, which holds a hash and not the key:
 		RunE:      runGenkey,
 	}
 	cmd.Flags().String("name", "", "Name of the client, in the line for the key file")
+	jsonFlag(cmd)
 	return cmd
 }
 
@@ -42,15 +44,22 @@ func runGenkey(cmd *cobra.Command, args []string) error {
 	name := cmd.Flag("name").Value.String()
 	if len(args) == 0 || args[0] == "swarm" {
 		if cmd.Flag("name").Changed {
-			return errors.New("--name is for the keys of clients: genkey api")
+			return usage(errors.New("--name is for the keys of clients: genkey api"))
 		}
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "/key/swarm/psk/1.0.0/\n/base16/\n%x\n", random())
+		file := fmt.Sprintf("/key/swarm/psk/1.0.0/\n/base16/\n%x\n", random())
+		if asJSON(cmd) {
+			return printValue(cmd, map[string]string{"swarm_key": file})
+		}
+		_, err := io.WriteString(cmd.OutOrStdout(), file)
 		return err
 	}
 	if cmd.Flag("name").Changed && !auth.ValidName(name) {
-		return errors.New("--name: want 1 to 64 of a-z, A-Z, 0-9, _ . @ -, and nothing that looks like a key")
+		return usage(errors.New("--name: want 1 to 64 of a-z, A-Z, 0-9, _ . @ -, and nothing that looks like a key"))
 	}
 	key := auth.NewKey()
+	if asJSON(cmd) {
+		return printValue(cmd, map[string]string{"api_key": key, "name": name, "hash": auth.Hash(key)})
+	}
 	if _, err := fmt.Fprintln(cmd.OutOrStdout(), key); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ package command
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/Agent-FM/caddy-agentfm/client"
 )
 
 const (
@@ -46,8 +49,8 @@ func useGateway(t *testing.T, answer http.HandlerFunc) (asked func() []string) {
 		answer(w, r)
 	}))
 	t.Cleanup(s.Close)
-	t.Setenv(gatewayEnv, s.URL)
-	t.Setenv(keyEnv, gatewayKey)
+	t.Setenv(client.EnvGatewayURL, s.URL)
+	t.Setenv(client.EnvAPIKey, gatewayKey)
 	return func() []string {
 		mu.Lock()
 		defer mu.Unlock()
@@ -87,7 +90,7 @@ func TestTasksLists(t *testing.T) {
 	if _, _, err := run("webhooks", "list", "--status", "given_up"); err != nil {
 		t.Error(err)
 	}
-	for _, want := range []string{"GET /api/tasks?limit=200&status=failed", "GET /api/tasks?limit=200&webhook=given_up"} {
+	for _, want := range []string{"GET /api/tasks?limit=50&status=failed", "GET /api/tasks?limit=50&webhook=given_up"} {
 		if !slices.Contains(asked(), want) {
 			t.Errorf("%s is not in %q", want, asked())
 		}
@@ -116,27 +119,28 @@ func TestTaskShow(t *testing.T) {
 // TestTaskLogs wants an output to be printed to its end, over connections that break, and
 // anew when the task runs again.
 func TestTaskLogs(t *testing.T) {
-	old := followPause
-	followPause = 0
-	defer func() { followPause = old }()
-	step := 0
-	// Each step is what the gateway answers about the task, and then about its output.
-	steps := []struct{ task, want, output string }{
-		{`"status":"running"`, "follow=true", "one\n"},
-		{`"status":"running"`, "follow=true&offset=4&run=1", "!502 worker_unreachable"},
-		{`"status":"running"`, "follow=true&offset=4&run=1", "t\x1b["},
-		{`"status":"running"`, "follow=true&offset=7&run=1", "!409 output_restarted"},
-		{`"status":"running"`, "follow=true", "once"},
-		{`"status":"completed"`, "follow=true&offset=4&run=1", " more"},
+	step, task := 0, `{"task_id":"`+taskID+`","status":"completed"}`
+	steps := []struct{ want, output string }{
+		{"follow=true", "one\n"}, // and breaks off
+		{"follow=true&offset=4&run=1", "!409 output_restarted"},
+		{"follow=true", "tw\x1b["},
+		{"follow=true&offset=4&run=1", "o\n."}, // and ends
 	}
 	useGateway(t, func(w http.ResponseWriter, r *http.Request) {
-		s := steps[step]
-		if !strings.HasSuffix(r.URL.Path, "/output") {
-			fmt.Fprintf(w, "{%s}", s.task)
+		switch path := strings.TrimPrefix(r.URL.Path, "/api/tasks/"+taskID); {
+		case path == "":
+			_, _ = io.WriteString(w, task)
+			return
+		case path != "/output":
+			problem(w, http.StatusNotFound, "not_found")
+			return
+		case r.URL.RawQuery == "":
+			w.Header().Set("X-AgentFM-Task-Status", "running")
+			_, _ = io.WriteString(w, "so far\x1b")
 			return
 		}
-		step++
-		if r.URL.RawQuery != s.want {
+		s := steps[step]
+		if step++; r.URL.RawQuery != s.want {
 			t.Errorf("step %d: got %s, want %s", step, r.URL.RawQuery, s.want)
 		}
 		if text, ok := strings.CutPrefix(s.output, "!"); ok {
@@ -145,15 +149,26 @@ func TestTaskLogs(t *testing.T) {
 			problem(w, n, code)
 			return
 		}
-		w.Header().Set(headerRun, "1")
+		w.Header().Set("X-AgentFM-Task-Run", "1")
 		_, _ = io.WriteString(w, s.output)
+		if !strings.HasSuffix(s.output, ".") {
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}
 	})
 	got, notes, err := run("tasks", "logs", "-f", taskID)
-	if got != "one\nt\x1b[once more" || !strings.Contains(notes, "runs again") || err != nil {
+	if got != "one\ntw\x1b[o\n." || !strings.Contains(notes, "runs again") || err != nil {
 		t.Errorf("got %q, %q, %v", got, notes, err)
 	}
-	steps[0].task, step = `"status":"failed","reason":"exit_code","message":"bad"`, 0
-	if got, _, err := run("tasks", "logs", "--follow", taskID); got != "one\n" || err == nil || err.Error() != "the task failed: exit_code: bad" {
+	task, step = strings.Replace(task, "completed", `failed","reason":"exit_code","message":"bad`, 1), 3
+	steps[3].want = "follow=true"
+	if got, _, err := run("tasks", "logs", "--follow", taskID); got != "o\n." || exitCode(err) != exitAgent || !errors.Is(err, client.ReasonExitCode) {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, _, err := run("tasks", "logs", taskID); got != "so far\x1b" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, _, err := run("tasks", "logs", taskID, "--json"); !strings.Contains(got, `"status": "running"`) || !strings.Contains(got, `"text": "so far\u001b"`) || err != nil {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
@@ -196,7 +211,7 @@ func TestTaskArtifacts(t *testing.T) {
 	if err := fetch(); err == nil || !strings.Contains(err.Error(), "is there already") {
 		t.Errorf("over another: %v", err)
 	}
-	for text, want := range map[string]string{"zap": "SHA-256", "half": "unexpected EOF"} {
+	for text, want := range map[string]string{"zap": "SHA-256", "half": "changed while they were fetched"} {
 		body = text
 		if err := fetch("-o", "other.zip"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", text, err)
@@ -225,7 +240,7 @@ func TestWebhooksRedeliver(t *testing.T) {
 		t.Errorf("got %q, %v", got, err)
 	}
 	got, notes, err := run("webhooks", "redeliver", otherTaskID, taskID)
-	if got != taskID+": queued\n" || !strings.Contains(notes, otherTaskID+": the gateway says: because ?[2J (409 webhook_pending)") || err == nil || !strings.Contains(err.Error(), "1 of 2") {
+	if got != taskID+": queued\n" || !strings.Contains(notes, otherTaskID+": agentfm: because  [2J (webhook_pending, status 409)") || err == nil || !strings.Contains(err.Error(), "1 of 2") {
 		t.Errorf("got %q, %q, %v", got, notes, err)
 	}
 	if !slices.Contains(asked(), "POST /api/tasks/"+taskID+"/webhook") {
@@ -247,18 +262,18 @@ func TestGatewayErrors(t *testing.T) {
 			problem(w, http.StatusNotFound, "task_not_found")
 		}
 	})
-	gateway := os.Getenv(gatewayEnv)
+	gateway := os.Getenv(client.EnvGatewayURL)
 	keys := write(t, "keys", "two keys\n")
 	good := write(t, "key", gatewayKey+"\n")
 	wrong := write(t, "wrong", "another-key-of-another\n")
 	for _, c := range []struct{ args, want string }{
-		{"tasks show " + taskID, "the gateway says: because ?[2J (404 task_not_found)"},
-		{"tasks show " + taskID + " --api-key-file " + good, "404 task_not_found"},
-		{"tasks show " + taskID + " --api-key-file " + wrong, keyEnv},
+		{"tasks show " + taskID, "agentfm: because  [2J (task_not_found, status 404)"},
+		{"tasks show " + taskID + " --api-key-file " + good, "task_not_found, status 404"},
+		{"tasks show " + taskID + " --api-key-file " + wrong, client.EnvAPIKey},
 		{"tasks show " + taskID + " --api-key-file " + keys, "does not hold a key"},
 		{"tasks show " + taskID + " --api-key-file /does/not/exist", "no such file"},
-		{"tasks show ../x", "not the id of a task"},
-		{"tasks show ..", "not the id of a task"},
+		{"tasks show ..", "the id of the task is missing"},
+		{"tasks artifacts ../x", "not the id of a task"},
 		{"tasks show", "accepts 1 arg(s)"},
 		{"tasks show a b", "accepts 1 arg(s)"},
 		{"tasks list more", "unknown command"},
@@ -270,21 +285,17 @@ func TestGatewayErrors(t *testing.T) {
 		{"webhooks redeliver", "requires at least 1 arg"},
 		{"webhooks list x", "unknown command"},
 		{"tasks list --key x", "unknown flag"},
-		{"tasks list --gateway ftp://x", "--gateway: want the URL"},
-		{"tasks list --gateway http://u:p@x", "--gateway: want the URL"},
-		{"tasks list --gateway " + gateway + "/elsewhere", "is elsewhere, at https://b.example/"},
-		{"tasks list --gateway " + gateway + "/html", "has no AgentFM gateway"},
-		{"tasks list --gateway " + gateway + "/other", "has no AgentFM gateway"},
+		{"tasks list --gateway ftp://x", "the base URL must begin with http://"},
+		{"tasks list --gateway http://u:p@x", "the base URL must have no user"},
+		{"tasks list --gateway " + gateway + "/elsewhere", "to https://b.example/"},
+		{"tasks list --gateway " + gateway + "/html", "a page of a proxy or another server"},
+		{"tasks list --gateway " + gateway + "/other", "404 page not found"},
 		{"tasks list --gateway http://127.0.0.1:1", "connection refused"},
 	} {
 		out, notes, err := run(strings.Fields(c.args)...)
 		if err == nil || !strings.Contains(err.Error(), c.want) || out != "" || strings.Contains(err.Error()+notes, "another-key") || strings.Contains(err.Error(), "\x1b") {
 			t.Errorf("%s: got %q, %v, want %s", c.args, out, err, c.want)
 		}
-	}
-	t.Setenv(gatewayEnv, "")
-	if _, _, err := run("tasks", "list"); err == nil || !strings.Contains(err.Error(), "--gateway") || !strings.Contains(err.Error(), gatewayEnv) {
-		t.Errorf("nowhere: %v", err)
 	}
 	if out, _, err := run("tasks"); err != nil || !strings.Contains(out, "artifacts") {
 		t.Errorf("alone: %q, %v", out, err)

@@ -58,6 +58,7 @@ left, which --output writes as a zip. The exit status is 0 only for the cause ok
 	for _, o := range testOptions {
 		f.String(o.flag, "", o.usage)
 	}
+	jsonFlag(cmd)
 	_ = cmd.MarkFlagRequired("prompt")
 	cmd.MarkFlagsOneRequired("image", "build", "config")
 	return cmd
@@ -80,7 +81,7 @@ const testAgentKey = "test"
 func runTest(cmd *cobra.Command, _ []string) error {
 	trial, err := readTrial(cmd)
 	if err != nil {
-		return err
+		return usage(err)
 	}
 	cmd.SilenceUsage = true // what goes wrong from here on is not in the flags
 	target, err := openZip(cmd.Flag("output").Value.String())
@@ -88,7 +89,11 @@ func runTest(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	defer target.close()
+	var text strings.Builder
 	trial.Output, trial.Files = cmd.OutOrStdout(), target
+	if asJSON(cmd) {
+		trial.Output = &text
+	}
 
 	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -103,15 +108,44 @@ func runTest(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return plainError{err}
 	}
-	w := cmd.ErrOrStderr()
-	fmt.Fprintf(w, "\ncause: %s\nexit code: %d\n", out.Cause, out.Code)
+	result := trialResult{Cause: string(out.Cause), Code: out.Code, Text: text.String(), Files: []trialFile{}}
 	if out.HasFiles {
-		if err := target.finish(w); err != nil {
+		if result.Files, err = target.finish(); err != nil {
 			return fmt.Errorf("listing the files: %w", err)
 		}
 	}
+	if err := result.print(cmd); err != nil {
+		return err
+	}
 	if out.Cause != wire.CauseOK {
-		return plainError{fmt.Errorf("the task did not succeed: %w", reason(out))}
+		return coded{plainError{fmt.Errorf("the task did not succeed: %w", reason(out))}, exitAgent}
+	}
+	return nil
+}
+
+// trialResult is what `test --json` prints.
+type trialResult struct {
+	Cause string      `json:"cause"`
+	Code  int         `json:"exit_code"`
+	Text  string      `json:"text"`
+	Files []trialFile `json:"files"`
+}
+
+// trialFile is a file that the agent left.
+type trialFile struct {
+	Name  string `json:"name"`
+	Bytes uint64 `json:"bytes"`
+}
+
+// print prints how a task ended; what the agent said is printed where it is not JSON.
+func (r trialResult) print(cmd *cobra.Command) error {
+	if asJSON(cmd) {
+		return printValue(cmd, r)
+	}
+	w := cmd.ErrOrStderr()
+	fmt.Fprintf(w, "\ncause: %s\nexit code: %d\n", r.Cause, r.Code)
+	for _, f := range r.Files {
+		fmt.Fprintf(w, "file: %s (%d bytes)\n", plain(f.Name), f.Bytes)
 	}
 	return nil
 }
@@ -253,22 +287,22 @@ func openZip(name string) (*zipFile, error) {
 }
 
 // finish lists what is in the zip.
-func (z *zipFile) finish(w io.Writer) error {
+func (z *zipFile) finish() (files []trialFile, err error) {
 	size, err := z.Seek(0, io.SeekEnd)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r, err := zip.NewReader(z.File, size)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, f := range r.File {
 		if !f.FileInfo().IsDir() {
-			fmt.Fprintf(w, "file: %s (%d bytes)\n", plain(f.Name), f.UncompressedSize64)
+			files = append(files, trialFile{f.Name, f.UncompressedSize64})
 		}
 	}
 	z.finished = true
-	return nil
+	return files, nil
 }
 
 // close closes the zip, and removes it where there is none or nobody wants it.

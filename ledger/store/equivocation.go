@@ -34,7 +34,7 @@ func (s *Store) Equivocation(ctx context.Context, a *wire.Alert) (news bool, err
 		return false, err
 	}
 	one, two := a.A.Bare(), a.B.Bare()
-	kept := &wire.Alert{Peer: a.Peer, A: one, B: two, Witness: s.self, Time: s.now().UnixNano()}
+	kept := &wire.Alert{Peer: a.Peer, A: one, B: two, Path: a.Path, Witness: s.self, Time: s.now().UnixNano()}
 	if err := kept.Sign(s.key); err != nil {
 		return false, err
 	}

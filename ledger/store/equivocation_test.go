@@ -26,14 +26,14 @@ func TestEquivocator(t *testing.T) {
 		t.Errorf("%v, %t, %v", other, ahead, err)
 	}
 	bad := a.head(t, 2, wire.Hash{3})
-	other, _, err := s.Observe(ctx, bad)
-	if other == nil || err != nil {
+	alert, _, err := s.Observe(ctx, bad)
+	if alert == nil || err != nil || alert.A.Root != (wire.Hash{2}) || alert.B.Root != (wire.Hash{3}) {
 		t.Fatalf("no equivocation: %v", err)
 	}
-	if _, _, err := s.Observe(ctx, a.head(t, 1, wire.Hash{9})); !errors.Is(err, ErrFork) {
+	if alert, _, err := s.Observe(ctx, a.head(t, 1, wire.Hash{9})); alert == nil || err != nil {
 		t.Errorf("a head that is not of the entries: %v", err)
 	}
-	alert := &wire.Alert{Peer: a.id, A: other, B: bad, Witness: w.id, Time: time.Now().UnixNano()}
+	alert.Witness, alert.Time = w.id, time.Now().UnixNano()
 	if _, err := s.Equivocation(ctx, alert); !errors.Is(err, wire.ErrSignature) {
 		t.Errorf("an alert that nobody signed: %v", err)
 	}

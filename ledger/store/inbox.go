@@ -6,7 +6,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -275,44 +274,4 @@ func (s *Store) Size(ctx context.Context, id peer.ID) (size uint64, err error) {
 		err = nil
 	}
 	return size, err
-}
-
-// Observe takes in a head, whose signature is verified here. It returns another head of its
-// owner with the same size and another root, when there is one: then it has equivocated.
-// ahead reports that the log has more entries than are stored. Of a log of which nothing is
-// stored, no head is kept: identities are free.
-func (s *Store) Observe(ctx context.Context, h *wire.Head) (other *wire.Head, ahead bool, err error) {
-	if err := h.Verify(); err != nil {
-		return nil, false, err
-	}
-	err = s.write(ctx, func(t *tx) error {
-		kept, err := t.head(h.Peer)
-		if err != nil {
-			return err
-		}
-		if kept != nil && kept.Size == h.Size && kept.Root != h.Root {
-			other = kept
-			return nil
-		}
-		var author int64
-		var size uint64
-		err = t.QueryRow("SELECT id, size FROM peer WHERE bytes = ?", []byte(h.Peer)).Scan(&author, &size)
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return err
-		}
-		if ahead = size < h.Size; !ahead {
-			root, err := nodes(t, author).Root(h.Size)
-			if err != nil {
-				return err
-			}
-			if root != h.Root {
-				return fmt.Errorf("%w: the head of size %d is not that of the entries that are stored", ErrFork, h.Size)
-			}
-		}
-		if size > 0 && (kept == nil || kept.Size < h.Size) {
-			return t.setHead(h)
-		}
-		return nil
-	})
-	return other, ahead, err
 }

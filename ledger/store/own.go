@@ -4,11 +4,7 @@ package store
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
-
-	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
@@ -45,32 +41,6 @@ func (s *Store) checkOwn(t *tx) error {
 	}
 	s.head = h
 	return nil
-}
-
-// head returns the newest head that is kept of a peer; nil for none.
-func (t *tx) head(id peer.ID) (*wire.Head, error) { return headOf(t, id) }
-
-func headOf(q interface {
-	QueryRow(string, ...any) *sql.Row
-}, id peer.ID) (*wire.Head, error) {
-	var b []byte
-	err := q.QueryRow("SELECT bytes FROM head WHERE peer = ?", []byte(id)).Scan(&b)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	h, err := wire.ParseHead(b)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	return h, nil
-}
-
-func (t *tx) setHead(h *wire.Head) error {
-	_, err := t.Exec("INSERT OR REPLACE INTO head (peer, size, bytes) VALUES (?, ?, ?)", []byte(h.Peer), h.Size, h.Marshal()) // in a new row
-	return err
 }
 
 // MaySign returns why the own log cannot be continued; nil when it can.
@@ -169,7 +139,7 @@ func (t *tx) signHead() error {
 	if err := h.Sign(s.key); err != nil {
 		return err
 	}
-	if err := t.setHead(h); err != nil {
+	if err := t.setHead(held, h); err != nil {
 		return err
 	}
 	s.head = h

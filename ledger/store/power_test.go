@@ -6,13 +6,13 @@ package store
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -26,16 +26,10 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
 
-// powerCuts is how many there are; AGENTFM_TEST_POWER_CUTS says otherwise.
-func powerCuts(t *testing.T) int {
-	if s := os.Getenv("AGENTFM_TEST_POWER_CUTS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	return 5
+// powerCuts is how many there are in the environment, or every day.
+func powerCuts(t *testing.T, everyday int) int {
+	t.Helper()
+	return await.Times(t, "AGENTFM_TEST_POWER_CUTS", everyday)
 }
 
 // TestPowerCut cuts the power of the disk while another process appends and shows heads. No
@@ -55,8 +49,8 @@ func TestPowerCut(t *testing.T) {
 		t.Skipf("a disk that can lose its power takes root: %v", err)
 	}
 	defer func() { _ = shell("umount -l " + mount) }()
-	shown := make(map[uint64]string)
-	for cut := range powerCuts(t) {
+	shown, signed := make(map[uint64]string), uint64(0)
+	for cut := range powerCuts(t, 50) {
 		w := startWriter(t, filepath.Join(mount, "store"), me.key)
 		await.Until(t, "the writer appends", func() bool { return len(w.seen()) >= 3 })
 		time.Sleep(rand.N(200 * time.Millisecond))
@@ -83,19 +77,39 @@ func TestPowerCut(t *testing.T) {
 			}
 			return shell("touch "+filepath.Join(mount, "alive")) == nil
 		})
-		checkShown(t, filepath.Join(mount, "store"), me.key, cut, shown)
+		signed = max(signed, w.signedAs())
+		checkShown(t, filepath.Join(mount, "store"), me.key, cut, shown, signed)
 	}
-	t.Logf("%d heads were shown", len(shown))
+	t.Logf("%d heads were shown, and one of size %d was signed as a witness", len(shown), signed)
 }
 
-// checkShown wants every head that was shown to be that of the entries that are there.
-func checkShown(t *testing.T, dir string, key crypto.PrivKey, cut int, shown map[uint64]string) {
+// TestKilledWitness kills a process while it signs heads as a witness: what it has signed last
+// is never smaller afterwards.
+func TestKilledWitness(t *testing.T) {
+	dir, me, signed := filepath.Join(t.TempDir(), "store"), newAuthor(t), uint64(0)
+	for kill := range powerCuts(t, 5) {
+		w := startWriter(t, dir, me.key)
+		await.Until(t, "the witness signs", func() bool { return w.signedAs() > signed+3 })
+		time.Sleep(rand.N(50 * time.Millisecond))
+		w.stop()
+		signed = w.signedAs()
+		checkShown(t, dir, me.key, kill, nil, signed)
+	}
+	t.Logf("one of size %d was signed", signed)
+}
+
+// checkShown wants every head that was shown to be that of the entries that are there, and the
+// one that was signed as a witness not to be forgotten.
+func checkShown(t *testing.T, dir string, key crypto.PrivKey, cut int, shown map[uint64]string, signed uint64) {
 	t.Helper()
 	s, err := Open(dir, key)
 	if err != nil {
 		t.Fatalf("after cut %d: %v", cut, err)
 	}
 	defer s.Close()
+	if h, err := s.Cosigned(powerLog(t).id); signed > 0 && (h == nil || err != nil || h.Size < signed) {
+		t.Errorf("after cut %d: size %d was signed, and %+v is known, %v", cut, signed, h, err)
+	}
 	for size, root := range shown {
 		if have, err := nodes(s.ro, s.me).Root(size); err != nil || have.String() != root {
 			t.Errorf("after cut %d: the root of %d entries was %s, and is %s, %v", cut, size, root, have, err)
@@ -121,7 +135,18 @@ type writer struct {
 	cmd   *exec.Cmd
 	mu    sync.Mutex
 	lines []string
+	as    uint64 // the size that it has signed last, as a witness
 	done  chan struct{}
+}
+
+// powerLog is a log that the process is a witness of.
+func powerLog(t testing.TB) *growing {
+	t.Helper()
+	key, _, err := crypto.GenerateEd25519Key(bytes.NewReader(make([]byte, 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newGrowing(t, key)
 }
 
 func startWriter(t *testing.T, dir string, key crypto.PrivKey) *writer {
@@ -147,6 +172,12 @@ func startWriter(t *testing.T, dir string, key crypto.PrivKey) *writer {
 				w.lines = append(w.lines, line)
 				w.mu.Unlock()
 			}
+			var size uint64
+			if _, err := fmt.Sscanf(s.Text(), "signed %d", &size); err == nil {
+				w.mu.Lock()
+				w.as = max(w.as, size)
+				w.mu.Unlock()
+			}
 		}
 	}()
 	return w
@@ -156,6 +187,12 @@ func (w *writer) seen() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.lines
+}
+
+func (w *writer) signedAs() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.as
 }
 
 // stop ends the process, and waits for that.
@@ -190,5 +227,22 @@ func TestPowerWriter(t *testing.T) {
 			}
 		})
 	}
+	log := powerLog(t)
+	from := uint64(0)
+	if h, err := s.Cosigned(log.id); err != nil {
+		t.Fatal(err)
+	} else if h != nil {
+		from = h.Size
+	}
+	log.grow(t, from)
+	clients.Go(func() {
+		for size := from + 1; ; size++ {
+			log.grow(t, 1)
+			if v, _, err := s.Cosign(ctx, log.submit(t, size-1, size)); err != nil || v.Status != wire.Signed {
+				return
+			}
+			fmt.Printf("signed %d\n", size)
+		}
+	})
 	clients.Wait()
 }

@@ -53,33 +53,6 @@ func (s *Store) Inbox(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 	return items(s.ro.QueryContext(ctx, "SELECT id, bytes, hash FROM entry WHERE id > ? AND author <> ? ORDER BY id LIMIT ?", r.From, s.me, r.Count))
 }
 
-// Heads returns a page of the heads that are kept of others, after a row. The newer a head
-// came, the later is its row.
-func (s *Store) Heads(ctx context.Context, r wire.Range) ([]wire.Item, error) {
-	if r.From > 1<<62 {
-		return nil, nil
-	}
-	rows, err := s.ro.QueryContext(ctx, "SELECT id, bytes FROM head WHERE id > ? AND peer <> ? ORDER BY id LIMIT ?", r.From, []byte(s.self), r.Count)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var out []wire.Item
-	for rows.Next() {
-		var i wire.Item
-		if err := rows.Scan(&i.Index, &i.Entry); err != nil {
-			return nil, err
-		}
-		h, err := wire.ParseHead(i.Entry)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		i.Entry = h.Bare().Marshal()
-		out = append(out, i)
-	}
-	return out, rows.Err()
-}
-
 // Summary is what is counted of a peer.
 type Summary struct {
 	// Entries is the number of entries that speak of it, Ratings that of the ratings.
@@ -177,8 +150,17 @@ func (s *Store) Prove(ctx context.Context, of peer.ID, hash wire.Hash) (*Proof, 
 	if err != nil {
 		return nil, err
 	}
-	if p.Head, err = headOf(t, peer.ID(by)); err != nil {
+	if p.Head, err = headOf(t, held, peer.ID(by)); err != nil {
 		return nil, err
+	}
+	if peer.ID(by) == s.self {
+		signed, err := headOf(t, "cosigned", s.self)
+		if err != nil {
+			return nil, err
+		}
+		if signed != nil && signed.Size > p.Position {
+			p.Head = signed
+		}
 	}
 	if p.Head == nil || p.Head.Size <= p.Position {
 		return nil, ErrNotFound

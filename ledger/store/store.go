@@ -88,6 +88,8 @@ CREATE TABLE IF NOT EXISTS orphan (
 CREATE INDEX IF NOT EXISTS orphan_prev ON orphan (prev);
 CREATE INDEX IF NOT EXISTS orphan_author ON orphan (author, received);
 CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, bytes BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS unproven (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, bytes BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS cosigned (peer BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS equivocator (peer BLOB PRIMARY KEY, evidence BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
@@ -101,7 +103,14 @@ CREATE TRIGGER IF NOT EXISTS orphan_less AFTER DELETE ON orphan BEGIN UPDATE num
 `
 
 // version is that of the schema.
-const version = 1
+const version = 2
+
+// migration makes a store of version 1 one of version 2: its heads may be of entries that are
+// not stored.
+const migration = `
+INSERT OR REPLACE INTO unproven SELECT h.* FROM head h LEFT JOIN peer p ON p.bytes = h.peer WHERE h.size > coalesce(p.size, 0);
+DELETE FROM head WHERE id IN (SELECT id FROM unproven);
+`
 
 // published names the number of entries of the own log that others may have seen.
 const published = "published"
@@ -154,7 +163,11 @@ func (s *Store) open(file string) error {
 	if have > version {
 		return fmt.Errorf("it is of version %d, and this program knows %d", have, version)
 	}
-	if _, err := s.conn.ExecContext(context.Background(), schema+fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
+	change := schema
+	if have == 1 {
+		change += migration
+	}
+	if _, err := s.conn.ExecContext(context.Background(), "BEGIN;"+change+fmt.Sprintf("PRAGMA user_version = %d;COMMIT", version)); err != nil {
 		return err
 	}
 	if s.ro, err = database(file, "query_only(1)", readers); err != nil {

@@ -6,6 +6,7 @@
 package tree
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/transparency-dev/merkle/compact"
@@ -138,4 +139,23 @@ func slices(path []wire.Hash) [][]byte {
 		out[i] = path[i][:]
 	}
 	return out
+}
+
+// ErrOtherLog says that the larger tree has another beginning than the smaller.
+var ErrOtherLog = errors.New("the trees are of two logs")
+
+// VerifyContinues is like [VerifyConsistency]. When the proof is one that the tree of the larger
+// size begins with another tree of the smaller size, it returns the root of that, and
+// [ErrOtherLog].
+func VerifyContinues(smaller, larger uint64, path []wire.Hash, from, to wire.Hash) (earlier wire.Hash, err error) {
+	err = VerifyConsistency(smaller, larger, path, from, to)
+	mismatch, ok := errors.AsType[proof.RootMismatchError](err)
+	if !ok || len(mismatch.CalculatedRoot) != len(earlier) {
+		return from, err
+	}
+	earlier = wire.Hash(mismatch.CalculatedRoot)
+	if earlier != from && VerifyConsistency(smaller, larger, path, earlier, to) == nil {
+		return earlier, fmt.Errorf("%w: %w", ErrOtherLog, err)
+	}
+	return from, err
 }

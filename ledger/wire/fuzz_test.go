@@ -50,7 +50,10 @@ func FuzzHead(f *testing.F) {
 // FuzzAlert wants what is accepted to be in its one form.
 func FuzzAlert(f *testing.F) {
 	a := newAuthor(f)
-	f.Add((&Alert{Peer: a.id, A: a.head(f, 3, 1), B: a.head(f, 3, 2), Witness: a.id, Time: 5}).Marshal())
+	alert := &Alert{Peer: a.id, A: a.head(f, 3, 1), B: a.head(f, 3, 2), Witness: a.id, Time: 5}
+	f.Add(alert.Marshal())
+	alert.Path = []Hash{{1}, {2}}
+	f.Add(alert.Marshal())
 	fd := schema(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		a, err := ParseAlert(b)

@@ -4,9 +4,12 @@ package wire
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/transparency-dev/merkle/proof"
+	"github.com/transparency-dev/merkle/rfc6962"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -37,6 +40,13 @@ type Witness struct {
 	Signature []byte
 }
 
+func (w Witness) marshal() []byte {
+	var m message
+	m.bytes(1, []byte(w.Peer))
+	m.bytes(2, w.Signature)
+	return m
+}
+
 func (h *Head) message() message {
 	var m message
 	m.bytes(1, []byte(h.Peer))
@@ -54,10 +64,7 @@ func (h *Head) Marshal() []byte {
 	m := h.message()
 	m.bytes(5, h.Signature)
 	for _, w := range h.Witnesses {
-		var inner message
-		inner.bytes(1, []byte(w.Peer))
-		inner.bytes(2, w.Signature)
-		m.embed(6, inner)
+		m.embed(6, w.marshal())
 	}
 	m.text(7, h.Anchor)
 	return m
@@ -77,6 +84,11 @@ func (h *Head) Bare() *Head {
 	bare := *h
 	bare.Witnesses, bare.Anchor = nil, ""
 	return &bare
+}
+
+// WitnessedBy reports whether the head has a signature of a witness, which it does not verify.
+func (h *Head) WitnessedBy(id peer.ID) bool {
+	return slices.ContainsFunc(h.Witnesses, func(w Witness) bool { return w.Peer == id })
 }
 
 // ParseHead reads a head in its one form. It does not verify the signature.
@@ -99,9 +111,9 @@ func ParseHead(b []byte) (*Head, error) {
 		case 5:
 			return f.into(&h.Signature)
 		case 6:
-			w, ok := parseWitness(f)
+			w, ok := parseWitness(f.bytes)
 			h.Witnesses = append(h.Witnesses, w)
-			return ok && len(h.Witnesses) <= maxWitnesses
+			return f.kind == protowire.BytesType && ok && len(h.Witnesses) <= maxWitnesses
 		case 7:
 			return f.into(&h.Anchor)
 		}
@@ -129,11 +141,8 @@ func ParseHead(b []byte) (*Head, error) {
 }
 
 // parseWitness reads a witness's signature.
-func parseWitness(f field) (w Witness, ok bool) {
-	if f.kind != protowire.BytesType {
-		return w, false
-	}
-	err := read(f.bytes, func(f field) bool {
+func parseWitness(b []byte) (w Witness, ok bool) {
+	err := read(b, func(f field) bool {
 		switch f.number {
 		case 1:
 			return f.into(&w.Peer)
@@ -145,13 +154,18 @@ func parseWitness(f field) (w Witness, ok bool) {
 	return w, err == nil
 }
 
-// Alert accuses a peer of having signed two heads of one size with different roots. The
-// heads are the evidence: who verifies them need not trust the witness.
+// Alert accuses a peer of having signed two heads that are not of one log. The heads are the
+// evidence: who verifies them need not trust the witness. Either they have one size and
+// different roots, or A is the smaller, and Path shows that the log of B has another root at that
+// size. AgentFM 1.3 knows only the first.
 type Alert struct {
 	// Peer is the accused.
 	Peer peer.ID
 	// A and B are the heads.
 	A, B *Head
+	// Path has, where the sizes differ, the root of B's log at the size of A, and the proof of
+	// consistency between that and B.
+	Path []Hash
 	// Witness is who tells of it.
 	Witness peer.ID
 	// Signature is the witness's, over [Alert.Canonical].
@@ -168,6 +182,9 @@ func (a *Alert) message(signature []byte) []byte {
 	m.bytes(4, []byte(a.Witness))
 	m.bytes(5, signature)
 	m.uint(6, uint64(a.Time))
+	for _, h := range a.Path {
+		m.bytes(7, h[:])
+	}
 	return m
 }
 
@@ -189,9 +206,13 @@ func (a *Alert) Verify() error {
 	case a.A.Peer != a.Peer || a.B.Peer != a.Peer:
 		return fmt.Errorf("%w: a head is not of the accused", ErrBad)
 	case a.A.Size != a.B.Size:
-		return fmt.Errorf("%w: the heads have different sizes", ErrBad)
+		if err := a.verifyPath(); err != nil {
+			return err
+		}
 	case a.A.Root == a.B.Root:
 		return fmt.Errorf("%w: the heads have the same root", ErrBad)
+	case len(a.Path) > 0:
+		return fmt.Errorf("%w: a proof between heads of one size", ErrBad)
 	}
 	if err := a.A.Verify(); err != nil {
 		return fmt.Errorf("head_a: %w", err)
@@ -201,6 +222,24 @@ func (a *Alert) Verify() error {
 	}
 	if err := verify(a.Witness, a.Canonical(), a.Signature); err != nil {
 		return fmt.Errorf("witness: %w", err)
+	}
+	return nil
+}
+
+// verifyPath checks that the log of B has another root at the size of A.
+func (a *Alert) verifyPath() error {
+	switch {
+	case a.A.Size > a.B.Size || len(a.Path) == 0:
+		return fmt.Errorf("%w: the heads have different sizes, and there is no proof", ErrBad)
+	case a.Path[0] == a.A.Root:
+		return fmt.Errorf("%w: the heads are of one log", ErrBad)
+	}
+	path := make([][]byte, len(a.Path))
+	for i := range path {
+		path[i] = a.Path[i][:]
+	}
+	if err := proof.VerifyConsistency(rfc6962.DefaultHasher, a.A.Size, a.B.Size, path[1:], path[0], a.B.Root[:]); err != nil {
+		return fmt.Errorf("%w: %w", ErrBad, err)
 	}
 	return nil
 }
@@ -226,6 +265,13 @@ func ParseAlert(b []byte) (*Alert, error) {
 			return f.into(&a.Signature)
 		case 6:
 			return f.into(&a.Time)
+		case 7:
+			var h []byte
+			if !f.into(&h) || len(h) != len(Hash{}) || len(a.Path) > MaxProof {
+				return false
+			}
+			a.Path = append(a.Path, Hash(h))
+			return true
 		}
 		return false
 	})

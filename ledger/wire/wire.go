@@ -28,6 +28,9 @@ const (
 	FeedbackTopic = "agentfm-feedback-v1"
 	// EquivocationTopic carries alerts.
 	EquivocationTopic = "agentfm-equivocation-v1"
+	// InconsistencyTopic carries alerts whose heads have different sizes, which AgentFM 1.3
+	// does not know.
+	InconsistencyTopic = "agentfm-inconsistency-v1"
 	// HeadProtocol answers with the head of the server's own log.
 	HeadProtocol = "/agentfm/head-fetch/1.0.0"
 	// LogProtocol answers with entries of the server's own log.
@@ -49,7 +52,7 @@ const (
 	// MaxHead is the largest head.
 	MaxHead = 16 << 10
 	// MaxAlert is the largest alert.
-	MaxAlert = 2*MaxHead + 1<<10
+	MaxAlert = 2*MaxHead + 4<<10
 	// MaxComment is the longest text of a comment.
 	MaxComment = 10 << 10
 

@@ -323,13 +323,14 @@ func schema(t testing.TB) protoreflect.FileDescriptor {
 	signed := msg("SignedEntry", fields{message, message}, "Rating", "Comment")
 	signed.OneofDecl = []*descriptorpb.OneofDescriptorProto{{Name: proto.String("body")}}
 	signed.Field[0].OneofIndex, signed.Field[1].OneofIndex = proto.Int32(0), proto.Int32(0)
+	alert := msg("EquivocationAlert", fields{bytes, message, message, bytes, bytes, int64, bytes}, "LogHead", "LogHead")
+	alert.Field[6].Label = descriptorpb.FieldDescriptorProto_LABEL_REPEATED.Enum()
 	fd, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
 		Name: proto.String("ledger.proto"), Syntax: proto.String("proto3"),
 		MessageType: []*descriptorpb.DescriptorProto{
 			msg("Rating", fields{bytes, bytes, str, double, str, int64, bytes, bytes}),
 			msg("Comment", fields{bytes, bytes, bytes, str, bytes, int64, bytes, bytes}),
-			msg("WitnessSig", fields{bytes, bytes}), head, signed,
-			msg("EquivocationAlert", fields{bytes, message, message, bytes, bytes, int64}, "LogHead", "LogHead"),
+			msg("WitnessSig", fields{bytes, bytes}), head, signed, alert,
 		},
 	}, nil)
 	if err != nil {
@@ -367,6 +368,8 @@ func TestFormIsProtobufs(t *testing.T) {
 	if err := alert.Sign(a.key); err != nil {
 		t.Fatal(err)
 	}
+	long := *alert
+	long.Path = []Hash{{1}, {2}}
 	for _, c := range []struct {
 		name  string
 		bytes []byte
@@ -380,6 +383,7 @@ func TestFormIsProtobufs(t *testing.T) {
 		{"LogHead", h.Marshal()},
 		{"LogHead", h.Canonical()},
 		{"EquivocationAlert", alert.Marshal()},
+		{"EquivocationAlert", long.Marshal()},
 	} {
 		if got, ok := reform(t, fd, c.name, c.bytes); !ok || !bytes.Equal(got, c.bytes) {
 			t.Errorf("%s: %x instead of %x", c.name, c.bytes, got)

@@ -101,11 +101,12 @@ func (s *spec) serveConfig(id string) *container.Config {
 // from before it is there.
 func (s *spec) common(label, id, model string, env ...string) *container.Config {
 	return &container.Config{
-		Image:        s.image,
-		User:         s.user,
-		Env:          slices.Concat([]string{"AGENTFM_MODEL=" + model}, env, s.env),
-		AttachStdout: true,
-		AttachStderr: true,
+		Image:           s.image,
+		User:            s.user,
+		Env:             slices.Concat([]string{"AGENTFM_MODEL=" + model}, env, s.env),
+		AttachStdout:    true,
+		AttachStderr:    true,
+		NetworkDisabled: s.isolated(),
 		Labels: map[string]string{
 			labelAgent: s.agent.PeerID,
 			label:      id,

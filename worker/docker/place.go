@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/mount"
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/worker"
@@ -26,6 +28,13 @@ const (
 
 // seccompFile is where Podman finds the seccomp profile, beside the other files.
 const seccompFile = "seccomp.json"
+
+// Where a program finds what localhost is, if the engine does not say.
+const (
+	hostsTarget = "/etc/hosts"
+	hostsFile   = "hosts" // beside the other files
+	hosts       = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+)
 
 // filesHome returns the folder of the host that has the files for an agent's containers
 // while these run: in memory where this process may, and nowhere for others to read.
@@ -78,13 +87,13 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	if task != nil && (s.prompt == promptInFile || s.warm || task.Request != "") {
 		folders = append(folders, folder{inputName, inputDir, func(dir string) error { return s.placeInput(dir, task) }})
 	}
-	if len(folders) == 0 && !s.seccompAsFile() {
+	if len(folders) == 0 && !s.seccompAsFile() && !s.hostsAsFile() {
 		return nil
 	}
 	if err := makeFilesDir(dir); err != nil {
 		return err
 	}
-	if err := s.placeSeccomp(host, dir); err != nil {
+	if err := errors.Join(s.placeSeccomp(host, dir), s.placeHosts(host, dir)); err != nil {
 		return err
 	}
 	for _, f := range folders {
@@ -125,6 +134,25 @@ func (s *spec) placeSeccomp(host *container.HostConfig, dir string) error {
 		return fmt.Errorf("writing the seccomp profile: %w", err)
 	}
 	host.SecurityOpt = append(host.SecurityOpt, "seccomp="+profile)
+	return nil
+}
+
+// hostsAsFile reports whether the container gets its /etc/hosts from us, and not from the
+// engine or the operator.
+func (s *spec) hostsAsFile() bool {
+	return s.isolated() && !slices.ContainsFunc(s.mounts, func(m mount.Mount) bool { return within(hostsTarget, m.Target) })
+}
+
+// placeHosts gives a container its /etc/hosts.
+func (s *spec) placeHosts(host *container.HostConfig, dir string) error {
+	if !s.hostsAsFile() {
+		return nil
+	}
+	name := filepath.Join(dir, hostsFile)
+	if err := os.WriteFile(name, []byte(hosts), 0o444); err != nil {
+		return fmt.Errorf("writing the container's %s: %w", hostsTarget, err)
+	}
+	host.Mounts = append(host.Mounts, bind(name, hostsTarget))
 	return nil
 }
 

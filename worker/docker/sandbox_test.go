@@ -14,6 +14,7 @@ type report struct {
 	Env         []string          `json:"env"`
 	Status      map[string]string `json:"status"`
 	Interfaces  []string          `json:"interfaces"`
+	Localhost   []string          `json:"localhost"`
 	Writable    []string          `json:"writable"`
 	Mounts      map[string]string `json:"mounts"`
 	UID         int               `json:"uid"`
@@ -66,6 +67,9 @@ func checkSandbox(t *testing.T, got report) {
 	}
 	if !slices.Equal(got.Interfaces, []string{"lo"}) {
 		t.Errorf("network interfaces are %v, want lo alone", got.Interfaces)
+	}
+	if !slices.Contains(got.Localhost, "127.0.0.1") {
+		t.Errorf("localhost is %v, want 127.0.0.1", got.Localhost)
 	}
 	if want := []string{"/data", "/tmp", "/tmp/output", "/dev/shm"}; !slices.Equal(got.Writable, want) {
 		t.Errorf("writable are %v, want %v", got.Writable, want)

@@ -279,6 +279,7 @@ func inspect() map[string]any {
 		"env":        os.Environ(),
 		"status":     status(),
 		"interfaces": interfaces(),
+		"localhost":  localhost(),
 		"writable":   writable("/", "/data", "/tmp", "/tmp/output", "/dev/shm", "/proc/sys/kernel", "/sys"),
 		"uid":        os.Getuid(),
 		"first":      os.Getpid() == 1,
@@ -334,6 +335,12 @@ func interfaces() []string {
 		names = append(names, i.Name)
 	}
 	return names
+}
+
+// localhost returns the addresses that the name leads to.
+func localhost() []string {
+	addresses, _ := net.LookupHost("localhost")
+	return addresses
 }
 
 // writable returns the folders in which a file can be made.

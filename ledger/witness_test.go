@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
+	"github.com/Agent-FM/caddy-agentfm/ledger/store"
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// newWitness returns a node that is a witness.
+func newWitness(t testing.TB) *testNode {
+	return newNodeWith(t, newKey(t), t.TempDir(), Settings{Floor: -0.5, Witness: true})
+}
+
+// headShown returns the head that a node shows to another.
+func (n *testNode) headShown(t testing.TB, of *testNode) *wire.Head {
+	t.Helper()
+	var head *wire.Head
+	err := n.request(ctx, of.id(), wire.HeadProtocol, headWithin, nil, func(r io.Reader) (err error) {
+		head, err = wire.ReadHead(r)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return head
+}
+
+// TestWitnesses wants a head to be shown once two of three witnesses have signed it, and their
+// signatures in it; and the next one not, when only one witness is left.
+func TestWitnesses(t *testing.T) {
+	var witnesses []*testNode
+	var ids []peer.ID
+	for range 3 {
+		w := newWitness(t)
+		witnesses, ids = append(witnesses, w), append(ids, w.id())
+	}
+	author := newNodeWith(t, newKey(t), t.TempDir(), Settings{Floor: -0.5, Witnesses: ids, Quorum: 2})
+	reader, subject := fresh(t), newID(t)
+	reader.connect(t, author)
+	await.Until(t, "the author is confirmed", func() bool { return author.confirmed.Load() })
+	author.connect(t, witnesses[0])
+	e := author.rate(t, subject, 1)
+	reader.awaitEntries(t, author, 1) // the entry is not kept back
+	if h := reader.headShown(t, author); h != nil {
+		t.Errorf("one witness, and a head of size %d is shown", h.Size)
+	}
+	author.connect(t, witnesses[1])
+	author.connect(t, witnesses[2])
+	author.rate(t, subject, 0.5)
+	await.Until(t, "a head is shown", func() bool { h := reader.headShown(t, author); return h != nil && h.Size == 2 })
+	head := reader.headShown(t, author)
+	checked := head.Checked()
+	if head.Verify() != nil || len(checked.Witnesses) < 2 || len(checked.Witnesses) != len(head.Witnesses) {
+		t.Errorf("%+v", head.Witnesses)
+	}
+	for _, n := range []*testNode{author, reader} {
+		reader.kicks <- author.id()
+		await.Until(t, "the proof has the witnesses", func() bool {
+			p, err := n.store.Prove(ctx, subject, e.Hash())
+			return err == nil && len(p.Head.Witnesses) >= 2
+		})
+	}
+	witnesses[0].close()
+	witnesses[1].close()
+	author.rate(t, subject, 0.2)
+	reader.awaitEntries(t, author, 3)
+	await.Until(t, "the last witness has signed", func() bool {
+		h, err := witnesses[2].store.Cosigned(author.id())
+		return err == nil && h != nil && h.Size == 3
+	})
+	if h := reader.headShown(t, author); h == nil || h.Size != 2 {
+		t.Errorf("a head that one witness has signed is shown: %+v", h)
+	}
+}
+
+// TestWitnessIsDialled wants a node to find a witness to which it is not connected, when it
+// knows where that is.
+func TestWitnessIsDialled(t *testing.T) {
+	w, other := newWitness(t), fresh(t)
+	author := newNodeWith(t, newKey(t), t.TempDir(), Settings{Floor: -0.5, Witnesses: []peer.ID{w.id()}, Quorum: 1})
+	author.node.Host.Peerstore().AddAddrs(w.id(), w.node.Host.Addrs(), time.Hour)
+	author.connect(t, other)
+	await.Until(t, "the author is confirmed", func() bool { return author.confirmed.Load() })
+	author.rate(t, newID(t), 1)
+	await.Until(t, "the witness has signed", func() bool { h, err := author.shown(); return err == nil && h != nil && h.WitnessedBy(w.id()) })
+}
+
+// TestWitnessRemembers takes a node back to an empty store, and has it ask a witness alone,
+// which has nothing of its log but a head: the node does not sign.
+func TestWitnessRemembers(t *testing.T) {
+	w, key, subject := newWitness(t), newKey(t), newID(t)
+	s := Settings{Floor: -0.5, Witnesses: []peer.ID{w.id()}, Quorum: 1}
+	author := newNodeWith(t, key, t.TempDir(), s)
+	author.connect(t, w)
+	await.Until(t, "it is confirmed", func() bool { return author.confirmed.Load() })
+	// Nobody gets the entry: it is not published, and the log is not shown.
+	author.node.Host.RemoveStreamHandler(wire.LogProtocol)
+	if err := author.store.Append(ctx, &wire.Entry{Kind: wire.Rating, Subject: subject, Dimension: wire.Honesty}, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := author.cosign(); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := author.shown(); err != nil || h == nil {
+		t.Fatal("the witness has not signed", err)
+	}
+	author.close()
+	author = newNodeWith(t, key, t.TempDir(), s)
+	author.connect(t, w)
+	await.Until(t, "it knows that it lacks entries", func() bool { return errors.Is(author.store.MaySign(), store.ErrBehind) })
+	if err := author.Append(ctx, &wire.Entry{Kind: wire.Rating, Subject: subject, Dimension: wire.Honesty}, nil); !errors.Is(err, store.ErrBehind) {
+		t.Errorf("signed: %v", err)
+	}
+}
+
+// TestLyingWitness has witnesses that answer what is not so. None makes the author sign, stop
+// signing, or show a head.
+func TestLyingWitness(t *testing.T) {
+	for name, lie := range map[string]func(l *testNode, sub *wire.Submission) wire.Verdict{
+		"a signature that is none": func(l *testNode, _ *wire.Submission) wire.Verdict {
+			return wire.Verdict{Status: wire.Signed, Witness: wire.Witness{Peer: l.id(), Signature: make([]byte, 64)}}
+		},
+		"the signature of another": func(_ *testNode, sub *wire.Submission) wire.Verdict {
+			w, _ := sub.Head.Cosign(newKey(t))
+			return wire.Verdict{Status: wire.Signed, Witness: w}
+		},
+		"a larger head that the author has not signed": func(_ *testNode, sub *wire.Submission) wire.Verdict {
+			h := *sub.Head
+			h.Size, h.Root = 100, wire.Hash{1}
+			return wire.Verdict{Status: wire.Conflict, Held: &h}
+		},
+		"the head of another": func(l *testNode, _ *wire.Submission) wire.Verdict {
+			h := &wire.Head{Peer: l.id(), Size: 100, Time: 1}
+			_ = h.Sign(l.node.Key)
+			return wire.Verdict{Status: wire.Conflict, Held: h}
+		},
+		"always that there is none": func(*testNode, *wire.Submission) wire.Verdict { return wire.Verdict{Status: wire.Conflict} },
+		"nothing":                   func(*testNode, *wire.Submission) wire.Verdict { return wire.Verdict{} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			liar, subject := fresh(t), newID(t)
+			asked := make(chan struct{}, 100)
+			liar.node.Host.SetStreamHandler(wire.WitnessProtocol, func(s network.Stream) {
+				if sub, err := wire.ReadSubmission(s); err == nil {
+					_ = wire.WriteVerdict(s, lie(liar, sub))
+				}
+				_ = s.Close()
+				asked <- struct{}{}
+			})
+			t.Cleanup(func() { liar.node.Host.RemoveStreamHandler(wire.WitnessProtocol) })
+			author := newNodeWith(t, newKey(t), t.TempDir(), Settings{Floor: -0.5, Witnesses: []peer.ID{liar.id()}, Quorum: 1})
+			author.connect(t, liar)
+			await.Until(t, "the author is confirmed", func() bool { return author.confirmed.Load() })
+			author.rate(t, subject, 1)
+			<-asked
+			author.rate(t, subject, 1)
+			if err := author.cosign(); err != nil {
+				t.Error(err)
+			}
+			if h, err := author.shown(); h != nil || err != nil || author.store.MaySign() != nil {
+				t.Errorf("%+v, %v, %v", h, err, author.store.MaySign())
+			}
+		})
+	}
+}
+
+// TestWitnessProtocol submits by streams, many at one time, and what is no submission.
+func TestWitnessProtocol(t *testing.T) {
+	w, author, subject := newWitness(t), fresh(t), newID(t)
+	author.connect(t, w)
+	await.Until(t, "the author is confirmed", func() bool { return author.confirmed.Load() })
+	author.rate(t, subject, 1)
+	head := author.store.Head()
+	statuses := make(chan int)
+	for range 20 {
+		go func() {
+			for { // there are four places for one peer
+				if v, err := author.submit(w.id(), 0, head); err == nil {
+					statuses <- v.Status
+					return
+				}
+			}
+		}()
+	}
+	got := make(map[int]int)
+	for range 20 {
+		got[<-statuses]++
+	}
+	if got[wire.Signed] != 1 || got[wire.Conflict] != 19 {
+		t.Errorf("%v", got)
+	}
+	send := func(b []byte) (v wire.Verdict, err error) {
+		c, cancel := context.WithTimeout(ctx, askWithin)
+		defer cancel()
+		err = author.exchange(c, w.id(), wire.WitnessProtocol,
+			func(w io.Writer) error { _, err := w.Write(b); return err },
+			func(r io.Reader) (err error) { v, err = wire.ReadVerdict(r); return err })
+		return v, err
+	}
+	junk := append(make([]byte, 9), 0, 0, 0, 1, 'x')
+	if v, err := send(junk); err != nil || v.Status != wire.Malformed {
+		t.Errorf("junk: %d, %v", v.Status, err)
+	}
+	if v, err := send(junk[:5]); err == nil {
+		t.Errorf("a part: %d", v.Status)
+	}
+}
+
+// TestWitnessReload has a reload make a node a witness, and none again.
+func TestWitnessReload(t *testing.T) {
+	n := fresh(t)
+	is := func() bool {
+		for _, p := range n.node.Host.Mux().Protocols() {
+			if p == wire.WitnessProtocol {
+				return true
+			}
+		}
+		return false
+	}
+	for i, want := range []bool{false, true, false} {
+		n.parts.Join(&Part{s: Settings{Witness: want}})
+		n.changed()
+		if is() != want {
+			t.Error(fmt.Sprint(i, ": ", is()))
+		}
+	}
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"bytes"
+	"crypto/rand"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
+)
+
+// TestRelayCarries has a gateway reach a worker that listens nowhere by way of a relay, and
+// send it more than libp2p's own limits let through.
+func TestRelayCarries(t *testing.T) {
+	for name, c := range map[string]struct {
+		limits  Relay
+		limited bool
+	}{
+		"no limit of a connection": {Relay{}, false},
+		"a limit of time":          {Relay{MaxDuration: caddy.Duration(time.Hour)}, true},
+		"a limit of bytes":         {Relay{MaxData: 64 << 20}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			limits, err := c.limits.resolve()
+			if err != nil {
+				t.Fatal(err)
+			}
+			relay := newRelayHost(t, RoleGateway, Settings{Relay: limits}, loopbackAddr)
+			worker := newRelayHost(t, RoleWorker, Settings{Relay: limits}) // which makes no relay of a worker
+			gateway := newRelayHost(t, RoleGateway, Settings{}, loopbackAddr)
+			at := peer.AddrInfo{ID: relay.ID(), Addrs: relay.Addrs()}
+			if err := worker.Connect(t.Context(), at); err != nil {
+				t.Fatal(err)
+			}
+			await.Until(t, "the relay takes a reservation", func() bool {
+				_, err := client.Reserve(t.Context(), worker, at)
+				return err == nil
+			})
+			worker.SetStreamHandler("/echo", func(s network.Stream) {
+				_, _ = io.Copy(s, s)
+				_ = s.Close()
+			})
+			by := ma.StringCast(relay.Addrs()[0].String() + "/p2p/" + relay.ID().String() + "/p2p-circuit")
+			if err := gateway.Connect(t.Context(), peer.AddrInfo{ID: worker.ID(), Addrs: []ma.Multiaddr{by}}); err != nil {
+				t.Fatal(err)
+			}
+			if got := gateway.Network().ConnsToPeer(worker.ID())[0].Stat().Limited; got != c.limited {
+				t.Errorf("limited: %t", got)
+			}
+			s, err := gateway.NewStream(network.WithAllowLimitedConn(t.Context(), "test"), worker.ID(), "/echo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = s.SetDeadline(time.Now().Add(time.Minute))
+			sent := make([]byte, 1<<20)
+			rand.Read(sent)
+			go func() {
+				_, _ = s.Write(sent)
+				_ = s.CloseWrite()
+			}()
+			if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, sent) {
+				t.Errorf("%d bytes came back, %v", len(got), err)
+			}
+		})
+	}
+}
+
+// newRelayHost returns a host on loopback; without addresses, it listens nowhere.
+func newRelayHost(t *testing.T, role Role, s Settings, listen ...ma.Multiaddr) *Host {
+	t.Helper()
+	h, err := NewHost(t.Context(), role, newKey(t), listen, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.Close() })
+	return h
+}
+
+func TestRelaySettings(t *testing.T) {
+	s, err := (&Config{Bootstrap: []string{off}, Relay: new(Relay)}).resolve(nil)
+	if err != nil || *s.Relay != (Relay{MaxReservations: 4096, MaxReservationsPerIP: 256, MaxCircuits: 256}) {
+		t.Errorf("%+v, %v", s.Relay, err)
+	}
+	if _, err := (Relay{MaxData: -1}).resolve(); err == nil {
+		t.Error("a limit below 0")
+	}
+	other := s
+	other.Relay = nil
+	if s.Fits(s) != nil || s.Fits(other) == nil || other.Fits(s) == nil {
+		t.Error("a relay can change in a reload")
+	}
+}
