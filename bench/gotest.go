@@ -23,7 +23,7 @@ type micro map[string]map[string][]float64
 // suite is benchmarks of a package.
 type suite struct {
 	bench, pkg, run string
-	times           string // of the option -benchtime; empty for that of the form
+	times           string // of the option -benchtime; empty for that of the form, as in smoke
 	env             []string
 	find            func(r *report)
 }
@@ -37,8 +37,11 @@ var suites = []suite{
 
 // runSuite runs benchmarks, and says what they mean.
 func (r *report) runSuite(ctx context.Context, o options, s suite) error {
-	count := o.rounds
-	args := []string{"test", "-run", "^$", "-bench", s.run, "-benchtime", or(s.times, o.micro.String()), "-count", strconv.Itoa(count), "-timeout", "30m", s.pkg}
+	times := o.micro.String()
+	if s.times != "" && o.form != smoke {
+		times = s.times
+	}
+	args := []string{"test", "-run", "^$", "-bench", s.run, "-benchtime", times, "-count", strconv.Itoa(o.rounds), "-timeout", "30m", s.pkg}
 	out, err := goTest(ctx, s.env, args...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.bench, err)
@@ -54,13 +57,6 @@ func (r *report) runSuite(ctx context.Context, o options, s suite) error {
 	}
 	s.find(r)
 	return nil
-}
-
-func or(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 // goTest runs the command go.

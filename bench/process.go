@@ -59,6 +59,12 @@ func (p *process) stop() {
 	}
 }
 
+// ended reports whether the process has ended by itself.
+func (p *process) ended() bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	return err != nil || bytes.Contains(b, []byte(") Z "))
+}
+
 // tail returns the end of what the process has written.
 func (p *process) tail() string {
 	b, _ := os.ReadFile(p.log)
@@ -109,6 +115,9 @@ func await(ctx context.Context, p *process, url, key string, check func(status i
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if p.ended() {
+			return fmt.Errorf("%s has ended\n%s", p.name, p.tail())
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
