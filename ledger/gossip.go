@@ -4,11 +4,13 @@ package ledger
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"sync"
 	"time"
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
+	pb "github.com/libp2p/go-libp2p-pubsub/pb"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
@@ -33,17 +35,19 @@ type gossip struct {
 	ps            *pubsub.PubSub
 	feedback      *pubsub.Topic
 	equivocation  *pubsub.Topic
-	inconsistency *pubsub.Topic // what AgentFM 1.3 does not know
+	inconsistency *pubsub.Topic // what AgentFM 1.3 does not know, as is the next
+	heads         *pubsub.Topic
 	subscriptions []*pubsub.Subscription
 	out           chan *wire.Entry
 	authors       *authors // of entries
 	accused       *authors // of the heads that alerts show
+	owners        *authors // of heads
 }
 
 // join joins the topics.
 func (g *gossip) join(l *Ledger) error {
 	g.ps, g.out = l.node.PubSub, make(chan *wire.Entry, gossipBuffer)
-	g.authors, g.accused = newAuthors(), newAuthors()
+	g.authors, g.accused, g.owners = newAuthors(), newAuthors(), newAuthors()
 	for _, t := range []struct {
 		name     string
 		topic    **pubsub.Topic
@@ -53,11 +57,19 @@ func (g *gossip) join(l *Ledger) error {
 		{wire.FeedbackTopic, &g.feedback, l.validateEntry, l.takeEntries},
 		{wire.EquivocationTopic, &g.equivocation, l.validateAlert, l.takeAlerts},
 		{wire.InconsistencyTopic, &g.inconsistency, l.validateAlert, l.takeAlerts},
+		{wire.HeadsTopic, &g.heads, l.validateHead, l.takeHeads},
 	} {
 		if err := g.ps.RegisterTopicValidator(t.name, t.validate); err != nil {
 			return err
 		}
-		topic, err := g.ps.Join(t.name)
+		var opts []pubsub.TopicOpt
+		if t.name == wire.HeadsTopic { // many see the same
+			opts = append(opts, pubsub.WithTopicMessageIdFn(func(m *pb.Message) string {
+				sum := sha256.Sum256(m.GetData())
+				return string(sum[:])
+			}))
+		}
+		topic, err := g.ps.Join(t.name, opts...)
 		if err != nil {
 			return err
 		}
@@ -78,7 +90,7 @@ func (g *gossip) leave() {
 	for _, s := range g.subscriptions {
 		s.Cancel()
 	}
-	for _, t := range []*pubsub.Topic{g.feedback, g.equivocation, g.inconsistency} {
+	for _, t := range []*pubsub.Topic{g.feedback, g.equivocation, g.inconsistency, g.heads} {
 		if t != nil {
 			_ = g.ps.UnregisterTopicValidator(t.String())
 			_ = t.Close()
@@ -200,6 +212,9 @@ func (l *Ledger) take(batch []*wire.Entry, news bool) error {
 	}
 	l.news()
 	for i, e := range batch {
+		if outcomes[i] == store.Stored && e.Prev == (wire.Hash{}) {
+			l.logs.Add(1)
+		}
 		switch {
 		case outcomes[i] == store.Stored && news:
 			l.node.Entry(e.Subject, e.Kind.String())

@@ -40,8 +40,10 @@ type Ledger struct {
 	kicks     chan peer.ID // peers that came
 	heads     struct {     // how far the heads of peers were read
 		sync.Mutex
-		seen map[peer.ID]uint64
+		seen map[peer.ID]headCursor
+		told map[peer.ID]wire.Hash // the root of the last that was shown to the mesh
 	}
+	logs     atomic.Uint64 // of which the first entry was stored
 	opened   time.Time
 	answered struct { // which bootstrap nodes have, until the own log is confirmed
 		sync.Mutex
@@ -109,7 +111,7 @@ func (l *Ledger) Close() {
 	l.gossip.leave()
 	l.running.Wait()
 	l.serving.close()
-	l.node.Bar(func(string) bool { return false }) // who cannot ask it any more is not to be judged by it
+	l.node.Trust(func(string) mesh.Trust { return mesh.Trusted }) // who cannot ask it any more is not to be judged by it
 	if err := l.store.Close(); err != nil {
 		l.node.Log().Warn("closing the ledger", zap.Error(err))
 	}

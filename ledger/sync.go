@@ -24,11 +24,9 @@ import (
 
 // Limits on asking peers.
 const (
-	// askEvery is how often peers are asked for what they have, and at the same time.
-	askEvery = time.Minute
-	// headsEvery is how often they are asked for the heads that they hold: who shows one log
+	// headsEvery is how often peers are asked for the heads that they hold: who shows one log
 	// to one peer and another to another shall not do so for long.
-	headsEvery = 5 * time.Second
+	headsEvery = 10 * time.Second
 	askAgain   = 3 * time.Second // after it came
 	askPeers   = 16              // in one round
 	askAtOnce  = 4
@@ -40,6 +38,9 @@ const (
 	// textsARound is how many texts of comments are asked for.
 	textsARound = 64
 )
+
+// askEvery is how often peers are asked for all that they have. A variable for tests.
+var askEvery = time.Minute
 
 // inboxPage is how many entries of an inbox are asked for at once. A variable for tests.
 var inboxPage uint64 = wire.MaxPage
@@ -194,6 +195,9 @@ func (l *Ledger) ask(ctx context.Context, id peer.ID) error {
 	if err := l.askInbox(ctx, id); err != nil {
 		return fmt.Errorf("inbox: %w", err)
 	}
+	if err := l.readHeads(ctx, id, 0); err != nil { // of the logs that have just come
+		return fmt.Errorf("heads: %w", err)
+	}
 	return nil
 }
 
@@ -211,6 +215,7 @@ func (l *Ledger) askLog(ctx context.Context, id peer.ID) error {
 		return fmt.Errorf("%w: the head is of %s", wire.ErrBad, head.Peer)
 	}
 	ahead, err := l.observe(head)
+	l.tell(head)
 	for err == nil && ahead {
 		var before, after uint64
 		if before, err = l.store.Size(ctx, id); err != nil {

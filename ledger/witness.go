@@ -65,7 +65,12 @@ func (l *Ledger) serveWitness(r io.Reader, w io.Writer) error {
 		l.equivocated(evidence)
 	case v.Status == wire.Signed, v.Status == wire.Conflict, v.Status == wire.BadProof:
 		// It may contradict what is stored of that log, and others may lack it.
-		if _, err := l.observe(sub.Head.Bare()); err != nil && !errors.Is(err, store.ErrFork) {
+		h := sub.Head.Bare()
+		if v.Status == wire.Signed {
+			h.Witnesses = []wire.Witness{v.Witness}
+		}
+		l.tell(h)
+		if _, err := l.observe(h); err != nil && !errors.Is(err, store.ErrFork) {
 			return err
 		}
 	}

@@ -28,7 +28,7 @@ const (
 )
 
 // topics are those of the mesh; what a peer says of others is not kept.
-var topics = []string{wire.TelemetryTopic, "agentfm-feedback-v1", "agentfm-equivocation-v1", "agentfm-inconsistency-v1"}
+var topics = []string{wire.TelemetryTopic, "agentfm-feedback-v1", "agentfm-equivocation-v1", "agentfm-inconsistency-v1", "agentfm-heads-v1"}
 
 // NewPubSub starts GossipSub on a host as the mesh uses it. trusted says which
 // peers are bootstrap nodes.
@@ -65,6 +65,7 @@ func NewPubSub(ctx context.Context, h host.Host, trusted func(peer.ID) bool) (*p
 		pubsub.WithPeerExchange(false), // we send none; what we take is decided by the score
 		pubsub.WithPeerScore(params, thresholds),
 		pubsub.WithMaxMessageSize(maxPubSubMessage),
+		pubsub.WithAppSpecificRpcInspector(newFlows().inspect),
 		pubsub.WithValidateQueueSize(1024),
 		pubsub.WithPeerOutboundQueueSize(128),
 		pubsub.WithSubscriptionFilter(pubsub.WrapLimitSubscriptionFilter(

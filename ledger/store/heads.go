@@ -7,28 +7,40 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
 
-// Tables of heads, which have one of a peer. Their rows are numbered together.
-const (
-	// held has the newest head that is of the entries that are stored.
-	held = "head"
-	// open has a head that is not, or not yet: it may be of another log.
-	unproven = "unproven"
-)
+// maxUnproven bounds the heads of logs of which nothing is known, which are kept for
+// unprovenLife: identities are free. A variable for tests.
+var maxUnproven = 10_000
+
+const unprovenLife = time.Hour
+
+// nextHead numbers the rows of the two tables of heads together. In head is the newest of each
+// peer that is of the entries that are stored. In unproven are those that are not, or not yet:
+// the one that came first, which may turn out to be of another log, and the newest.
+const nextHead = "(SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name IN ('head', 'unproven'))"
 
 // head returns the newest head that is kept of the entries of a peer; nil for none.
-func (t *tx) head(id peer.ID) (*wire.Head, error) { return headOf(t, held, id) }
+func (t *tx) head(id peer.ID) (*wire.Head, error) { return headOf(t, "head", id) }
 
-func headOf(q interface {
+// querier is a connection or a transaction.
+type querier interface {
 	QueryRow(string, ...any) *sql.Row
-}, table string, id peer.ID) (*wire.Head, error) {
+}
+
+// headOf returns the head of a peer in a table that has one of each; nil for none.
+func headOf(q querier, table string, id peer.ID) (*wire.Head, error) {
+	return scanHead(q.QueryRow("SELECT bytes FROM "+table+" WHERE peer = ?", []byte(id)))
+}
+
+func scanHead(row *sql.Row) (*wire.Head, error) {
 	var b []byte
-	err := q.QueryRow("SELECT bytes FROM "+table+" WHERE peer = ?", []byte(id)).Scan(&b)
+	err := row.Scan(&b)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
@@ -42,18 +54,38 @@ func headOf(q interface {
 	return h, nil
 }
 
-// setHead keeps a head, in a new row.
-func (t *tx) setHead(table string, h *wire.Head) error {
-	_, err := t.Exec("INSERT OR REPLACE INTO "+table+" (id, peer, size, bytes) VALUES ((SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name IN ('head', 'unproven')), ?, ?, ?)",
-		[]byte(h.Peer), h.Size, h.Marshal())
+// setHead keeps a head of the entries that are stored, in a new row.
+func (t *tx) setHead(h *wire.Head) error {
+	_, err := t.Exec("INSERT OR REPLACE INTO head (id, peer, size, bytes) VALUES ("+nextHead+", ?, ?, ?)", []byte(h.Peer), h.Size, h.Marshal())
+	return err
+}
+
+// unproven returns the heads of a peer that are not of the entries that are stored, or not yet:
+// the first, and the newest; nil for none.
+func (t *tx) unproven(id peer.ID) (first, newest *wire.Head, err error) {
+	const q = "SELECT bytes FROM unproven WHERE peer = ? AND newest = ?"
+	if first, err = scanHead(t.QueryRow(q, []byte(id), 0)); err != nil {
+		return nil, nil, err
+	}
+	newest, err = scanHead(t.QueryRow(q, []byte(id), 1))
+	return first, newest, err
+}
+
+func (t *tx) setUnproven(h *wire.Head, newest int) error {
+	_, err := t.Exec("INSERT OR REPLACE INTO unproven VALUES ("+nextHead+", ?, ?, ?, ?)", []byte(h.Peer), newest, t.s.now().UnixNano(), h.Marshal())
 	return err
 }
 
 // Observe takes in a head, whose signature is verified here. It returns the evidence, which
 // nobody has signed, when its owner has equivocated; the error is [ErrFork] when that is so, and there is
-// no evidence yet. ahead reports that the log has more entries than are stored. Of a log of which nothing is known, no head is kept: identities
-// are free.
+// no evidence yet. ahead reports that the log has more entries than are stored.
 func (s *Store) Observe(ctx context.Context, h *wire.Head) (evidence *wire.Alert, ahead bool, err error) {
+	switch have, err := headOf(s.ro, "head", h.Peer); {
+	case err != nil:
+		return nil, false, err
+	case have != nil && have.Size == h.Size && have.Root == h.Root && have.Joined(h) == have:
+		return nil, false, nil // nothing new
+	}
 	if err := h.Verify(); err != nil {
 		return nil, false, err
 	}
@@ -74,11 +106,11 @@ func (t *tx) observe(h *wire.Head) (evidence *wire.Alert, ahead bool, err error)
 	if err != nil {
 		return nil, false, err
 	}
-	open, err := headOf(t, unproven, h.Peer)
+	first, newest, err := t.unproven(h.Peer)
 	if err != nil {
 		return nil, false, err
 	}
-	for _, k := range []*wire.Head{have, open} {
+	for _, k := range []*wire.Head{have, first, newest} {
 		if k != nil && k.Size == h.Size && k.Root != h.Root {
 			return &wire.Alert{Peer: h.Peer, A: k.Bare(), B: h.Bare()}, false, nil
 		}
@@ -89,78 +121,102 @@ func (t *tx) observe(h *wire.Head) (evidence *wire.Alert, ahead bool, err error)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, false, err
 	}
+	for range 2 { // the first, and then the one that was the newest
+		if first == nil || first.Size > size {
+			break
+		}
+		if have, first, newest, err = t.settle(have, first, newest, author); err != nil {
+			return nil, false, err
+		}
+	}
 	if h.Size > size {
-		return nil, true, t.keepUnproven(h, open, size)
+		return nil, true, t.keepUnproven(h, first, newest, size)
 	}
 	root, err := nodes(t, author).Root(h.Size)
 	if err != nil {
 		return nil, false, err
 	}
 	if root != h.Root {
-		return t.contradicts(h, have, open, author)
+		evidence, err = t.contradicts(h, have, first, author)
+		return evidence, false, err
 	}
-	if have == nil || have.Size < h.Size || have.Size == h.Size && len(have.Witnesses) < len(h.Witnesses) {
-		if err := t.setHead(held, h); err != nil {
-			return nil, false, err
-		}
-		have = h
+	if have, err = t.keepHeld(have, h); err != nil {
+		return nil, false, err
 	}
-	if open == nil || open.Size > size {
-		return nil, false, nil
+	if first != nil && first.Size < have.Size {
+		evidence, err = t.evidence(first, have, author)
 	}
-	evidence, err = t.settle(open, have, author)
 	return evidence, false, err
 }
 
-// keepUnproven keeps a head of more entries than are stored, the one with the most. One that
-// contradicts what is stored stays: it may be evidence.
-func (t *tx) keepUnproven(h, open *wire.Head, size uint64) error {
-	if open != nil && (open.Size >= h.Size || open.Size <= size) {
+// settle looks again at a head that was not of the entries that were stored then: when it is
+// now, it is held, and the newest is the first of those that are not.
+func (t *tx) settle(have, first, newest *wire.Head, author int64) (held, still, left *wire.Head, err error) {
+	root, err := nodes(t, author).Root(first.Size)
+	if err != nil || root != first.Root {
+		return have, first, newest, err
+	}
+	if have, err = t.keepHeld(have, first); err != nil {
+		return nil, nil, nil, err
+	}
+	if _, err := t.Exec("DELETE FROM unproven WHERE peer = ? AND newest = 0", []byte(first.Peer)); err != nil {
+		return nil, nil, nil, err
+	}
+	_, err = t.Exec("UPDATE unproven SET newest = 0 WHERE peer = ?", []byte(first.Peer))
+	return have, newest, nil, err
+}
+
+// keepHeld keeps the newer of two heads of the entries that are stored, and returns it.
+func (t *tx) keepHeld(have, h *wire.Head) (*wire.Head, error) {
+	newest := have
+	switch {
+	case have == nil || have.Size < h.Size:
+		newest = h
+	case have.Size == h.Size:
+		newest = have.Joined(h)
+	}
+	if newest == have {
+		return have, nil
+	}
+	return newest, t.setHead(newest)
+}
+
+// keepUnproven keeps a head of more entries than are stored.
+func (t *tx) keepUnproven(h, first, newest *wire.Head, size uint64) error {
+	if first != nil && first.Size < h.Size && (newest == nil || newest.Size < h.Size) {
+		return t.setUnproven(h, 1)
+	}
+	if first != nil {
 		return nil
 	}
 	if known, err := t.known(h.Peer, size); err != nil || !known {
 		return err
 	}
-	return t.setHead(unproven, h)
+	return t.setUnproven(h, 0)
 }
 
-// known reports whether heads are kept of a log: one of which entries are stored, or that this
-// node is a witness of.
+// known reports whether a head is kept of a log: of one of which entries are stored, or that
+// this node is a witness of, always, and else while there are not too many.
 func (t *tx) known(id peer.ID, size uint64) (known bool, err error) {
 	if size > 0 {
 		return true, nil
 	}
-	err = t.QueryRow("SELECT EXISTS (SELECT 1 FROM cosigned WHERE peer = ?)", []byte(id)).Scan(&known)
+	err = t.QueryRow("SELECT EXISTS (SELECT 1 FROM cosigned WHERE peer = ?) OR (SELECT count(*) FROM unproven) < ?", []byte(id), maxUnproven).Scan(&known)
 	return known, err
 }
 
 // contradicts returns the evidence that a head is not of the log of a larger one that is. The
 // error is [ErrFork] when there is none yet: the head is kept until there is.
-func (t *tx) contradicts(h, have, open *wire.Head, author int64) (*wire.Alert, bool, error) {
+func (t *tx) contradicts(h, have, first *wire.Head, author int64) (*wire.Alert, error) {
 	if have != nil && have.Size > h.Size {
-		evidence, err := t.evidence(h, have, author)
-		return evidence, false, err
+		return t.evidence(h, have, author)
 	}
-	if open == nil || open.Size != h.Size {
-		if err := t.setHead(unproven, h); err != nil {
-			return nil, false, err
+	if first == nil || first.Size != h.Size {
+		if err := t.setUnproven(h, 0); err != nil {
+			return nil, err
 		}
 	}
-	return nil, false, fmt.Errorf("%w: the head of size %d is not that of the entries that are stored", ErrFork, h.Size)
-}
-
-// settle looks again at a head that was not of the entries that were stored then.
-func (t *tx) settle(open, have *wire.Head, author int64) (*wire.Alert, error) {
-	root, err := nodes(t, author).Root(open.Size)
-	switch {
-	case err != nil:
-		return nil, err
-	case root != open.Root && have.Size > open.Size:
-		return t.evidence(open, have, author)
-	case root == open.Root:
-		_, err = t.Exec("DELETE FROM unproven WHERE peer = ?", []byte(open.Peer))
-	}
-	return nil, err
+	return nil, fmt.Errorf("%w: the head of size %d is not that of the entries that are stored", ErrFork, h.Size)
 }
 
 // evidence proves that a head is not of the log of a larger one, whose entries are stored.
@@ -184,7 +240,7 @@ func (s *Store) Heads(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 		return nil, nil
 	}
 	const page = "SELECT * FROM (SELECT id, bytes FROM %s WHERE id > ?1 AND peer <> ?2 ORDER BY id LIMIT ?3)"
-	rows, err := s.ro.QueryContext(ctx, fmt.Sprintf(page+" UNION ALL "+page+" ORDER BY id LIMIT ?3", held, unproven), r.From, []byte(s.self), r.Count)
+	rows, err := s.ro.QueryContext(ctx, fmt.Sprintf(page+" UNION ALL "+page+" ORDER BY id LIMIT ?3", "head", "unproven"), r.From, []byte(s.self), r.Count)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +255,8 @@ func (s *Store) Heads(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
-		i.Entry = h.Bare().Marshal()
+		h.Anchor = "" // so that it is short
+		i.Entry = h.Marshal()
 		out = append(out, i)
 	}
 	return out, rows.Err()

@@ -5,6 +5,7 @@ package store
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -139,15 +140,46 @@ func TestUnproven(t *testing.T) {
 	o.more(t, 3)
 	five := o.honest(t, 5)
 	o = &observed{newStore(t), o.a, o.subject}
-	if _, ahead, err := o.Observe(ctx, five); !ahead || err != nil || len(o.kept(t)) != 0 {
-		t.Error("a head is kept of a log of which there is nothing", err)
+	was := maxUnproven
+	maxUnproven = 1
+	t.Cleanup(func() { maxUnproven = was })
+	see(five, true, 5)
+	see(newAuthor(t).head(t, 3, wire.Hash{3}), true, 5) // of a log of which there is nothing, when there are enough
+	o.now = func() time.Time { return time.Now().Add(2 * unprovenLife) }
+	if err := o.Sweep(ctx); err != nil || len(o.kept(t)) != 0 {
+		t.Error("a head of a log of which there is nothing is kept for ever", err)
 	}
+	o.now = time.Now
 	o.a = newAuthor(t)
 	o.more(t, 2)
 	see(o.a.head(t, 5, wire.Hash{5}), true, 5)
 	see(o.a.head(t, 4, wire.Hash{4}), true, 5)
 	see(o.honest(t, 2), false, 5, 2)
-	see(o.a.head(t, 9, wire.Hash{9}), true, 2, 9)
+	see(o.a.head(t, 9, wire.Hash{9}), true, 5, 2, 9)
+	see(o.a.head(t, 11, wire.Hash{9}), true, 5, 2, 11)
+	if err := o.Sweep(ctx); err != nil || len(o.kept(t)) != 3 {
+		t.Error(o.kept(t), err)
+	}
+	// Entries come, and what was ahead is theirs.
+	o = newObserved(t, 2)
+	see(o.honest(t, 2), false, 2)
+	o.more(t, 4)
+	four, six := o.honest(t, 4), o.honest(t, 6)
+	entries := &observed{newStore(t), o.a, o.subject}
+	lines, err := o.About(ctx, o.subject, 6, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o = entries
+	for i := 5; i >= 4; i-- {
+		o.accept(t, Stored, nil, lines[i].Entry)
+	}
+	see(four, true, 4)
+	see(six, true, 4, 6)
+	for i := 3; i >= 0; i-- {
+		o.accept(t, Stored, nil, lines[i].Entry)
+	}
+	see(o.honest(t, 1), false, 6)
 }
 
 // TestMigration opens a store of version 1, in whose one table of heads were also those of
@@ -162,10 +194,10 @@ func TestMigration(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.accept(t, Stored, nil, b.rate(t, me.id, 1))
-	if err := s.write(ctx, func(t1 *tx) error { return t1.setHead(held, b.head(t, 7, wire.Hash{7})) }); err != nil {
+	if err := s.write(ctx, func(t1 *tx) error { return t1.setHead(b.head(t, 7, wire.Hash{7})) }); err != nil {
 		t.Fatal(err)
 	}
-	for _, q := range []string{"DROP TABLE unproven", "DROP TABLE cosigned", "PRAGMA user_version = 1"} {
+	for _, q := range []string{"DROP TABLE unproven", "DROP TABLE cosigned", "ALTER TABLE vote DROP COLUMN mark", "ALTER TABLE outcome DROP COLUMN mark", "PRAGMA user_version = 1"} {
 		if _, err := s.conn.ExecContext(ctx, q); err != nil {
 			t.Fatal(err)
 		}
@@ -178,7 +210,7 @@ func TestMigration(t *testing.T) {
 	if kept := o.kept(t); len(kept) != 2 || kept[0] != 2 || kept[1] != 7 {
 		t.Errorf("kept %v", kept)
 	}
-	if h, err := headOf(s.ro, unproven, b.id); err != nil || sizeOf(h) != 7 {
+	if h, err := headOf(s.ro, "unproven", b.id); err != nil || sizeOf(h) != 7 {
 		t.Errorf("%v, %v", h, err)
 	}
 	if _, err := s.Prove(ctx, a.id, mine.Hash()); err != nil {

@@ -256,6 +256,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 			before time.Time
 		}{
 			{"DELETE FROM orphan WHERE received < ?", now.Add(-orphanLife)},
+			{"DELETE FROM unproven WHERE received < ? AND NOT EXISTS (SELECT 1 FROM peer WHERE bytes = unproven.peer AND size > 0) AND NOT EXISTS (SELECT 1 FROM cosigned c WHERE c.peer = unproven.peer)", now.Add(-unprovenLife)},
 			{"DELETE FROM cursor WHERE used < ?", now.Add(-7 * 24 * time.Hour)},
 			{"DELETE FROM wanted WHERE tries > 20 AND received < ?", now.Add(-7 * 24 * time.Hour)},
 		} {

@@ -139,7 +139,7 @@ func (t *tx) signHead() error {
 	if err := h.Sign(s.key); err != nil {
 		return err
 	}
-	if err := t.setHead(held, h); err != nil {
+	if err := t.setHead(h); err != nil {
 		return err
 	}
 	s.head = h

@@ -31,6 +31,9 @@ const (
 	// InconsistencyTopic carries alerts whose heads have different sizes, which AgentFM 1.3
 	// does not know.
 	InconsistencyTopic = "agentfm-inconsistency-v1"
+	// HeadsTopic carries heads, without witnesses, as nodes first see them. AgentFM 1.3 does
+	// not have it.
+	HeadsTopic = "agentfm-heads-v1"
 	// HeadProtocol answers with the head of the server's own log.
 	HeadProtocol = "/agentfm/head-fetch/1.0.0"
 	// LogProtocol answers with entries of the server's own log.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -164,4 +165,27 @@ func (h *Head) Checked() *Head {
 		}
 	}
 	return &checked
+}
+
+// Joined returns the head with the witnesses of another of the same size and root too, as many
+// as a head may have. It returns the other when that has other bytes signed, and more
+// witnesses, and the head itself when there is nothing to add.
+func (h *Head) Joined(other *Head) *Head {
+	if string(h.Canonical()) != string(other.Canonical()) {
+		if len(other.Witnesses) > len(h.Witnesses) {
+			return other
+		}
+		return h
+	}
+	joined := *h
+	joined.Witnesses = slices.Clone(h.Witnesses)
+	for _, w := range other.Witnesses {
+		if !joined.WitnessedBy(w.Peer) && len(joined.Witnesses) < maxWitnesses {
+			joined.Witnesses = append(joined.Witnesses, w)
+		}
+	}
+	if len(joined.Witnesses) == len(h.Witnesses) {
+		return h
+	}
+	return &joined
 }

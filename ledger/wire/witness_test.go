@@ -77,6 +77,38 @@ func TestChecked(t *testing.T) {
 	}
 }
 
+// TestJoined joins the witnesses of two copies of one head.
+func TestJoined(t *testing.T) {
+	a, w, x := newAuthor(t), newAuthor(t), newAuthor(t)
+	h := a.head(t, 3, 1)
+	with := func(h *Head, ws ...author) *Head {
+		c := *h
+		for _, w := range ws {
+			s, err := c.Cosign(w.key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Witnesses = append(c.Witnesses, s)
+		}
+		return &c
+	}
+	one, two := with(h, w), with(h, x, w)
+	if got := one.Joined(two); len(got.Witnesses) != 2 || len(one.Witnesses) != 1 || len(got.Checked().Witnesses) != 2 {
+		t.Errorf("%v", got.Witnesses)
+	}
+	if two.Joined(one) != two || one.Joined(one) != one {
+		t.Error("nothing was to be added")
+	}
+	later := *h
+	later.Time++
+	if err := later.Sign(a.key); err != nil {
+		t.Fatal(err)
+	}
+	if l := with(&later, w); one.Joined(l) != one || h.Joined(l) != l {
+		t.Error("of two that are signed apart, the one with more witnesses")
+	}
+}
+
 // TestAlertOfTwoSizes proves that a head is not of the log of a larger one.
 func TestAlertOfTwoSizes(t *testing.T) {
 	a, w := newAuthor(t), newAuthor(t)
