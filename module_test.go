@@ -85,7 +85,7 @@ var allowed = map[string][]string{
 	"client":                       {"client/unzip", "openai"},
 	"client/unzip":                 {},
 	"client/localgateway":          {"client"},
-	"xcaddy":                       {"", "internal/mode"},
+	"xcaddy":                       {"", "internal/mode", "mesh"},
 	"bench":                        {},
 	"bench/simulation":             {},
 	"worker/docker/internal/probe": {"internal/way"},

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,8 +30,12 @@ import (
 	"github.com/docker/docker/api/types/network"
 )
 
-// releaseVersion is the tag of the releases that the tests build.
-const releaseVersion = "v0.98.7"
+const (
+	// releaseVersion is the tag of the releases that the tests build.
+	releaseVersion = "v0.98.7"
+	// testImage is the name of their image.
+	testImage = "agentfm-e2e-release"
+)
 
 // readText returns a file of the repository.
 func readText(t *testing.T, name string) string {
@@ -114,16 +119,48 @@ func TestRelease(t *testing.T) {
 	}
 }
 
-// TestUnit has systemd read the unit.
+// TestUnit has systemd read the unit, and hears what systemd waits for: that the process is
+// ready, and that it ends.
 func TestUnit(t *testing.T) {
+	text := readText(t, "examples/systemd/agentfm.service")
+	if !strings.Contains(text, "\nType=notify\n") || !strings.Contains(text, "\nExecStart=/usr/bin/agentfm run --config /etc/caddy/Caddyfile\n") {
+		t.Fatalf("another unit:\n%s", text)
+	}
+	dir, err := os.MkdirTemp("", "agentfm") // the path of a socket is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	p := startWith(t, home(t), caddyfile(localMesh, "agentfm"), []string{"NOTIFY_SOCKET=" + socket.LocalAddr().String()})
+	hear := func(want string) {
+		t.Helper()
+		_ = socket.SetReadDeadline(time.Now().Add(patience))
+		for said := make([]byte, 1024); ; {
+			n, err := socket.Read(said)
+			if err != nil {
+				t.Fatalf("%s: %v", want, err)
+			}
+			if strings.Contains(string(said[:n]), want) {
+				return
+			}
+		}
+	}
+	hear("READY=1")
+	p.stop()
+	hear("STOPPING=1")
+
 	needProgram(t, "systemd-analyze")
 	program, err := binary()
 	if err != nil {
 		t.Fatal(err)
 	}
 	unit := filepath.Join(t.TempDir(), "agentfm.service")
-	text := strings.ReplaceAll(readText(t, "examples/systemd/agentfm.service"), "/usr/bin/agentfm", program)
-	if err := os.WriteFile(unit, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(unit, []byte(strings.ReplaceAll(text, "/usr/bin/agentfm", program)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
@@ -163,7 +200,10 @@ func TestCompose(t *testing.T) {
 	if err := json.Unmarshal(model, &project); err != nil {
 		t.Fatal(err)
 	}
-	engine.buildImage(t, "agentfm", imageContext(t))
+	if name := project.Services["gateway"].Image; name != "agentfm" {
+		t.Errorf("the image is %q", name)
+	}
+	engine.buildImage(t, testImage, imageContext(t))
 
 	key, err := os.ReadFile(swarmKey(t))
 	if err != nil {
@@ -260,7 +300,7 @@ func (e *engine) buildImage(t *testing.T, name, dir string) {
 // its volumes it gets the files.
 func (e *engine) startService(t *testing.T, s composed, network string, env map[string]string) string {
 	t.Helper()
-	config := &container.Config{Image: s.Image}
+	config := &container.Config{Image: testImage}
 	for name := range s.Environment {
 		config.Env = append(config.Env, name+"="+env[name])
 	}

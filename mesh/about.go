@@ -46,10 +46,16 @@ func (l *Lease) About() About {
 	return a
 }
 
+// version is set by who builds without the repository's history; see xcaddy/Dockerfile.
+var version string
+
 // Version returns the version of this module as the build knows it, such as
 // v1.2.3, whether it is a dependency (xcaddy) or has the main package; "(devel)"
 // when the build does not know.
 var Version = sync.OnceValue(func() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "(devel)"

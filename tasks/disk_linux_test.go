@@ -110,7 +110,7 @@ func newDisk(t *testing.T, kind string) (mount string, again func()) {
 func TestKeyPowerCut(t *testing.T) {
 	mount, remount := newDisk(t, "ext4")
 	taken, kept := 0, 0
-	for cut := range powerCuts(t) {
+	for cut := range powerCuts(t, 5) {
 		p := open(t, filepath.Join(mount, "store"), &fakeRunner{}, Options{})
 		var mu sync.Mutex
 		outcomes := make(map[string]string) // the bodies of the keys that were taken; empty without an answer

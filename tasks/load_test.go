@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +18,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
 // nightly reports whether tests have their whole size.
@@ -152,11 +153,10 @@ func TestIntake(t *testing.T) {
 	runner := count(10 * time.Millisecond)
 	p := open(t, t.TempDir(), runner, Options{InFlight: MaxInFlight})
 	seconds := 2
-	if s := os.Getenv("AGENTFM_TEST_INTAKE_SECONDS"); s != "" {
-		seconds, _ = strconv.Atoi(s)
-	} else if nightly() {
+	if nightly() {
 		seconds = 600
 	}
+	seconds = await.Times(t, "AGENTFM_TEST_INTAKE_SECONDS", seconds)
 	begun := time.Now()
 	ids, took := intake(t, p, 500*seconds, 500)
 	t.Logf("%d in %s, %.1f ms at p99", len(ids), time.Since(begun).Round(time.Millisecond), p99(took))
@@ -196,11 +196,10 @@ const deepIntake = 500
 // in memory; and nothing of it to be lost.
 func TestDeepQueue(t *testing.T) {
 	depth := 2000
-	if s := os.Getenv("AGENTFM_TEST_QUEUE_DEPTH"); s != "" {
-		depth, _ = strconv.Atoi(s)
-	} else if nightly() {
+	if nightly() {
 		depth = MaxInFlight - 8*deepIntake
 	}
+	depth = await.Times(t, "AGENTFM_TEST_QUEUE_DEPTH", depth)
 	dir := filepath.Join(t.TempDir(), "store")
 	deepChild(t, dir, "empty")
 	s, err := openStore(t.Context(), place{dir: dir}, zap.NewNop())

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,16 +24,10 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
-// powerCuts is how many there are; AGENTFM_TEST_POWER_CUTS says otherwise.
-func powerCuts(t *testing.T) int {
-	if s := os.Getenv("AGENTFM_TEST_POWER_CUTS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	return 5
+// powerCuts is how many there are in the environment, or every day.
+func powerCuts(t *testing.T, everyday int) int {
+	t.Helper()
+	return await.Times(t, "AGENTFM_TEST_POWER_CUTS", everyday)
 }
 
 // TestPowerCut wants what was accepted before the power of the disk was cut to be there
@@ -55,7 +48,7 @@ func TestPowerCut(t *testing.T) {
 	}
 	defer func() { _ = shell("umount -l " + mount) }()
 	accepted, ends := make(map[string]bool), make(map[string]State)
-	for cut := range powerCuts(t) {
+	for cut := range powerCuts(t, 50) {
 		w := startWriter(t, filepath.Join(mount, "store"))
 		w.await(t, 5)
 		time.Sleep(rand.N(400 * time.Millisecond))

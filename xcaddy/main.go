@@ -6,9 +6,7 @@
 package main
 
 import (
-	"cmp"
 	"os"
-	"runtime/debug"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -17,17 +15,12 @@ import (
 
 	_ "github.com/Agent-FM/caddy-agentfm"
 	"github.com/Agent-FM/caddy-agentfm/internal/mode"
+	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
 
-// version is set by who builds without the repository's history; see Dockerfile.
-var version string
-
 func main() {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		version = cmp.Or(version, info.Main.Version)
-	}
 	caddy.CustomBinaryName = "agentfm" // which is what shells complete
-	caddy.CustomVersion = "agentfm " + version + ", caddy" // whose own version follows
+	caddy.CustomVersion = "agentfm " + mesh.Version() + ", caddy" // whose own version follows
 	if mode.Asked(os.Args[1:]) {
 		mode.Main()
 		return

@@ -168,7 +168,7 @@ func TestClusterKills(t *testing.T) {
 		clients.Go(func() { a.submit(ctx, m.gateways[n%2].gateway, n) })
 	}
 	healthy := func(g *process) bool { return g.status("/health") == http.StatusOK }
-	for i := range max(2, kills(t)/5) {
+	for i := range max(2, kills(t, 10)/5) {
 		victim := m.gateways[i%2]
 		sleep(ctx, 2*time.Second)
 		victim.kill()

@@ -113,7 +113,7 @@ func TestKillKeys(t *testing.T) {
 	for n := range 8 {
 		clients.Go(func() { c.run(ctx, n) })
 	}
-	for n := range kills(t) {
+	for n := range kills(t, 10) {
 		p.awaitWorker("noted")
 		sleep(ctx, time.Duration(100+rand.N(1500))*time.Millisecond)
 		if n%3 == 2 {

@@ -9,25 +9,19 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	common "github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
-// kills is how often the gateway is killed; AGENTFM_TEST_KILLS says otherwise.
-func kills(t *testing.T) int {
-	if s := os.Getenv("AGENTFM_TEST_KILLS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	return 10
+// kills is how often the gateway is killed: as AGENTFM_TEST_KILLS says, or every day.
+func kills(t *testing.T, everyday int) int {
+	t.Helper()
+	return common.Times(t, "AGENTFM_TEST_KILLS", everyday)
 }
 
 // counted is an agent whose answers can be counted.
@@ -53,7 +47,8 @@ func TestKillTasks(t *testing.T) {
 	for n := range 4 {
 		clients.Go(func() { a.submit(ctx, p.gateway, n) })
 	}
-	for range kills(t) {
+	n := kills(t, 50)
+	for range n {
 		p.awaitWorker("counted")
 		sleep(ctx, time.Duration(100+rand.N(1500))*time.Millisecond)
 		p.kill()
@@ -65,7 +60,7 @@ func TestKillTasks(t *testing.T) {
 	p.awaitWorker("counted")
 	a.settle(p.gateway)
 	a.verdict(p.gateway)
-	if len(a.accepted) < 10*kills(t) {
+	if len(a.accepted) < 10*n {
 		t.Errorf("only %d tasks were accepted", len(a.accepted))
 	}
 	p.terminate()

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package await is how tests wait: for a condition, with a limit, and not for a
-// length of time.
+// length of time. And for how often: as the environment says.
 package await
 
 import (
+	"os"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -18,4 +20,19 @@ func Until(t testing.TB, what string, condition func() bool) {
 			t.Fatalf("waited in vain: %s", what)
 		}
 	}
+}
+
+// Times returns the number that a variable of the environment has: how often a test does
+// something, or everyday when the variable is not there.
+func Times(t testing.TB, variable string, everyday int) int {
+	t.Helper()
+	s := os.Getenv(variable)
+	if s == "" {
+		return everyday
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatalf("%s: %v", variable, err)
+	}
+	return n
 }

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -27,16 +26,10 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
 
-// powerCuts is how many there are; AGENTFM_TEST_POWER_CUTS says otherwise.
-func powerCuts(t *testing.T) int {
-	if s := os.Getenv("AGENTFM_TEST_POWER_CUTS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	return 5
+// powerCuts is how many there are in the environment, or every day.
+func powerCuts(t *testing.T, everyday int) int {
+	t.Helper()
+	return await.Times(t, "AGENTFM_TEST_POWER_CUTS", everyday)
 }
 
 // TestPowerCut cuts the power of the disk while another process appends and shows heads. No
@@ -57,7 +50,7 @@ func TestPowerCut(t *testing.T) {
 	}
 	defer func() { _ = shell("umount -l " + mount) }()
 	shown, signed := make(map[uint64]string), uint64(0)
-	for cut := range powerCuts(t) {
+	for cut := range powerCuts(t, 50) {
 		w := startWriter(t, filepath.Join(mount, "store"), me.key)
 		await.Until(t, "the writer appends", func() bool { return len(w.seen()) >= 3 })
 		time.Sleep(rand.N(200 * time.Millisecond))
@@ -94,7 +87,7 @@ func TestPowerCut(t *testing.T) {
 // is never smaller afterwards.
 func TestKilledWitness(t *testing.T) {
 	dir, me, signed := filepath.Join(t.TempDir(), "store"), newAuthor(t), uint64(0)
-	for kill := range powerCuts(t) {
+	for kill := range powerCuts(t, 5) {
 		w := startWriter(t, dir, me.key)
 		await.Until(t, "the witness signs", func() bool { return w.signedAs() > signed+3 })
 		time.Sleep(rand.N(50 * time.Millisecond))
