@@ -59,7 +59,7 @@ var allowed = map[string][]string{
 	"mesh/wire":                    {},
 	"router":                       {},
 	"internal/await":               {},
-	"internal/command":             {"client", "handler/auth", "internal/way", "mesh/wire", "openai", "worker"},
+	"internal/command":             {"client", "handler/auth", "internal/way", "ledger/wire", "mesh/wire", "openai", "worker"},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/metrics":             {},

@@ -52,7 +52,7 @@ var forms = map[form]options{
 	},
 	short: {
 		only: allNames, rounds: 3, round: 500 * time.Millisecond, warm: time.Second, micro: 300 * time.Millisecond, failure: 5 * time.Second,
-		tasks: 2000, few: 10, many: 100, paces: bothPaces, slow: true, install: true,
+		tasks: 8000, few: 10, many: 100, paces: bothPaces, slow: true, install: true,
 	},
 	long: {
 		only: allNames, rounds: 7, round: 3 * time.Second, warm: 5 * time.Second, micro: 2 * time.Second, failure: 30 * time.Second,

@@ -23,22 +23,25 @@ type micro map[string]map[string][]float64
 // suite is benchmarks of a package.
 type suite struct {
 	bench, pkg, run string
-	times           string // of the option -benchtime; empty for that of the form
+	times           string // of the option -benchtime; empty for that of the form, as in smoke
 	env             []string
 	find            func(r *report)
 }
 
 var suites = []suite{
 	{bench: "B5", pkg: "./mesh", run: "^BenchmarkDispatch$", find: findDispatch},
-	{bench: "B6", pkg: "./router", run: "^Benchmark(Decide|Pick)", find: findPick},
+	{bench: "B6", pkg: "./router", run: "^BenchmarkDecide$|^BenchmarkPickScan$|^BenchmarkPickUpdated$|^BenchmarkPick$/^100000$", find: findPick},
 	{bench: "B8", pkg: "./mesh", run: "^BenchmarkTelemetry$", times: "400x", find: findTelemetry},
 	{bench: "B10", pkg: "./worker", run: "^BenchmarkZip$/^text$", times: "1x", find: findZip},
 }
 
 // runSuite runs benchmarks, and says what they mean.
 func (r *report) runSuite(ctx context.Context, o options, s suite) error {
-	count := o.rounds
-	args := []string{"test", "-run", "^$", "-bench", s.run, "-benchtime", or(s.times, o.micro.String()), "-count", strconv.Itoa(count), "-timeout", "30m", s.pkg}
+	times := o.micro.String()
+	if s.times != "" && o.form != smoke {
+		times = s.times
+	}
+	args := []string{"test", "-run", "^$", "-bench", s.run, "-benchtime", times, "-count", strconv.Itoa(o.rounds), "-timeout", "30m", s.pkg}
 	out, err := goTest(ctx, s.env, args...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.bench, err)
@@ -54,13 +57,6 @@ func (r *report) runSuite(ctx context.Context, o options, s suite) error {
 	}
 	s.find(r)
 	return nil
-}
-
-func or(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 // goTest runs the command go.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -28,37 +29,63 @@ func (p *process) resident() (float64, error) {
 	return 0, fmt.Errorf("%s: its status has no RssAnon", p.name)
 }
 
-// settled is the least that a process of Go has of memory in a while in which its
-// garbage is collected.
-func (l *lab) settled(ctx context.Context, p *process, admin int) (float64, error) {
-	least, looks := 0.0, 6
+// usage is what a process of Go has of memory, in kB.
+type usage struct {
+	resident float64 // from the system, with what the runtime has not given back yet
+	live     float64 // what is in use: heap and stacks
+}
+
+// settled is the least that a process has of memory in a while in which its garbage is
+// collected.
+func (l *lab) settled(ctx context.Context, p *process, admin int) (least usage, err error) {
+	looks := 6
 	if l.o.form == smoke {
 		looks = 1
 	}
 	for range looks {
-		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/heap?gc=1", admin))
+		live, err := inUse(admin)
 		if err != nil {
-			return 0, err
-		}
-		_, err = io.Copy(io.Discard, resp.Body)
-		_ = resp.Body.Close()
-		if err != nil {
-			return 0, err
+			return least, err
 		}
 		select {
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return least, ctx.Err()
 		case <-time.After(time.Second):
 		}
 		n, err := p.resident()
 		if err != nil {
-			return 0, err
+			return least, err
 		}
-		if least == 0 || n < least {
-			least = n
+		if least.resident == 0 || n < least.resident {
+			least.resident = n
+		}
+		if least.live == 0 || live < least.live {
+			least.live = live
 		}
 	}
 	return least, nil
+}
+
+// inUse returns what heap and stacks of a process take after a collection, in kB.
+func inUse(admin int) (kB float64, err error) {
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/heap?gc=1&debug=1", admin))
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " = ")
+		if name == "# HeapAlloc" || strings.HasPrefix(name, "# Stack") {
+			n, _, _ := strings.Cut(value, " / ")
+			x, bad := strconv.ParseFloat(n, 64)
+			if bad != nil {
+				return 0, fmt.Errorf("a profile has %q: %w", line, bad)
+			}
+			kB += x / 1024
+		}
+	}
+	return kB, err
 }
 
 // memory is B11: what a gateway takes idle, beside a bare Caddy, and for each worker.
@@ -96,30 +123,36 @@ func (l *lab) memory(ctx context.Context, rep *report) error {
 	if err != nil {
 		return err
 	}
+	if l.o.profile != "" {
+		if err := fetch(fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/heap", g.admin), filepath.Join(l.o.profile, "gateway.heap")); err != nil {
+			return err
+		}
+	}
 	rep.add(finding{Bench: "B11", Text: fmt.Sprintf("memory of the gateway for each of %d workers", l.o.many), Unit: " kB", Limit: 45,
-		Values: []float64{(many - few) / float64(l.o.many)}})
-	rep.add(finding{Bench: "B11", Text: "memory of an idle gateway", To: "a bare Caddy", Limit: 1.25, Values: []float64{idle / bare}})
+		Values: []float64{(many.resident - few.resident) / float64(l.o.many)}})
+	rep.add(finding{Bench: "B11", Text: "heap and stacks of it", Unit: " kB", Limit: 45, Values: []float64{(many.live - few.live) / float64(l.o.many)}})
+	rep.add(finding{Bench: "B11", Text: "memory of an idle gateway", To: "a bare Caddy", Limit: 1.25, Values: []float64{idle.resident / bare.resident}})
 	return nil
 }
 
 // bareCaddy returns what a Caddy takes that answers by itself, in kB.
-func (l *lab) bareCaddy(ctx context.Context) (float64, error) {
+func (l *lab) bareCaddy(ctx context.Context) (usage, error) {
 	ports, err := freePorts(2)
 	if err != nil {
-		return 0, err
+		return usage{}, err
 	}
 	path, err := l.config("bare.Caddyfile", fmt.Sprintf("{\n\tadmin 127.0.0.1:%d\n\tauto_https off\n}\nhttp://127.0.0.1:%d {\n\trespond hello\n}\n", ports[0], ports[1]))
 	if err != nil {
-		return 0, err
+		return usage{}, err
 	}
 	p, err := l.start("bare", l.o.binary, "run", "--config", path)
 	if err != nil {
-		return 0, err
+		return usage{}, err
 	}
 	defer p.stop()
 	up := func(status int, _ string) bool { return status == http.StatusOK }
 	if err := await(ctx, p, fmt.Sprintf("http://127.0.0.1:%d/", ports[1]), "", up); err != nil {
-		return 0, err
+		return usage{}, err
 	}
 	return l.settled(ctx, p, ports[0])
 }

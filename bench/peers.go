@@ -174,6 +174,7 @@ defaults
 	timeout client 60s
 	timeout server 60s
 	http-reuse always
+	option http-no-delay
 frontend in
 	bind 127.0.0.1:%d
 	default_backend mock

@@ -59,6 +59,12 @@ func (p *process) stop() {
 	}
 }
 
+// ended reports whether the process has ended by itself.
+func (p *process) ended() bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	return err != nil || bytes.Contains(b, []byte(") Z "))
+}
+
 // tail returns the end of what the process has written.
 func (p *process) tail() string {
 	b, _ := os.ReadFile(p.log)
@@ -100,12 +106,18 @@ func freePorts(n int) ([]int, error) {
 	return ports, nil
 }
 
+// patience is how long await waits. LiteLLM loads for long on a busy machine.
+const patience = 3 * time.Minute
+
 // await waits until check is content with the answer to a GET.
 func await(ctx context.Context, p *process, url, key string, check func(status int, body string) bool) error {
 	last := "no answer"
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if p.ended() {
+			return fmt.Errorf("%s has ended\n%s", p.name, p.tail())
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {

@@ -106,7 +106,7 @@ func (r *report) plots() map[string]string {
 	if len(r.Failures) > 0 {
 		var panels []panel
 		for _, f := range r.Failures {
-			title := "B12: last request that is touched by a server, " + f.How
+			title := "B12: last request that failed, was slow or tried again; one of four servers: " + f.How
 			i := slices.IndexFunc(panels, func(p panel) bool { return p.title == title })
 			if i < 0 {
 				i = len(panels)
@@ -137,12 +137,16 @@ func (r *report) simulationPlot() string {
 	}
 	fmt.Fprintf(&b, `<line class="m" x1="40" x2="%d" y1="%.1f" y2="%.1f"/>`+"\n", plotWidth-8, at(1.15), at(1.15))
 	step := float64(plotWidth-60) / float64(len(r.Simulation)/3+1)
-	gateways := 0
+	label := ""
 	for i, s := range r.Simulation {
 		x := 50 + step*float64(i/3)
-		if i%3 == 0 && s.Gateways != gateways {
-			gateways = s.Gateways
-			fmt.Fprintf(&b, `<line class="g" x1="%.1f" x2="%.1f" y1="%d" y2="%d"/><text x="%.1f" y="%d">gateways: %d</text>`+"\n", x-step/2, x-step/2, top, bottom+20, x, bottom+18, gateways)
+		group := fmt.Sprintf("gateways: %d", s.Gateways)
+		if s.Slots > 1 || s.OnTick || s.NoQueue {
+			group = "others"
+		}
+		if group != label {
+			label = group
+			fmt.Fprintf(&b, `<line class="g" x1="%.1f" x2="%.1f" y1="%d" y2="%d"/><text x="%.1f" y="%d">%s</text>`+"\n", x-step/2, x-step/2, top, bottom+20, x, bottom+18, label)
 		}
 		fmt.Fprintf(&b, `<circle cx="%.1f" cy="%.1f" r="3.5" fill="%s"><title>%s</title></circle>`+"\n", x+float64(i%3)*2-2, at(s.Ratio), policyColours[s.Policy],
 			html.EscapeString(fmt.Sprintf("%s: %d gateways, tasks of %s, load %.0f %%, %s: %.2f", s.Policy, s.Gateways, s.Service, 100*s.Load, s.workers(), s.Ratio)))

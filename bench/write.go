@@ -64,7 +64,11 @@ func (r *report) brief() string {
 		if len(f.Values) > 0 {
 			measured = number(medianOf(f.Values)) + f.Unit
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", f.Bench, f.Text, f.To, f.target(), measured, f.verdict())
+		verdict := f.verdict()
+		if verdict == notHeld {
+			verdict = "[not held](bench/README.md#what-does-not-hold-and-why)"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", f.Bench, f.Text, f.To, f.target(), measured, verdict)
 	}
 	return b.String()
 }

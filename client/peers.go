@@ -37,6 +37,8 @@ type PeerSummary struct {
 	// "peer_is_equivocator" or "reputation_below_floor".
 	DispatchAllowed bool   `json:"dispatch_allowed"`
 	RefuseReason    string `json:"dispatch_refuse_reason,omitzero"`
+	// OnProbation says that the gateway knows little good of the peer, and sends it few tasks.
+	OnProbation bool `json:"on_probation,omitzero"`
 
 	// EntriesCount is how many ratings of it and comments about it there are.
 	EntriesCount int       `json:"entries_count"`

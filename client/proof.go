@@ -34,7 +34,10 @@ type Proof struct {
 	EntryHash string   `json:"entry_hash"`
 	Position  int64    `json:"position"`   // from 0
 	AuditPath []string `json:"audit_path"` // hashes, in hex
-	Head      LogHead  `json:"head"`
+	// SignedEntry is the entry itself, a SignedEntry of agentfm.ledger.v1. [Proof.Verify] does
+	// not look at it. A gateway of AgentFM does not send it.
+	SignedEntry []byte  `json:"signed_entry,omitzero"`
+	Head        LogHead `json:"head"`
 }
 
 // LogHead is the head of a log: its size and the root of its tree.

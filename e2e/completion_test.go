@@ -12,14 +12,13 @@ import (
 	"testing"
 )
 
-// completionScript completes a line as bash does, without the package bash-completion. The
-// program is called caddy.
+// completionScript completes a line as bash does, without the package bash-completion.
 const completionScript = `set -u
 _get_comp_words_by_ref() { cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD; }
 compopt() { :; }
-eval "$(caddy completion bash)"
+eval "$(agentfm completion bash)"
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*" COMP_POINT=${#COMP_LINE} COMPREPLY=()
-__start_caddy
+__start_agentfm
 printf '%s\n' "${COMPREPLY[@]-}"
 `
 
@@ -37,23 +36,17 @@ func TestCompletion(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if program, err = filepath.Abs(program); err == nil {
-		err = os.Symlink(program, filepath.Join(dir, "caddy"))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
 	for line, want := range map[string]string{
-		"caddy agentfm ta":                   "tasks\n",
-		"caddy agentfm tasks list --stat":    "--status\n",
-		"caddy agentfm tasks list --status ": "queued\nrunning\n",
-		"caddy agentfm run --model ":         "text-report\n",
-		"caddy agentfm run --peer ":          p.workerID("Text report") + "\n",
-		"caddy agentfm genkey ":              "swarm\n",
+		"agentfm agentfm ta":                   "tasks\n",
+		"agentfm agentfm tasks list --stat":    "--status\n",
+		"agentfm agentfm tasks list --status ": "queued\nrunning\n",
+		"agentfm agentfm run --model ":         "text-report\n",
+		"agentfm agentfm run --peer ":          p.workerID("Text report") + "\n",
+		"agentfm agentfm genkey ":              "swarm\n",
 	} {
 		cmd := exec.CommandContext(t.Context(), "bash", append([]string{"-c", completionScript, "bash"}, strings.Split(line, " ")...)...)
 		cmd.Dir = dir
-		cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "HOME=" + dir, "AGENTFM_GATEWAY_URL=" + p.url, "AGENTFM_API_KEY=" + testKey}
+		cmd.Env = []string{"PATH=" + filepath.Dir(program) + ":" + os.Getenv("PATH"), "HOME=" + dir, "AGENTFM_GATEWAY_URL=" + p.url, "AGENTFM_API_KEY=" + testKey}
 		out, err := cmd.CombinedOutput()
 		if err != nil || !strings.Contains("\n"+string(out), "\n"+want) || strings.Contains(string(out), "touch") {
 			t.Errorf("%s: %q, %v", line, out, err)

@@ -78,7 +78,7 @@ func buildRelease(dir string) (string, error) {
 	} {
 		cmd := exec.Command("sh", "-ec", script)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GIT_AUTHOR_DATE="+date, "GIT_COMMITTER_DATE="+date, "GOFLAGS=-buildvcs=true")
+		cmd.Env = append(os.Environ(), "GIT_AUTHOR_DATE="+date, "GIT_COMMITTER_DATE="+date, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1", "GOFLAGS=-buildvcs=true")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("%s: %w\n%s", script, err, out)
 		}
@@ -176,8 +176,12 @@ type composed struct {
 	CapDrop     []string          `json:"cap_drop"`
 	SecurityOpt []string          `json:"security_opt"`
 	Environment map[string]string `json:"environment"`
-	Volumes     []struct{ Type, Source, Target string }
+	Volumes     []composedVolume
+	Secrets     []struct{ Source, Target string }
 }
+
+// composedVolume is what a container has of the host.
+type composedVolume struct{ Type, Source, Target string }
 
 // TestCompose has the services of the compose example, in containers of the image, on a
 // network of the engine. The image is that of the Dockerfile, but for its first stage, which
@@ -196,9 +200,18 @@ func TestCompose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var project struct{ Services map[string]composed }
+	var project struct {
+		Services map[string]composed
+		Secrets  map[string]struct{ File string }
+	}
 	if err := json.Unmarshal(model, &project); err != nil {
 		t.Fatal(err)
+	}
+	for name, s := range project.Services {
+		for _, secret := range s.Secrets {
+			s.Volumes = append(s.Volumes, composedVolume{"bind", project.Secrets[secret.Source].File, secret.Target})
+		}
+		project.Services[name] = s
 	}
 	if name := project.Services["gateway"].Image; name != "agentfm" {
 		t.Errorf("the image is %q", name)

@@ -41,6 +41,10 @@ printf %s "$prompt" | sh "$REPORT"
 // TestAgentFMSDKBlocks runs the code of the page of agentfm-sdk on PyPI, block by block.
 func TestAgentFMSDKBlocks(t *testing.T) {
 	python := need(t, "AGENTFM_TEST_PYTHON")
+	program, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
 	report, err := filepath.Abs(filepath.Join(root, reportScript))
 	if err != nil {
 		t.Fatal(err)
@@ -54,16 +58,21 @@ func TestAgentFMSDKBlocks(t *testing.T) {
 		agent("mute", "Mute", "mute", command(writeScript(t, muteScript), "REPORT", report)),
 		strings.Replace(agent("full", "Full", "full", command(writeScript(t, fullScript), "REPORT", report)), "max_tasks 4", "max_tasks 1", 1),
 	)
-	// The gateway hears of this worker, and has no connection to it before it has work.
-	frozen := joinMesh(t, "", m.address, withKey).worker(agent("frozen", "Frozen", "frozen", command(report)))
+	remote := joinMesh(t, "", m.address, withKey).gateway // it has no addresses of the workers that it hears of
+	remote.awaitWorkers(6)
 	p := m.gateway
-	p.awaitWorkers(7)
+	p.awaitWorkers(6)
 	for _, w := range p.workers().Agents {
 		rating := 0.5
 		if _, err := p.sdk().Peers.Comment(t.Context(), w.PeerID, client.CommentRequest{Text: "Quick, and right. ü", Rating: &rating}); err != nil {
 			t.Fatal(err)
 		}
 	}
+
+	key, address := swarmKey(t), "/ip4/127.0.0.1/tcp/"+freePorts(t, 1)[0]
+	private := start(t, home(t), caddyfile("\n\t\t\tbootstrap off\n\t\t\tdiscovery off\n\t\t\tswarm_key "+key, "",
+		agent("private", "Private report", "llama3.2", command(report)+"\n\t\t\tlisten "+address)))
+	bootstrap := fmt.Sprintf("%s/p2p/%s", address, private.awaitLog("agent is on the mesh")["peer"])
 
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -77,8 +86,9 @@ func TestAgentFMSDKBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "GATEWAY_URL="+p.url, "GATEWAY_KEY="+testKey, "GATEWAY_SECRET="+webhookSecret,
-		fmt.Sprintf("GATEWAY_FROZEN=%d", frozen.cmd.Process.Pid), "GATEWAY_CLOSED=http://127.0.0.1:"+freePorts(t, 1)[0],
-		"SDK_PORTS="+strings.Join(freePorts(t, 2), " "))
+		"GATEWAY_REMOTE="+remote.url, "GATEWAY_CLOSED=http://127.0.0.1:"+freePorts(t, 1)[0],
+		"SDK_PORTS="+strings.Join(freePorts(t, 2), " "), "SWARM_KEY="+key, "BOOTSTRAP="+bootstrap,
+		"HOME="+cmd.Dir, "XDG_DATA_HOME="+cmd.Dir, "XDG_CONFIG_HOME="+cmd.Dir, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH")) // with "agentfm"
 	output, write := io.Pipe()
 	cmd.Stdout, cmd.Stderr = write, write
 	if err := cmd.Start(); err != nil {

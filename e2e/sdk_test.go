@@ -426,7 +426,7 @@ func TestClientCommands(t *testing.T) {
 		{"scatter --model text-report -", "one\ntwo\nthree\n", []string{`{"index":0,"status":"success"`, `{"index":2,"status":"success"`}, 0},
 		{"scatter --peer " + p.workerID("Broken") + " --retries 0 -", "one\n", []string{`{"index":0,"status":"failed"`, "1 of 1 prompts failed"}, 7},
 		{"models --gateway http://127.0.0.1:1", "", []string{"connection refused"}, 3},
-		{"models --foo", "", []string{"unknown flag: --foo", "See \"caddy agentfm models --help\"."}, 2},
+		{"models --foo", "", []string{"unknown flag: --foo", "See \"agentfm agentfm models --help\"."}, 2},
 		{"models --api-key-file key", "", []string{"invalid_api_key"}, 4},
 		{"workers --model gated", "", []string{"AVAILABLE\tGated\tgated\t0/4\t"}, 0},
 		{"peers comment " + p.workerID("Gated") + " --rating 0.5 Quick.", "", []string{"cid\t1220", "entry\t"}, 0},

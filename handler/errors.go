@@ -248,6 +248,10 @@ func (x *exchange) fail(err error) {
 	if p.final {
 		h.Set("X-Should-Retry", "false") // the official clients heed it
 	}
+	if isPage(x.r.URL.Path) {
+		x.failPage(p)
+		return
+	}
 	x.answer(p.status, p.openAI().Envelope())
 }
 

@@ -135,9 +135,12 @@ func encode(v any) ([]byte, error) {
 
 // answer writes a whole answer of JSON. When the client is gone there is nobody
 // to tell.
-func (x *exchange) answer(status int, body []byte) {
+func (x *exchange) answer(status int, body []byte) { x.answerAs("application/json", status, body) }
+
+// answerAs is answer with another kind of body.
+func (x *exchange) answerAs(contentType string, status int, body []byte) {
 	h := x.w.Header()
-	h.Set("Content-Type", "application/json")
+	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	x.writeHeader(status)
 	for len(body) > 0 { // in pieces, so that a slow client has time for each

@@ -40,12 +40,13 @@ const (
 )
 
 // Handler is a gateway to a mesh of AI agents. It serves AgentFM's API under
-// `/api`, OpenAI's under `/v1`, and `/health`; every other path goes to the next
-// handler. Tasks are sent over the mesh by the `agentfm` app.
+// `/api`, OpenAI's under `/v1`, `/health`, and a page about each peer under
+// `/ui/peer`; every other path goes to the next handler. Tasks are sent over the
+// mesh by the `agentfm` app.
 //
 // ## Who may call
 //
-// With `api_keys` or `api_keys_file`, every request under `/api` and `/v1` needs
+// With `api_keys` or `api_keys_file`, every request under `/api`, `/v1` and `/ui` needs
 // one of the keys, as `Authorization: Bearer KEY`. A client address with 30
 // failures in a minute is refused with status 429 until the minute ends. Behind a
 // proxy, set Caddy's `trusted_proxies`, or the proxy is the client. The name of

@@ -109,52 +109,69 @@ func ledgerProblem(err error) error {
 	return err
 }
 
+// peerAnswer is what is known of a peer.
+type peerAnswer struct {
+	Peer        string     `json:"peer_id"`
+	Agent       string     `json:"agent_name,omitzero"`
+	Author      string     `json:"author,omitzero"`
+	Online      bool       `json:"online"`
+	LastSeen    string     `json:"last_seen,omitzero"`
+	Honesty     float64    `json:"honesty_score"`
+	Equivocator bool       `json:"is_equivocator"`
+	Allowed     bool       `json:"dispatch_allowed"`
+	Refused     string     `json:"dispatch_refuse_reason,omitzero"`
+	Probation   bool       `json:"on_probation"`
+	Entries     int        `json:"entries_count"`
+	Last        string     `json:"last_entry_at,omitzero"`
+	ImageRef    string     `json:"advertised_image_ref"`
+	ImageDigest string     `json:"advertised_image_digest"`
+	Capability  string     `json:"advertised_capability"`
+	Raters      raterCount `json:"rater_summary"`
+}
+
+// raterCount counts who speaks of a peer.
+type raterCount struct {
+	Verified   int `json:"verified_raters_count"`
+	Unverified int `json:"unverified_raters_count"`
+}
+
 // peer serves GET /v1/peers/{id}.
 func (x *exchange) peer() error {
 	s, err := x.subject()
 	if err != nil {
 		return err
 	}
-	type raters struct {
-		Verified   int `json:"verified_raters_count"`
-		Unverified int `json:"unverified_raters_count"`
-	}
-	a := struct {
-		Peer        string  `json:"peer_id"`
-		Agent       string  `json:"agent_name,omitzero"`
-		Author      string  `json:"author,omitzero"`
-		Online      bool    `json:"online"`
-		LastSeen    string  `json:"last_seen,omitzero"`
-		Honesty     float64 `json:"honesty_score"`
-		Equivocator bool    `json:"is_equivocator"`
-		Allowed     bool    `json:"dispatch_allowed"`
-		Refused     string  `json:"dispatch_refuse_reason,omitzero"`
-		Entries     int     `json:"entries_count"`
-		Last        string  `json:"last_entry_at,omitzero"`
-		ImageRef    string  `json:"advertised_image_ref"`
-		ImageDigest string  `json:"advertised_image_digest"`
-		Capability  string  `json:"advertised_capability"`
-		Raters      raters  `json:"rater_summary"`
-	}{
-		Peer: s.id.String(), Agent: s.worker.AgentName, Author: s.worker.Author, Online: s.worker.Online, LastSeen: timeText(s.worker.LastSeen),
-		Honesty: s.standing.Score, Equivocator: s.standing.Equivocator, Allowed: s.standing.Refused == "", Refused: s.standing.Refused,
-		ImageRef: s.worker.ImageRef, ImageDigest: s.worker.ImageDigest, Capability: s.worker.Capability,
-	}
-	if l, err := x.h.ledger.Ledger(); err == nil {
-		sum, err := l.Store().Summary(x.r.Context(), s.id)
-		if err != nil {
-			return ledgerProblem(err)
-		}
-		a.Entries, a.Last = sum.Entries, timeText(sum.Last)
-		for _, r := range sum.Raters {
-			if verified(l, r) {
-				a.Raters.Verified++
-			} else {
-				a.Raters.Unverified++
-			}
-		}
+	a, err := x.describe(s)
+	if err != nil {
+		return err
 	}
 	return x.answerJSON(a)
+}
+
+// describe returns what is known of a peer.
+func (x *exchange) describe(s *subject) (peerAnswer, error) {
+	a := peerAnswer{
+		Peer: s.id.String(), Agent: s.worker.AgentName, Author: s.worker.Author, Online: s.worker.Online, LastSeen: timeText(s.worker.LastSeen),
+		Honesty: s.standing.Score, Equivocator: s.standing.Equivocator, Allowed: s.standing.Refused == "", Refused: s.standing.Refused, Probation: s.standing.Probation,
+		ImageRef: s.worker.ImageRef, ImageDigest: s.worker.ImageDigest, Capability: s.worker.Capability,
+	}
+	l, err := x.h.ledger.Ledger()
+	if err != nil {
+		return a, nil // there is none
+	}
+	sum, err := l.Store().Summary(x.r.Context(), s.id)
+	if err != nil {
+		return a, ledgerProblem(err)
+	}
+	a.Entries, a.Last = sum.Entries, timeText(sum.Last)
+	for _, r := range sum.Raters {
+		if verified(l, r) {
+			a.Raters.Verified++
+		} else {
+			a.Raters.Unverified++
+		}
+	}
+	return a, nil
 }
 
 // verified reports whether a rater was found honest. What this gateway says itself, it
@@ -310,8 +327,9 @@ func (x *exchange) peerProof() error {
 		Hash     string   `json:"entry_hash"`
 		Position uint64   `json:"position"`
 		Path     []string `json:"audit_path"`
+		Entry    []byte   `json:"signed_entry"`
 		Head     head     `json:"head"`
-	}{hash.String(), p.Position, path, head{
+	}{hash.String(), p.Position, path, p.Entry.Marshal(), head{
 		p.Head.Size, p.Head.Root.String(), len(p.Head.Witnesses), time.Unix(0, p.Head.Time).UTC().Format(time.RFC3339Nano),
 		p.Head.Peer.String(), p.Head.Signature, p.Head.Time,
 	}})

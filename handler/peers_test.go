@@ -54,7 +54,7 @@ func openLedger(t *testing.T, s ledger.Settings) *ledgerNode {
 		Context: ctx, Host: h, PubSub: ps, Key: key,
 		Bootstrap: func() []peer.AddrInfo { return nil },
 		Entry:     func(peer.ID, string) {},
-		Bar:       func(func(string) bool) {},
+		Trust:     func(func(string) mesh.Trust) {},
 		Judge:     func(f func(string, bool)) { n.judge = f },
 		Log:       zap.NewNop,
 	}, t.TempDir(), s)
@@ -79,7 +79,7 @@ func serveLedger(t *testing.T, n *ledgerNode, settings ...setting) *gate {
 func TestPeersWithoutLedger(t *testing.T) {
 	g := serve(t, &fakeMesh{workers: []mesh.WorkerInfo{worker(peerA, "HR", "llama3.2")}})
 	want := `{"peer_id":"` + peerA + `","agent_name":"HR","author":"ann","online":true,"last_seen":"2023-11-14T22:15:00Z","honesty_score":0,` +
-		`"is_equivocator":false,"dispatch_allowed":true,"entries_count":0,"advertised_image_ref":"","advertised_image_digest":"",` +
+		`"is_equivocator":false,"dispatch_allowed":true,"on_probation":false,"entries_count":0,"advertised_image_ref":"","advertised_image_digest":"",` +
 		`"advertised_capability":"","rater_summary":{"verified_raters_count":0,"unverified_raters_count":0}}`
 	if a := g.do(t, "GET", "/v1/peers/"+peerA, ""); a.status != 200 || a.body != want {
 		t.Errorf("%d %s", a.status, a.body)

@@ -12,6 +12,7 @@ import (
 type route struct {
 	get, post, del func(*exchange) error
 	open           bool // needs no key
+	page           bool // a person looks at it, in a browser
 	work           bool // post starts work; see [exchange.once]
 }
 
@@ -53,6 +54,9 @@ func find(p string) (rt route, param string, ok bool) {
 		rt, ok := findPeers(rest)
 		return rt, rest, ok
 	}
+	if id, ok := strings.CutPrefix(p, pagePath); ok && id != "" && !strings.Contains(id, "/") {
+		return route{get: (*exchange).peerPage, page: true}, id, true
+	}
 	if rest, ok := strings.CutPrefix(p, "/v1/responses/"); ok {
 		id, what, below := strings.Cut(rest, "/")
 		switch {
@@ -93,7 +97,7 @@ func ours(p string) bool {
 
 // below reports whether p is one of our prefixes, or under one.
 func below(p string) bool {
-	return p == "/api" || p == "/v1" || strings.HasPrefix(p, "/api/") || strings.HasPrefix(p, "/v1/")
+	return p == "/api" || p == "/v1" || strings.HasPrefix(p, "/api/") || strings.HasPrefix(p, "/v1/") || isPage(p)
 }
 
 // allow lists the methods of the route.
@@ -113,6 +117,9 @@ func (x *exchange) serve() error {
 	rt, param, ok := find(x.r.URL.Path)
 	preflight := ok && x.r.Method == http.MethodOptions
 	x.shareAnswer()
+	if rt.page {
+		x.usePassword()
+	}
 	if !rt.open {
 		if err := x.admit(preflight); err != nil {
 			return err

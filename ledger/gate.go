@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/ledger/store"
+	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
 
 // Times of the gate.
@@ -42,6 +43,9 @@ type Standing struct {
 	Equivocator bool
 	// Refused is the reason for which it gets no tasks; empty when it may.
 	Refused string
+	// Probation says that it gets only a share of the tasks, and those for which nobody else
+	// has room.
+	Probation bool
 }
 
 // gate holds the scores, and what follows from them.
@@ -57,15 +61,16 @@ type gate struct {
 
 // standings are those of everybody at one time.
 type standings struct {
-	scores map[peer.ID]float64
+	verdicts
 	liars  map[peer.ID]bool
 	floor  float64
+	trusts bool // newcomers as those who are proven
 	broken bool // the ledger cannot be read, and that is no reason to trust
 }
 
 // of returns the standing of a peer.
 func (s *standings) of(id peer.ID) Standing {
-	st := Standing{Score: s.scores[id], Equivocator: s.liars[id]}
+	st := Standing{Score: s.scores[id], Equivocator: s.liars[id], Probation: !s.trusts && !s.proven[id]}
 	switch {
 	case s.broken:
 		st.Refused = ReasonUnreadable
@@ -77,10 +82,15 @@ func (s *standings) of(id peer.ID) Standing {
 	return st
 }
 
-// known reports whether a worker has a score that is enough, where 0 is not.
-func (s *standings) known(worker string) bool {
-	id, err := peer.Decode(worker)
-	return err == nil && s.scores[id] >= s.floor
+// trust is how far the node is to trust a worker of that standing.
+func (s Standing) trust() mesh.Trust {
+	switch {
+	case s.Refused != "":
+		return mesh.Barred
+	case s.Probation:
+		return mesh.OnProbation
+	}
+	return mesh.Trusted
 }
 
 // Standing returns what this gateway thinks of a peer.
@@ -102,8 +112,7 @@ func (l *Ledger) judge(worker string, well bool) {
 	}
 	l.gate.mu.Lock()
 	defer l.gate.mu.Unlock()
-	before := l.gate.fresh[worker]
-	l.gate.fresh[worker] = store.Tally{Good: before.Good + n.Good, Bad: before.Bad + n.Bad}
+	l.gate.fresh[worker] = l.gate.fresh[worker].Plus(n)
 	l.news()
 }
 
@@ -158,6 +167,11 @@ func (l *Ledger) keepOutcomes(ctx context.Context) {
 	}
 	if err := l.store.Note(ctx, byID); err != nil {
 		l.alarm(err)
+		l.gate.mu.Lock() // to try again
+		defer l.gate.mu.Unlock()
+		for worker, n := range fresh {
+			l.gate.fresh[worker] = l.gate.fresh[worker].Plus(n)
+		}
 	}
 }
 
@@ -177,20 +191,26 @@ func (l *Ledger) score() error {
 	if err != nil {
 		return err
 	}
-	l.stand(&standings{scores: e.scores(), liars: e.liars, floor: s.Floor})
+	l.stand(&standings{verdicts: e.judge(), liars: e.liars, floor: s.Floor, trusts: s.TrustNewcomers})
 	return nil
 }
 
 // stand makes the standings those that count.
 func (l *Ledger) stand(s *standings) {
 	l.gate.now.Store(s)
-	refused := make(map[string]bool) // by text: each worker is looked up
+	stranger := s.of("").trust()
+	others := make(map[string]mesh.Trust) // by text: each worker is looked up
 	for id := range s.scores {
-		if s.of(id).Refused != "" {
-			refused[id.String()] = true
+		if t := s.of(id).trust(); t != stranger {
+			others[id.String()] = t
 		}
 	}
-	l.node.Bar(func(worker string) bool { return s.broken || s.floor > 0 && !s.known(worker) || refused[worker] })
+	l.node.Trust(func(worker string) mesh.Trust {
+		if t, ok := others[worker]; ok {
+			return t
+		}
+		return stranger
+	})
 }
 
 // rate makes ratings of the outcomes, when an hour has passed.

@@ -111,7 +111,7 @@ func (l *Ledger) Close() {
 	l.gossip.leave()
 	l.running.Wait()
 	l.serving.close()
-	l.node.Bar(func(string) bool { return false }) // who cannot ask it any more is not to be judged by it
+	l.node.Trust(func(string) mesh.Trust { return mesh.Trusted }) // who cannot ask it any more is not to be judged by it
 	if err := l.store.Close(); err != nil {
 		l.node.Log().Warn("closing the ledger", zap.Error(err))
 	}

@@ -66,7 +66,7 @@ func newID(t testing.TB) peer.ID {
 type testNode struct {
 	*Ledger
 	node   mesh.Node
-	barred atomic.Pointer[func(string) bool] // whom it takes out of the choice
+	trusts atomic.Pointer[func(string) mesh.Trust] // how far it trusts whom
 	close  func()
 }
 
@@ -93,7 +93,7 @@ func newNodeWith(t testing.TB, key crypto.PrivKey, dir string, s Settings, boots
 		Context: c, Host: h, PubSub: ps, Key: key,
 		Bootstrap: func() []peer.AddrInfo { return bootstrap },
 		Entry:     func(peer.ID, string) {},
-		Bar:       func(barred func(string) bool) { n.barred.Store(&barred) },
+		Trust:     func(trusts func(string) mesh.Trust) { n.trusts.Store(&trusts) },
 		Judge:     func(func(string, bool)) {},
 		Log:       zap.NewNop,
 	}
@@ -388,11 +388,11 @@ func TestFailsClosed(t *testing.T) {
 		if got := n.Standing(worker).Refused; open && got != "" || !open && got != ReasonUnreadable {
 			t.Errorf("fail open %t: refused %q", open, got)
 		}
-		if barred := (*n.barred.Load())(worker.String()); barred == open {
+		if barred := (*n.trusts.Load())(worker.String()) == mesh.Barred; barred == open {
 			t.Errorf("fail open %t: barred %t", open, barred)
 		}
 		n.close()
-		if (*n.barred.Load())(worker.String()) {
+		if (*n.trusts.Load())(worker.String()) != mesh.Trusted {
 			t.Error("a closed ledger bars a worker")
 		}
 	}

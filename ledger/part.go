@@ -28,6 +28,8 @@ type Settings struct {
 	Seeds map[peer.ID]float64
 	// FailOpen says that workers get tasks also when the ledger cannot be read.
 	FailOpen bool
+	// TrustNewcomers says that workers of which little is known get tasks as all others do.
+	TrustNewcomers bool
 	// Witness says that this node signs the heads of others' logs.
 	Witness bool
 	// Witnesses are asked to sign the heads of the own log, of which Quorum must have, before
@@ -60,7 +62,7 @@ func Use(app *mesh.App) (*Part, error) {
 	s, err := app.Service("ledger", func() (mesh.Service, error) {
 		return New(app, r.Store, Settings{
 			Floor: r.Floor, Seeds: r.Seeds, FailOpen: r.FailOpen,
-			Witness: r.Witness, Witnesses: r.Witnesses, Quorum: r.Quorum,
+			TrustNewcomers: r.TrustNewcomers, Witness: r.Witness, Witnesses: r.Witnesses, Quorum: r.Quorum,
 		}, app.Logger().Named("ledger")), nil
 	})
 	if err != nil {

@@ -16,14 +16,17 @@ import (
 // as they are trusted. A peer that was found honest has a small voice; all of these
 // together cannot have anybody refused, whatever the floor is. Of everybody else, whatever their number, all
 // together move a score by less than 0.05: identities are free.
+//
+// A worker is proven when what this gateway and its seeds have seen makes its score
+// [Verified], and not more of its tasks than a tenth and one ended badly lately. What others
+// say proves nobody. All who are not proven are on probation, and their word is a stranger's.
 const (
-	neutral     = 4.0  // tasks' worth of not knowing
-	maxOwn      = 50.0 // tasks of our own that count
-	seedVoice   = 4.0  // tasks' worth of a seed's opinion, times its trust
-	honestVoice = 1.0  // of one peer that was found honest, times its score
-	honestAll   = 2.0  // of all of them
-	strangerAll = 0.2  // of all strangers
-	ownVotes    = 1.0  // of the ratings that clients had this gateway sign
+	neutral     = 4.0 // tasks' worth of not knowing
+	seedVoice   = 4.0 // tasks' worth of a seed's opinion, times its trust
+	honestVoice = 1.0 // of one peer that was found honest, times its score
+	honestAll   = 2.0 // of all of them
+	strangerAll = 0.2 // of all strangers
+	ownVotes    = 1.0 // of the ratings that clients had this gateway sign
 
 	// maxVotes is how many votes are taken in of peers that were sent tasks, and again of all
 	// others but this node and its seeds: they are held in memory.
@@ -31,6 +34,8 @@ const (
 
 	// Verified is the score from which on a peer is found honest.
 	Verified = 0.1
+
+	badShare, badSlack = 0.03, 0.5 // of the tasks of a proven worker that may end badly, and how many more
 )
 
 // opinion is what some say of a peer: how much it weighs, and its sum.
@@ -38,6 +43,9 @@ type opinion struct{ weight, sum float64 }
 
 // add adds a vote.
 func (o *opinion) add(weight, score float64) { o.weight, o.sum = o.weight+weight, o.sum+weight*score }
+
+// score is the mean of it, in which not knowing counts.
+func (o opinion) score() float64 { return o.sum / (neutral + o.weight) }
 
 // within is the opinion with at most that weight.
 func (o opinion) within(limit float64) opinion {
@@ -74,40 +82,24 @@ func (e *evidence) add(v store.Vote) {
 	e.votes = append(e.votes, v)
 }
 
-// scores returns the score of everybody of whom something is known. First everybody has
-// the score that our own experience and the seeds give, by which it is decided who has a
-// voice.
-func (e evidence) scores() map[peer.ID]float64 {
-	trusted := make(map[peer.ID]opinion)
-	for id, n := range e.tallies {
-		o := opinion{n.Good + n.Bad, n.Good - n.Bad}
-		trusted[id] = o.within(maxOwn)
-	}
-	others := make([]store.Vote, 0, len(e.votes))
-	for _, v := range e.votes {
-		trust := e.seeds[v.Rater]
-		voice := seedVoice * trust
-		switch {
-		case v.Rater == v.Subject || e.liars[v.Rater]:
-			continue
-		case v.Rater == e.self:
-			voice = ownVotes
-		case trust <= 0:
-			others = append(others, v)
-			continue
-		}
-		o := trusted[v.Subject]
-		o.add(min(voice, voice*v.Weight), v.Mean)
-		trusted[v.Subject] = o
-	}
-	base := func(id peer.ID) float64 { return trusted[id].sum / (neutral + trusted[id].weight) }
+// verdicts are what follows from evidence.
+type verdicts struct {
+	scores map[peer.ID]float64 // of everybody of whom something is known
+	proven map[peer.ID]bool
+}
+
+// judge makes the verdicts. First everybody has the score that our own experience and the
+// seeds give, by which it is decided who is proven and has a voice.
+func (e evidence) judge() verdicts {
+	trusted, others := e.trusted()
+	proven := e.provenBy(trusted)
 
 	type voices struct{ honest, strangers opinion }
 	heard := make(map[peer.ID]voices)
 	for _, v := range others {
 		h := heard[v.Subject]
-		switch own := base(v.Rater); {
-		case own >= Verified:
+		switch own := trusted[v.Rater].score(); {
+		case proven[v.Rater]:
 			h.honest.add(honestVoice*own*min(1, v.Weight), v.Mean)
 		case own >= 0: // who was found bad has no voice
 			h.strangers.add(strangerAll*min(1, v.Weight), v.Mean)
@@ -115,16 +107,16 @@ func (e evidence) scores() map[peer.ID]float64 {
 		heard[v.Subject] = h
 	}
 	out := make(map[peer.ID]float64, len(trusted)+len(heard))
-	for id := range trusted {
-		out[id] = base(id)
+	for id, o := range trusted {
+		out[id] = o.score()
 	}
 	for id, h := range heard {
 		o := trusted[id]
+		before := o.score()
 		for _, more := range []opinion{h.honest.within(honestAll), h.strangers.within(strangerAll)} {
 			o.weight, o.sum = o.weight+more.weight, o.sum+more.sum
 		}
-		out[id] = o.sum / (neutral + o.weight)
-		if base(id) >= e.floor {
+		if out[id] = o.score(); before >= e.floor {
 			out[id] = max(out[id], e.floor)
 		}
 	}
@@ -140,5 +132,51 @@ func (e evidence) scores() map[peer.ID]float64 {
 	for id := range e.liars {
 		out[id] = -1
 	}
-	return out
+	return verdicts{out, proven}
+}
+
+// trusted returns what this gateway and its seeds think of whom, and the votes of all others.
+func (e evidence) trusted() (map[peer.ID]opinion, []store.Vote) {
+	trusted := make(map[peer.ID]opinion)
+	for id, n := range e.tallies {
+		trusted[id] = opinion{n.Good + n.Bad, n.Good - n.Bad}
+	}
+	others := make([]store.Vote, 0, len(e.votes))
+	for _, v := range e.votes {
+		trust := e.seeds[v.Rater]
+		voice := seedVoice * trust
+		switch {
+		case v.Rater == v.Subject || e.liars[v.Rater]:
+			continue
+		case v.Rater == e.self:
+			voice = ownVotes
+		case trust <= 0:
+			others = append(others, v)
+			continue
+		}
+		o := trusted[v.Subject]
+		o.add(voice*min(1, v.Weight), v.Mean)
+		trusted[v.Subject] = o
+	}
+	return trusted, others
+}
+
+// provenBy returns who is proven by those opinions, and the seeds.
+func (e evidence) provenBy(trusted map[peer.ID]opinion) map[peer.ID]bool {
+	proven := make(map[peer.ID]bool)
+	for id, o := range trusted {
+		n := e.tallies[id]
+		if o.score() >= Verified && n.Bad <= badSlack+badShare*(n.Good+n.Bad) {
+			proven[id] = true
+		}
+	}
+	for id, trust := range e.seeds {
+		if trust >= Verified {
+			proven[id] = true
+		}
+	}
+	for id := range e.liars {
+		delete(proven, id)
+	}
+	return proven
 }

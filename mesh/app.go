@@ -173,7 +173,11 @@ func (a *App) Start() error {
 	}
 	a.node.Store(n)
 	n.Join(a)
-	return a.startServices()
+	if err := a.startServices(); err != nil {
+		return err
+	}
+	n.directory.open() // a ledger says by now who gets no tasks
+	return nil
 }
 
 // Stop does nothing: the HTTP app may still be serving, and after a reload it

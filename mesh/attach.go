@@ -29,14 +29,27 @@ type Node struct {
 	Bootstrap func() []peer.AddrInfo
 	// Entry tells subscribers of events that an entry of the ledger speaks of a known worker.
 	Entry func(subject peer.ID, kind string)
-	// Bar takes those workers out of the choice for whom it is true, from now on.
-	Bar func(func(worker string) bool)
+	// Trust says how far workers are trusted, from now on.
+	Trust func(func(worker string) Trust)
 	// Judge sets who hears how a worker's task ended, well or by its own fault. It must
 	// not block.
 	Judge func(func(worker string, well bool))
 	// Log returns the logger of the newest configuration.
 	Log func() *zap.Logger
 }
+
+// Trust is how far a worker is trusted.
+type Trust int
+
+// Whether a worker gets tasks.
+const (
+	// Trusted says that it gets them as others do.
+	Trusted Trust = iota
+	// OnProbation says that it gets a share, and what others have no room for.
+	OnProbation
+	// Barred says that it gets none.
+	Barred
+)
 
 // Attachment is something that lives with the node, outlives configurations as it does,
 // and is closed before it.
@@ -57,7 +70,7 @@ func (a *App) Attach(name string, open func(Node) (Attachment, error)) (Attachme
 	id := n.host.ID()
 	at, err := open(Node{
 		Context: n.ctx, Host: n.host, PubSub: n.pubsub, Key: n.host.Peerstore().PrivKey(id),
-		Bootstrap: n.bootstrap, Entry: n.directory.entry, Bar: n.directory.bar,
+		Bootstrap: n.bootstrap, Entry: n.directory.entry, Trust: n.directory.trusts,
 		Judge: func(judge func(string, bool)) { n.judge.Store(&judge) }, Log: n.log,
 	})
 	if err != nil {
@@ -96,15 +109,20 @@ func (d *directory) entry(subject peer.ID, kind string) {
 	}
 }
 
-// bar takes workers out of the choice, and those back in that are barred no more, with
-// their next telemetry. What runs on them goes on.
-func (d *directory) bar(barred func(string) bool) {
+// trusts takes workers out of the choice, or puts them on probation. Those that are barred
+// no more come back with their next telemetry. What runs on a worker goes on.
+func (d *directory) trusts(how func(string) Trust) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.barred = barred
+	d.trust = how
 	for id, w := range d.workers {
-		if w.Online && barred(id) {
+		if !w.Online {
+			continue
+		}
+		if t := how(id); t == Barred {
 			d.router.Bar(id)
+		} else {
+			d.router.SetProbation(id, t == OnProbation)
 		}
 	}
 }

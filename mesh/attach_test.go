@@ -13,6 +13,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -89,7 +90,12 @@ func TestBar(t *testing.T) {
 	if err := run(); err != nil {
 		t.Fatal(err)
 	}
-	node.Bar(func(worker string) bool { return worker == w.PeerID })
+	node.Trust(func(worker string) Trust {
+		if worker == w.PeerID {
+			return Barred
+		}
+		return Trusted
+	})
 	if err := run(); !errors.Is(err, router.ErrNoMatch) {
 		t.Errorf("barred: %v", err)
 	}
@@ -100,7 +106,7 @@ func TestBar(t *testing.T) {
 	if got := lease(t, a).Workers(false); len(got) != 1 {
 		t.Errorf("it is listed no more: %v", got)
 	}
-	node.Bar(func(string) bool { return false })
+	node.Trust(func(string) Trust { return OnProbation })
 	w.publish(t)
 	await.Until(t, "the worker is back", func() bool { return run() == nil })
 	fail = true
@@ -175,5 +181,30 @@ func TestEntryOfAStranger(t *testing.T) {
 			t.Errorf("an event of %q", ev.Peer)
 		}
 		return
+	}
+}
+
+// TestOpening has a worker announce itself before the services of the app have started: it
+// gets no task before they have.
+func TestOpening(t *testing.T) {
+	d := newDirectory(zap.NewNop)
+	d.opening = true
+	d.update(wire.Telemetry{PeerID: "a", Model: "m", MaxTasks: 1, Status: wire.StatusAvailable})
+	acquire := func() error {
+		s, err := d.router.Acquire(&router.Request{Model: "m"}, router.LeastLoaded{})
+		s.Release(router.Unjudged)
+		return err
+	}
+	if err := acquire(); len(d.list(false)) != 1 || !errors.Is(err, router.ErrNoMatch) {
+		t.Errorf("opening: %v", err)
+	}
+	d.open()
+	if err := acquire(); err != nil {
+		t.Errorf("open: %v", err)
+	}
+	d.trusts(func(string) Trust { return Barred })
+	d.open()
+	if err := acquire(); !errors.Is(err, router.ErrNoMatch) {
+		t.Errorf("barred: %v", err)
 	}
 }

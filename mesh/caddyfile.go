@@ -53,6 +53,7 @@ import (
 //			floor     <score>
 //			seeds     <file>
 //			fail_open
+//			trust_newcomers
 //			witness
 //			witnesses <peer id>...
 //			quorum    <n>

@@ -38,12 +38,14 @@ type directory struct {
 
 	mu      sync.RWMutex
 	workers map[string]*WorkerInfo
-	up      int                    // workers that are online
-	barred  func(peer string) bool // true for those that get no tasks; nil for none
+	up      int                     // workers that are online
+	opening bool                    // nobody gets tasks before the services of the app have started
+	trust   func(peer string) Trust // how far each is trusted
 }
 
 func newDirectory(log func() *zap.Logger) *directory {
-	return &directory{router: router.New(), now: time.Now, log: log, events: NewEvents(), workers: make(map[string]*WorkerInfo)}
+	return &directory{router: router.New(), now: time.Now, log: log, events: NewEvents(), workers: make(map[string]*WorkerInfo),
+		trust: func(string) Trust { return Trusted }}
 }
 
 // update takes in valid telemetry.
@@ -85,7 +87,28 @@ func (d *directory) serves(w *WorkerInfo) {
 		d.log().Info("worker is online", zap.String("peer", w.PeerID), zap.String("agent", w.AgentName), zap.String("model", w.Model))
 		d.changed(w, WorkerOnline, 1)
 	}
-	if d.barred != nil && d.barred(w.PeerID) {
+	d.offer(w)
+}
+
+// open lets workers have tasks.
+func (d *directory) open() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.opening {
+		return
+	}
+	d.opening = false
+	for _, w := range d.workers {
+		if w.Online {
+			d.offer(w)
+		}
+	}
+}
+
+// offer gives a worker to the router, unless it gets no tasks.
+func (d *directory) offer(w *WorkerInfo) {
+	trust := d.trust(w.PeerID)
+	if d.opening || trust == Barred {
 		return
 	}
 	d.router.Update(router.Worker{
@@ -96,6 +119,7 @@ func (d *directory) serves(w *WorkerInfo) {
 		MaxPrompt: w.PromptLimit(),
 		Duplex:    w.Duplex,
 		HTTP:      w.Protocol >= wire.ProtocolHTTP,
+		Probation: trust == OnProbation,
 	})
 }
 

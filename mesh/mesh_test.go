@@ -76,6 +76,7 @@ func newTestAppOn(t testing.TB, listen ma.Multiaddr, psk pnet.PSK) *App {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.directory.open()
 	a.node.Store(n)
 	n.Join(a)
 	t.Cleanup(n.Close)

@@ -65,6 +65,7 @@ func NewPubSub(ctx context.Context, h host.Host, trusted func(peer.ID) bool) (*p
 		pubsub.WithPeerExchange(false), // we send none; what we take is decided by the score
 		pubsub.WithPeerScore(params, thresholds),
 		pubsub.WithMaxMessageSize(maxPubSubMessage),
+		pubsub.WithAppSpecificRpcInspector(newFlows().inspect),
 		pubsub.WithValidateQueueSize(1024),
 		pubsub.WithPeerOutboundQueueSize(128),
 		pubsub.WithSubscriptionFilter(pubsub.WrapLimitSubscriptionFilter(

@@ -43,6 +43,10 @@ type Reputation struct {
 	// configuration is refused, or no worker is sent tasks.
 	FailOpen bool `json:"fail_open,omitempty"`
 
+	// Send tasks to workers of which little is known as to all others: for a mesh whose
+	// workers are all trusted. Default: false: they are on probation, and get a small share
+	// of the tasks, and those for which no other worker has room.
+	TrustNewcomers bool `json:"trust_newcomers,omitempty"`
 	// Witness makes this node sign the heads of others' logs, each only if it continues the
 	// one before; also when no site uses the ledger. Default: false.
 	Witness bool `json:"witness,omitempty"`
@@ -71,6 +75,8 @@ type ReputationSettings struct {
 	Seeds map[peer.ID]float64
 	// FailOpen says that tasks are sent also when the ledger cannot be read.
 	FailOpen bool
+	// TrustNewcomers says that workers of which little is known get tasks as all others do.
+	TrustNewcomers bool
 	// Witness says that this node is one.
 	Witness bool
 	// Witnesses are those that are asked.
@@ -86,8 +92,8 @@ func (r *Reputation) resolve() (ReputationSettings, error) {
 	if r == nil {
 		return out, nil
 	}
-	out.Off, out.FailOpen, out.Witness = r.Off, r.FailOpen, r.Witness
-	if r.Off && (r.Store != "" || r.Floor != nil || r.Seeds != "" || r.FailOpen || r.Witness || r.Witnesses != nil || r.Quorum != 0) {
+	out.Off, out.FailOpen, out.TrustNewcomers, out.Witness = r.Off, r.FailOpen, r.TrustNewcomers, r.Witness
+	if r.Off && (r.Store != "" || r.Floor != nil || r.Seeds != "" || r.FailOpen || r.TrustNewcomers || r.Witness || r.Witnesses != nil || r.Quorum != 0) {
 		return out, fmt.Errorf("off: no other option makes sense beside it")
 	}
 	if r.Floor != nil {
@@ -198,12 +204,13 @@ func (a *App) unmarshalReputation(d *caddyfile.Dispenser) error {
 		return nil
 	}
 	return option.Set{
-		"store":     option.String(&a.Reputation.Store),
-		"floor":     option.Score(&a.Reputation.Floor),
-		"seeds":     option.String(&a.Reputation.Seeds),
-		"fail_open": option.Flag(&a.Reputation.FailOpen),
-		"witness":   option.Flag(&a.Reputation.Witness),
-		"witnesses": option.Strings(&a.Reputation.Witnesses),
-		"quorum":    option.PositiveInt(&a.Reputation.Quorum),
+		"store":           option.String(&a.Reputation.Store),
+		"floor":           option.Score(&a.Reputation.Floor),
+		"seeds":           option.String(&a.Reputation.Seeds),
+		"fail_open":       option.Flag(&a.Reputation.FailOpen),
+		"trust_newcomers": option.Flag(&a.Reputation.TrustNewcomers),
+		"witness":         option.Flag(&a.Reputation.Witness),
+		"witnesses":       option.Strings(&a.Reputation.Witnesses),
+		"quorum":          option.PositiveInt(&a.Reputation.Quorum),
 	}.Block(d)
 }

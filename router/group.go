@@ -22,12 +22,15 @@ type place struct {
 }
 
 // less reports whether a goes before b: those with a free slot first, then those
-// that rest, then the rest; among these the one with the smallest share of its
-// slots in use, then the one with the lowest CPU use, and of equals the one that
+// that rest, then the rest; among these who is not on probation, then the one with
+// the smallest share of its slots in use, then the one with the lowest CPU use, and of equals the one that
 // was not chosen for the longest time.
 func less(a, b *worker) bool {
 	if c := cmp.Compare(a.state(), b.state()); c != 0 {
 		return c < 0
+	}
+	if a.Probation != b.Probation {
+		return b.Probation
 	}
 	// a.load/a.MaxTasks < b.load/b.MaxTasks, without the division
 	if c := cmp.Compare(a.load()*b.MaxTasks, b.load()*a.MaxTasks); c != 0 {

@@ -56,6 +56,9 @@ type Worker struct {
 	Duplex bool
 	// HTTP says that the worker speaks mesh protocol 2.
 	HTTP bool
+	// Probation says that little good is known of the worker. It gets a small share of the
+	// requests while others have room, and what these have no room for.
+	Probation bool
 }
 
 // Routes is a set of routes of OpenAI's API. Which bit is which is the caller's
@@ -113,6 +116,9 @@ type Router struct {
 	asked   uint64             // counts the requests for a slot
 	queue   queue
 	alarm   bool // a look at who rests is to come
+
+	proven, newcomers int     // workers that are online: not on probation, and on it
+	trials            float64 // the share of requests that go to newcomers before others
 }
 
 // name is the workers of one agent name and of one model engine.
@@ -141,7 +147,7 @@ type worker struct {
 
 // New returns an empty router.
 func New() *Router {
-	return &Router{now: time.Now, workers: make(map[string]*worker), names: make(map[string]*name)}
+	return &Router{now: time.Now, workers: make(map[string]*worker), names: make(map[string]*name), trials: mostTrials}
 }
 
 // Update adds a worker, or replaces what is known of it.
@@ -155,10 +161,11 @@ func (r *Router) Update(w Worker) {
 	}
 	if e.online && (e.Agent != w.Agent || e.Model != w.Model || !slices.Equal(e.Models, w.Models)) {
 		r.unlist(e)
-		e.online = false
 		r.serveQueue(e) // by its old names it is gone
 	}
+	r.count(e, -1)
 	e.Worker, e.baseline, e.health.full = w, e.inflight, false
+	r.count(e, 1)
 	if e.online {
 		e.moved()
 	} else {
@@ -185,7 +192,6 @@ func (r *Router) remove(peer string, gone bool) {
 	}
 	if ok && e.online {
 		r.unlist(e)
-		e.online = false
 		r.drop(e)
 		r.serveQueue(e)
 	}
@@ -194,6 +200,7 @@ func (r *Router) remove(peer string, gone bool) {
 // list makes a worker one to choose from.
 func (r *Router) list(e *worker) {
 	e.online = true
+	r.count(e, 1)
 	if e.here == nil || e.here.Err() != nil {
 		e.here, e.gone = context.WithCancel(context.Background())
 	}
@@ -231,8 +238,10 @@ func (r *Router) name(key string) *name {
 	return n
 }
 
-// unlist takes a worker out of its groups.
+// unlist makes a worker none to choose from.
 func (r *Router) unlist(e *worker) {
+	r.count(e, -1)
+	e.online = false
 	for _, p := range e.places {
 		p.group.remove(p.index)
 	}
@@ -313,7 +322,7 @@ func (r *Router) Visit(req *Request) (Slot, error) {
 
 // acquire is Acquire under the mutex, when those who have rested are awake.
 func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
-	e, tier, err := r.decide(req, sel)
+	e, tier, trial, err := r.decide(req, sel)
 	if err != nil {
 		return Slot{}, err
 	}
@@ -321,26 +330,26 @@ func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 	r.picks++
 	e.picked = r.picks
 	e.moved()
-	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e}, nil
+	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e, trial: trial}, nil
 }
 
-// decide matches the request and lets sel choose.
-func (r *Router) decide(req *Request, sel Selector) (*worker, Tier, error) {
+// decide matches the request and lets sel choose. trial is as of [Router.pick].
+func (r *Router) decide(req *Request, sel Selector) (e *worker, tier Tier, trial bool, err error) {
 	g, tier := r.match(req)
 	if len(g) == 0 {
-		return nil, tier, ErrNoMatch
+		return nil, tier, false, ErrNoMatch
 	}
 	c := &r.choices
 	*c = Choices{workers: g, req: req, asked: r.exclude(req)}
 	defer func() { *c = Choices{} }() // it must not keep the request alive
-	i := c.choose(sel)
+	i, trial := r.pick(c, sel)
 	if i < 0 && len(r.resting) > 0 && g[0].state() != full { // the best of all
 		i = c.lastResort(sel)
 	}
 	if i < 0 {
-		return nil, tier, c.reason()
+		return nil, tier, false, c.reason()
 	}
-	return g[i].worker, tier, nil
+	return g[i].worker, tier, trial, nil
 }
 
 // exclude marks the workers that must not serve the request, and returns the mark.

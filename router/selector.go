@@ -19,6 +19,7 @@ type Choices struct {
 	req     *Request
 	asked   uint64 // marks who is excluded
 	resort  resort
+	known   bool // nobody on probation may be chosen
 }
 
 // resort says which workers that rest may be chosen, too.
@@ -60,6 +61,9 @@ func (c *Choices) Affinity() string { return c.req.Affinity }
 // tried when there is no other.
 func (c *Choices) Free(i int) bool {
 	e := c.workers[i].worker
+	if c.known && e.Probation {
+		return false
+	}
 	switch e.state() {
 	case full:
 		return false

@@ -255,7 +255,7 @@ func BenchmarkDecide(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				r.mu.Lock()
-				_, _, err := r.decide(&reqs[i%len(reqs)], LeastLoaded{})
+				_, _, _, err := r.decide(&reqs[i%len(reqs)], LeastLoaded{})
 				r.mu.Unlock()
 				if err != nil {
 					b.Fatal(err)

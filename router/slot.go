@@ -15,6 +15,7 @@ type Slot struct {
 
 	router *Router
 	held   *worker
+	trial  bool
 }
 
 // Release gives the slot back and says how the task went. It may be called more
@@ -30,6 +31,9 @@ func (s *Slot) Release(o Outcome) {
 	defer r.mu.Unlock()
 	e.inflight--
 	r.judge(e, o)
+	if s.trial {
+		r.tried(o)
+	}
 	if e.online {
 		e.moved()
 	}

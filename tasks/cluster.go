@@ -143,9 +143,7 @@ func (s *store) connect(c *Cluster, log *zap.Logger) error {
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			log.Info("connected to the task store again", zap.String("server", nc.ConnectedServerName()))
 		}),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			log.Warn("the connection to the task store", zap.Error(err))
-		}),
+		errorsTo(log),
 	)
 	if s.conn, err = nats.Connect(strings.Join(c.URLs, ","), opts...); err != nil {
 		return err

@@ -213,12 +213,20 @@ func (s *store) serve(dir string, log *zap.Logger) error {
 	if !s.server.JetStreamEnabled() {
 		return errors.New("the folder cannot be used: see the log")
 	}
-	s.conn, err = nats.Connect("", nats.InProcessServer(s.server), nats.MaxReconnects(-1), nats.Timeout(callTimeout))
+	s.conn, err = nats.Connect("", nats.InProcessServer(s.server), nats.MaxReconnects(-1), nats.Timeout(callTimeout), errorsTo(log))
 	if err != nil {
 		return err
 	}
 	s.js, err = jetstream.New(s.conn, jetstream.WithDefaultTimeout(callTimeout))
 	return err
+}
+
+// errorsTo has the errors of a connection logged, which are nobody's answer. One is that a
+// queue is read too slowly: what did not fit comes again when its lease is over.
+func errorsTo(log *zap.Logger) nats.Option {
+	return nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		log.Warn("the connection to the task store", zap.Error(err))
+	})
 }
 
 // layOut makes what the store holds, as far as it is not there.

@@ -19,6 +19,7 @@ import (
 )
 
 func main() {
+	caddy.CustomBinaryName = "agentfm"                            // which is what shells complete
 	caddy.CustomVersion = "agentfm " + mesh.Version() + ", caddy" // whose own version follows
 	if mode.Asked(os.Args[1:]) {
 		mode.Main()

@@ -3,9 +3,10 @@
 
 GATEWAY_URL, GATEWAY_KEY  where it is, and a key that it accepts
 GATEWAY_SECRET            the secret of its webhooks
-GATEWAY_FROZEN            the process id of the worker "Frozen", for a while to be stopped
+GATEWAY_REMOTE            the URL of another gateway, which hears of the workers and cannot dial them
 GATEWAY_CLOSED            a URL where nobody listens
 SDK_PORTS                 two free ports, for the receiver of webhooks and for a gateway of its own
+SWARM_KEY, BOOTSTRAP      of a private swarm with a worker, for that gateway
 
 It prints "== ok CASE" or, after what went wrong, "== failed CASE" for each case.
 """
@@ -20,7 +21,6 @@ import io
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -57,6 +57,7 @@ def run(block, **names):
     code = BLOCKS[block].replace("http://my-host.example.com:8000", "http://127.0.0.1:" + HOOK_PORT)
     code = code.replace("http://127.0.0.1:8080", URL).replace("port=8000", "port=" + HOOK_PORT)
     code = code.replace("port=8080", "port=" + OWN_PORT).replace("your-key", KEY).replace('"shared-secret"', repr(SECRET))
+    code = code.replace("wait_for_workers=1", "wait_for_workers=1, poll_timeout=100")
     code = re.sub(r"AgentFMClient\((?!gateway_url)", f'AgentFMClient(gateway_url="{URL}", ', code)
     compiled = compile(code, block, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     printed = io.StringIO()
@@ -151,17 +152,6 @@ def full():
         yield worker.peer_id
 
 
-@contextlib.contextmanager
-def frozen():
-    """Stops the process of the worker "Frozen": it is online for some seconds, and nobody answers there."""
-    worker, pid = peer("Frozen"), int(os.environ["GATEWAY_FROZEN"])
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield worker.peer_id
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 def lacks_errors_midway():
     """Version 0.3.0 takes no notice of the line at the end that says that the agent failed: half an answer is a result."""
     result = plain.tasks.run(worker_id=peer("Broken").peer_id, prompt="...")
@@ -184,8 +174,8 @@ def errors():
         assert printed(NOBODY, closed).startswith("Other gateway error: "), printed(NOBODY, closed)
         with full() as peer_id:
             assert printed(peer_id) == "All matching workers are at capacity; retry later\n", printed(peer_id)
-        with frozen() as peer_id:
-            assert printed(peer_id) == "Peer is online but the gateway can't dial it\n"
+        remote = plain.with_options(gateway_url=os.environ["GATEWAY_REMOTE"], retries=0)
+        assert printed(peer("Text report").peer_id, remote) == "Peer is online but the gateway can't dial it\n"
     finally:
         del agentfm.WorkerStreamError
 
@@ -310,6 +300,16 @@ def webhook():
     assert f"task {got.ack.task_id} -> completed\n" in got.printed, got.printed
 
 
+def local_gateway():
+    real, swarm = agentfm.LocalMeshGateway, {"swarm_key": os.environ["SWARM_KEY"], "bootstrap": os.environ["BOOTSTRAP"]}
+    agentfm.LocalMeshGateway = lambda **options: real(startup_timeout=100, **swarm, **options)
+    try:
+        got = run("local_gateway")
+    finally:
+        agentfm.LocalMeshGateway = real
+    assert got.gw.url == f"http://127.0.0.1:{OWN_PORT}" and "Private report" in got.printed, got
+
+
 def commands():
     program = pathlib.Path(sys.executable).with_name("agentfm-py")
     worker = peer("Text report").peer_id
@@ -325,7 +325,7 @@ CASES = [
     authentication,
     lacks_worker_stream_error,
     lacks_errors_midway,
-    errors,  # while the gateway has no connection to the worker "Frozen"
+    errors,
     scatter,
     scatter_by_model,
     pick,
@@ -338,6 +338,7 @@ CASES = [
     peers,
     async_peers,
     webhook,
+    local_gateway,
     commands,
 ]
 for case in CASES:

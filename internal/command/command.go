@@ -43,7 +43,7 @@ The exit code is 0 when all went well, and else
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			cmd.AddCommand(workersCommand(), peersCommand(), pingCommand(), idCommand(), genkeyCommand(), testCommand(), tasksCommand(), webhooksCommand(), wayCommand(),
-				modelsCommand(), runCommand(), chatCommand(), scatterCommand())
+				modelsCommand(), runCommand(), chatCommand(), scatterCommand(), reputationCommand())
 			withCompletions(cmd)
 			withExitCodes(cmd)
 		},
@@ -84,12 +84,12 @@ func ask(cmd *cobra.Command, path string, body any) ([]byte, error) {
 	}
 	resp, err := caddycmd.AdminAPIRequest(address, method, "/agentfm/"+path, header, payload)
 	if err != nil {
-		return nil, fmt.Errorf("asking the admin API at %s: %w", address, plainError{err})
+		return nil, coded{fmt.Errorf("asking the admin API at %s: %w", address, plainError{err}), exitGateway}
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return nil, fmt.Errorf("reading the answer of %s: %w", address, err)
+		return nil, coded{fmt.Errorf("reading the answer of %s: %w", address, err), exitGateway}
 	}
 	return answer, nil
 }

@@ -49,7 +49,7 @@ func TestExitCodes(t *testing.T) {
 		"run --model m --peer p x": exitUsage,
 		"run --model m x --gateway http://127.0.0.1:1": exitGateway,
 		"nonsense":                     exitUsage,
-		"ping --address 127.0.0.1:1 x": exitFailed,
+		"ping --address 127.0.0.1:1 x": exitGateway,
 		"genkey x":                     exitUsage,
 		"genkey":                       exitOK,
 	} {

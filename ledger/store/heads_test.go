@@ -197,7 +197,7 @@ func TestMigration(t *testing.T) {
 	if err := s.write(ctx, func(t1 *tx) error { return t1.setHead(b.head(t, 7, wire.Hash{7})) }); err != nil {
 		t.Fatal(err)
 	}
-	for _, q := range []string{"DROP TABLE unproven", "DROP TABLE cosigned", "PRAGMA user_version = 1"} {
+	for _, q := range []string{"DROP TABLE unproven", "DROP TABLE cosigned", "ALTER TABLE vote DROP COLUMN mark", "ALTER TABLE outcome DROP COLUMN mark", "PRAGMA user_version = 1"} {
 		if _, err := s.conn.ExecContext(ctx, q); err != nil {
 			t.Fatal(err)
 		}

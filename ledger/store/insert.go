@@ -90,14 +90,28 @@ func (t *tx) count(e *wire.Entry, author, subject int64, sign float64) error {
 			sum = weight * e.Score
 		}
 	}
-	_, err := t.Exec(`INSERT INTO vote VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
-		entries = entries + excluded.entries, sum = sum + excluded.sum, weight = weight + excluded.weight`,
-		subject, author, sign, sign*sum, sign*weight)
-	if err != nil {
+	if err := t.countVote(subject, author, int64(sign), sign*sum, sign*weight); err != nil {
 		return err
 	}
-	_, err = t.Exec("UPDATE peer SET entries = entries + ?, ratings = ratings + ?, last = max(last, ?) WHERE id = ?",
+	_, err := t.Exec("UPDATE peer SET entries = entries + ?, ratings = ratings + ?, last = max(last, ?) WHERE id = ?",
 		int(sign), int(sign)*rating, e.Time, subject)
+	return err
+}
+
+// countVote adds to what an author says of a subject.
+func (t *tx) countVote(subject, author, entries int64, sum, weight float64) error {
+	var n, have int64
+	var s, w float64
+	err := t.QueryRow("SELECT entries, sum, weight, mark FROM vote WHERE subject = ? AND author = ?", subject, author).Scan(&n, &s, &w, &have)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+	case err != nil:
+		return err
+	case have != voteMark(subject, author, n, s, w):
+		return errVoteDamaged
+	}
+	n, s, w = n+entries, s+sum, w+weight
+	_, err = t.Exec("INSERT OR REPLACE INTO vote VALUES (?, ?, ?, ?, ?, ?)", subject, author, n, s, w, voteMark(subject, author, n, s, w))
 	return err
 }
 

@@ -5,7 +5,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -18,6 +17,21 @@ import (
 // Tally counts how tasks ended that this node has sent to a worker.
 type Tally struct{ Good, Bad float64 }
 
+// maxTally bounds a tally: of more tasks, the older ones are forgotten, so that a worker
+// that did well for long and cheats from now on is soon known for that.
+const maxTally = 50.0
+
+// bounded is the tally of so many tasks at most.
+func (n Tally) bounded() Tally {
+	if all := n.Good + n.Bad; all > maxTally {
+		return Tally{n.Good * maxTally / all, n.Bad * maxTally / all}
+	}
+	return n
+}
+
+// Plus is the sum of two tallies.
+func (n Tally) Plus(more Tally) Tally { return Tally{n.Good + more.Good, n.Bad + more.Bad} }
+
 // OutcomeHalfLife is after what time an outcome counts half. It is short: a worker whose
 // model server was broken for an hour is not refused for months.
 const OutcomeHalfLife = 24 * time.Hour
@@ -28,22 +42,71 @@ func (n Tally) aged(since time.Duration) Tally {
 	return Tally{n.Good * w, n.Bad * w}
 }
 
+// outcome is what is counted of a worker.
+type outcome struct {
+	sum     Tally // as of updated
+	recent  Tally // since the last rating
+	updated int64
+}
+
+// outcomes reads what is counted of all workers, or of one.
+func outcomes(rows *sql.Rows, err error) (map[peer.ID]outcome, error) {
+	all, err := readOutcomes(rows, err)
+	out := make(map[peer.ID]outcome, len(all))
+	for id, n := range all {
+		if n.marked != n.mark([]byte(id)) {
+			return nil, errOutcomeDamaged
+		}
+		out[id] = n.outcome
+	}
+	return out, err
+}
+
+// markedOutcome is an outcome with the mark that is stored.
+type markedOutcome struct {
+	outcome
+	marked int64
+}
+
+func readOutcomes(rows *sql.Rows, err error) (map[peer.ID]markedOutcome, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := make(map[peer.ID]markedOutcome)
+	for rows.Next() {
+		var id []byte
+		var n markedOutcome
+		if err := rows.Scan(&id, &n.sum.Good, &n.sum.Bad, &n.updated, &n.recent.Good, &n.recent.Bad, &n.marked); err != nil {
+			return nil, err
+		}
+		out[peer.ID(id)] = n
+	}
+	return out, rows.Err()
+}
+
+// setOutcome stores what is counted of a worker.
+func (t *tx) setOutcome(id peer.ID, n outcome) error {
+	_, err := t.Exec("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?, ?)",
+		[]byte(id), n.sum.Good, n.sum.Bad, n.updated, n.recent.Good, n.recent.Bad, n.mark([]byte(id)))
+	return err
+}
+
 // Note adds to what is counted of workers.
 func (s *Store) Note(ctx context.Context, news map[peer.ID]Tally) error {
 	return s.write(ctx, func(t *tx) error {
 		now := s.now()
-		for id, n := range news {
-			var before Tally
-			updated := now.UnixNano()
-			err := t.QueryRow("SELECT good, bad, updated FROM outcome WHERE peer = ?", []byte(id)).Scan(&before.Good, &before.Bad, &updated)
-			if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		for id, more := range news {
+			all, err := outcomes(t.Query("SELECT * FROM outcome WHERE peer = ?", []byte(id)))
+			if err != nil {
 				return err
 			}
-			before = before.aged(now.Sub(time.Unix(0, updated)))
-			_, err = t.Exec(`INSERT INTO outcome VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (peer) DO UPDATE SET good = excluded.good, bad = excluded.bad,
-				updated = excluded.updated, recent_good = recent_good + excluded.recent_good, recent_bad = recent_bad + excluded.recent_bad`,
-				[]byte(id), before.Good+n.Good, before.Bad+n.Bad, now.UnixNano(), n.Good, n.Bad)
-			if err != nil {
+			n, ok := all[id]
+			if ok {
+				n.sum = n.sum.aged(now.Sub(time.Unix(0, n.updated)))
+			}
+			n.sum, n.recent, n.updated = n.sum.Plus(more).bounded(), n.recent.Plus(more), now.UnixNano()
+			if err := t.setOutcome(id, n); err != nil {
 				return err
 			}
 		}
@@ -54,25 +117,15 @@ func (s *Store) Note(ctx context.Context, news map[peer.ID]Tally) error {
 // Tallies returns what is counted of all workers, by what it counts now.
 func (s *Store) Tallies(ctx context.Context) (map[peer.ID]Tally, error) {
 	now := s.now()
-	rows, err := s.ro.QueryContext(ctx, "SELECT peer, good, bad, updated FROM outcome")
+	all, err := outcomes(s.ro.QueryContext(ctx, "SELECT * FROM outcome"))
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	out := make(map[peer.ID]Tally)
-	for rows.Next() {
-		var id []byte
-		var n Tally
-		var updated int64
-		if err := rows.Scan(&id, &n.Good, &n.Bad, &updated); err != nil {
-			return nil, err
-		}
-		if !(n.Good >= 0 && n.Bad >= 0) {
-			return nil, fmt.Errorf("%w: a count of outcomes below 0", ErrDamaged)
-		}
-		out[peer.ID(id)] = n.aged(now.Sub(time.Unix(0, updated)))
+	out := make(map[peer.ID]Tally, len(all))
+	for id, n := range all {
+		out[id] = n.sum.aged(now.Sub(time.Unix(0, n.updated)))
 	}
-	return out, rows.Err()
+	return out, nil
 }
 
 // Limits of the ratings that are made of outcomes.
@@ -101,11 +154,16 @@ func (s *Store) Rate(ctx context.Context, window time.Duration, public bool) (ra
 		if err := s.maySign(); err != nil {
 			return err
 		}
-		recent, err := t.recent()
+		recent, err := outcomes(t.Query("SELECT * FROM outcome WHERE recent_good + recent_bad > 0"))
 		if err != nil {
 			return err
 		}
-		for id, n := range recent {
+		for id, counted := range recent {
+			n := counted.recent
+			counted.recent = Tally{}
+			if err := t.setOutcome(id, counted); err != nil {
+				return err
+			}
 			score := min(max(ratingStep*(n.Good-n.Bad), -maxRating), maxRating)
 			if score == 0 || id == s.self {
 				continue
@@ -117,8 +175,8 @@ func (s *Store) Rate(ctx context.Context, window time.Duration, public bool) (ra
 			}
 			ratings = append(ratings, e)
 		}
-		if _, err := t.Exec("UPDATE outcome SET recent_good = 0, recent_bad = 0"); err != nil || len(ratings) == 0 {
-			return err
+		if len(ratings) == 0 {
+			return nil
 		}
 		if err := t.signHead(); err != nil || !public {
 			return err
@@ -129,23 +187,4 @@ func (s *Store) Rate(ctx context.Context, window time.Duration, public bool) (ra
 		return nil, err
 	}
 	return ratings, nil
-}
-
-// recent returns what was counted since the last ratings.
-func (t *tx) recent() (map[peer.ID]Tally, error) {
-	rows, err := t.Query("SELECT peer, recent_good, recent_bad FROM outcome WHERE recent_good + recent_bad > 0")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	out := make(map[peer.ID]Tally)
-	for rows.Next() {
-		var id []byte
-		var n Tally
-		if err := rows.Scan(&id, &n.Good, &n.Bad); err != nil {
-			return nil, err
-		}
-		out[peer.ID(id)] = n
-	}
-	return out, rows.Err()
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -63,8 +62,8 @@ type Summary struct {
 	Raters []peer.ID
 }
 
-// maxRaters bounds the raters of a summary.
-const maxRaters = 10_000
+// maxRaters bounds the raters of a summary: each costs a look at the disk.
+const maxRaters = 2_000
 
 // Summary returns what is counted of a peer.
 func (s *Store) Summary(ctx context.Context, id peer.ID) (sum Summary, err error) {
@@ -125,6 +124,7 @@ func (s *Store) About(ctx context.Context, id peer.ID, limit, offset int) ([]Lin
 
 // Proof is that an entry is in a log, which has a head.
 type Proof struct {
+	Entry    *wire.Entry
 	Position uint64
 	Path     []wire.Hash
 	Head     *wire.Head
@@ -140,14 +140,17 @@ func (s *Store) Prove(ctx context.Context, of peer.ID, hash wire.Hash) (*Proof, 
 	}
 	defer func() { _ = t.Rollback() }()
 	var author int64
-	var by, about []byte
+	var by, about, sealed []byte
 	p := new(Proof)
-	err = t.QueryRow("SELECT author, position, a.bytes, s.bytes FROM entry JOIN peer a ON a.id = author JOIN peer s ON s.id = subject WHERE hash = ?", hash[:]).
-		Scan(&author, &p.Position, &by, &about)
+	err = t.QueryRow("SELECT author, position, a.bytes, s.bytes, entry.bytes FROM entry JOIN peer a ON a.id = author JOIN peer s ON s.id = subject WHERE hash = ?", hash[:]).
+		Scan(&author, &p.Position, &by, &about, &sealed)
 	if errors.Is(err, sql.ErrNoRows) || err == nil && of != peer.ID(by) && of != peer.ID(about) {
 		return nil, ErrNotFound
 	}
 	if err != nil {
+		return nil, err
+	}
+	if p.Entry, err = parse(sealed, hash[:]); err != nil {
 		return nil, err
 	}
 	if p.Head, err = headOf(t, "head", peer.ID(by)); err != nil {
@@ -178,21 +181,26 @@ type Vote struct {
 
 // Votes calls each with every vote.
 func (s *Store) Votes(ctx context.Context, each func(Vote)) error {
-	rows, err := s.ro.QueryContext(ctx, "SELECT a.bytes, b.bytes, sum / weight, weight FROM vote JOIN peer a ON a.id = author JOIN peer b ON b.id = subject WHERE weight > 0")
+	rows, err := s.ro.QueryContext(ctx, "SELECT a.bytes, b.bytes, subject, author, vote.entries, sum, weight, mark FROM vote LEFT JOIN peer a ON a.id = author LEFT JOIN peer b ON b.id = subject")
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var v Vote
-		var rater, subject []byte
-		if err := rows.Scan(&rater, &subject, &v.Mean, &v.Weight); err != nil {
+		var by, about []byte
+		var subject, author, entries, have int64
+		var sum float64
+		if err := rows.Scan(&by, &about, &subject, &author, &entries, &sum, &v.Weight, &have); err != nil {
 			return err
 		}
-		v.Rater, v.Subject = peer.ID(rater), peer.ID(subject)
-		if !(v.Mean >= -1.000001 && v.Mean <= 1.000001) {
-			return fmt.Errorf("%w: a vote of %v", ErrDamaged, v.Mean)
+		if by == nil || about == nil || have != voteMark(subject, author, entries, sum, v.Weight) {
+			return errVoteDamaged
 		}
+		if v.Weight <= 0 { // it has no rating
+			continue
+		}
+		v.Rater, v.Subject, v.Mean = peer.ID(by), peer.ID(about), min(max(sum/v.Weight, -1), 1)
 		each(v)
 	}
 	return rows.Err()

@@ -81,7 +81,7 @@ CREATE TABLE IF NOT EXISTS tree (
 	PRIMARY KEY (author, level, place)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS vote (
 	subject INTEGER NOT NULL, author INTEGER NOT NULL, entries INTEGER NOT NULL,
-	sum REAL NOT NULL, weight REAL NOT NULL,
+	sum REAL NOT NULL, weight REAL NOT NULL, mark INTEGER NOT NULL,
 	PRIMARY KEY (subject, author)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS orphan (
 	hash BLOB PRIMARY KEY, prev BLOB NOT NULL, author BLOB NOT NULL, received INTEGER NOT NULL, bytes BLOB NOT NULL);
@@ -96,7 +96,7 @@ CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WI
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (peer BLOB PRIMARY KEY, row INTEGER NOT NULL, hash BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outcome (
-	peer BLOB PRIMARY KEY, good REAL NOT NULL, bad REAL NOT NULL, updated INTEGER NOT NULL, recent_good REAL NOT NULL, recent_bad REAL NOT NULL) WITHOUT ROWID;
+	peer BLOB PRIMARY KEY, good REAL NOT NULL, bad REAL NOT NULL, updated INTEGER NOT NULL, recent_good REAL NOT NULL, recent_bad REAL NOT NULL, mark INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS number (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO number VALUES ('orphans', 0) ON CONFLICT DO NOTHING;
 CREATE TRIGGER IF NOT EXISTS orphan_more AFTER INSERT ON orphan BEGIN UPDATE number SET value = value + 1 WHERE name = 'orphans'; END;
@@ -104,14 +104,38 @@ CREATE TRIGGER IF NOT EXISTS orphan_less AFTER DELETE ON orphan BEGIN UPDATE num
 `
 
 // version is that of the schema.
-const version = 2
+const version = 3
 
-// migration makes a store of version 1 one of version 2: its heads may be of entries that are
+// toVersion2 makes a store of version 1 one of version 2: its heads may be of entries that are
 // not stored.
-const migration = `
+const toVersion2 = `
 INSERT OR REPLACE INTO unproven SELECT h.id, h.peer, 0, 0, h.bytes FROM head h LEFT JOIN peer p ON p.bytes = h.peer WHERE h.size > coalesce(p.size, 0);
 DELETE FROM head WHERE id IN (SELECT id FROM unproven);
 `
+
+// toVersion3 makes room for the marks of what is counted.
+const toVersion3 = `
+ALTER TABLE vote ADD COLUMN mark INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE outcome ADD COLUMN mark INTEGER NOT NULL DEFAULT 0;
+`
+
+// upgrade makes the tables, and those of an older store as they are now.
+func (t *tx) upgrade(have int) error {
+	change := schema
+	if have == 1 {
+		change += toVersion2
+	}
+	if have == 1 || have == 2 {
+		change += toVersion3
+	}
+	if _, err := t.s.conn.ExecContext(context.Background(), change+fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
+		return err
+	}
+	if have == 1 || have == 2 {
+		return t.markAll()
+	}
+	return nil
+}
 
 // published names the number of entries of the own log that others may have seen.
 const published = "published"
@@ -164,17 +188,13 @@ func (s *Store) open(file string) error {
 	if have > version {
 		return fmt.Errorf("it is of version %d, and this program knows %d", have, version)
 	}
-	change := schema
-	if have == 1 {
-		change += migration
-	}
-	if _, err := s.conn.ExecContext(context.Background(), "BEGIN;"+change+fmt.Sprintf("PRAGMA user_version = %d;COMMIT", version)); err != nil {
-		return err
-	}
 	if s.ro, err = database(file, "query_only(1)", readers); err != nil {
 		return err
 	}
 	return s.write(context.Background(), func(tx *tx) error {
+		if err := tx.upgrade(have); err != nil {
+			return err
+		}
 		if s.me, err = tx.peer(s.self); err != nil {
 			return err
 		}

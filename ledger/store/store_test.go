@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -441,7 +442,12 @@ func contents(s *Store, subject peer.ID) (string, error) {
 	own, err1 := s.Log(ctx, wire.Range{Count: 1000})
 	in, err2 := s.Inbox(ctx, wire.Range{Count: 1000})
 	about, err3 := s.About(ctx, subject, 500, 0)
-	return fmt.Sprint(s.Head(), len(about), own, in, s.Equivocators()), errors.Join(err1, err2, err3)
+	var votes []Vote
+	err4 := s.Votes(ctx, func(v Vote) { votes = append(votes, v) })
+	s.now = func() time.Time { return epoch } // tallies age
+	tallies, err5 := s.Tallies(ctx)
+	s.now = time.Now
+	return fmt.Sprint(s.Head(), len(about), own, in, s.Equivocators(), votes, tallies), errors.Join(err1, err2, err3, err4, err5)
 }
 
 // TestDamage flips bytes of the file wherever they are. The store must refuse to open, or to
@@ -453,6 +459,9 @@ func TestDamage(t *testing.T) {
 	for range 3 {
 		s.mustAppend(t, subject, 0.5, true)
 		s.accept(t, Stored, nil, a.rate(t, subject, 1))
+		if err := s.Note(ctx, map[peer.ID]Tally{subject: {Good: 2, Bad: 1}}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	want, err := contents(s, subject)
 	if err != nil {
@@ -497,6 +506,44 @@ func TestDamage(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d refused", refused, flips)
+}
+
+// TestMarks changes what is counted: it must be found, when it is read and when more is to be
+// added to it.
+func TestMarks(t *testing.T) {
+	for _, c := range []struct{ name, change string }{
+		{"the sum of a vote", "UPDATE vote SET sum = 0.5"},
+		{"the weight of a vote", "UPDATE vote SET weight = weight / 2"},
+		{"whose vote it is", "UPDATE vote SET author = author + 1000"},
+		{"the outcomes of a worker", "UPDATE outcome SET bad = 0"},
+		{"when they were counted", "UPDATE outcome SET updated = updated + 1"},
+		{"what is not rated yet", "UPDATE outcome SET recent_good = 9"},
+		{"whose outcomes they are", "UPDATE outcome SET peer = zeroblob(38)"},
+	} {
+		s, a, subject := newStore(t), newAuthor(t), newAuthor(t).id
+		s.accept(t, Stored, nil, a.rate(t, subject, -1))
+		if err := s.Note(ctx, map[peer.ID]Tally{subject: {Bad: 3}}); err != nil {
+			t.Fatal(err)
+		}
+		all := func() error {
+			_, err := s.Tallies(ctx)
+			return errors.Join(err, s.Votes(ctx, func(Vote) {}))
+		}
+		if err := all(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.conn.ExecContext(ctx, c.change); err != nil {
+			t.Fatal(err)
+		}
+		if err := all(); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: read: %v", c.name, err)
+		}
+		_, _, err := s.Accept(ctx, []*wire.Entry{a.rate(t, subject, 1)})
+		err = errors.Join(err, s.Note(ctx, map[peer.ID]Tally{subject: {Good: 1}}))
+		if moved := strings.HasPrefix(c.name, "whose"); !moved && !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: added to: %v", c.name, err)
+		}
+	}
 }
 
 // TestOutcomes counts outcomes and makes ratings of them, once an hour, also when the store
@@ -554,4 +601,32 @@ func TestOutcomes(t *testing.T) {
 	if all, err = s.Tallies(ctx); err != nil || all[b].Bad > 18.5 {
 		t.Errorf("a day later: %+v, %v", all, err)
 	}
+}
+
+// TestUpgradeToMarks opens a store of version 2, in which nothing has a mark.
+func TestUpgradeToMarks(t *testing.T) {
+	dir, me, a, subject := t.TempDir(), newAuthor(t), newAuthor(t), newAuthor(t).id
+	s := open(t, dir, me.key)
+	s.mustAppend(t, subject, 0.5, true)
+	s.accept(t, Stored, nil, a.rate(t, subject, 1))
+	if err := s.Note(ctx, map[peer.ID]Tally{subject: {Good: 2, Bad: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	want, err := contents(s, subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.conn.ExecContext(ctx, "ALTER TABLE vote DROP COLUMN mark; ALTER TABLE outcome DROP COLUMN mark; PRAGMA user_version = 2"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, dir, me.key)
+		if got, err := contents(s, subject); err != nil || got != want {
+			t.Errorf("%v\n%s\nwant\n%s", err, got, want)
+		}
+	}
+	s.accept(t, Stored, nil, a.rate(t, subject, 1))
 }

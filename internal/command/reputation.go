@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/Agent-FM/caddy-agentfm/client"
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// reputationCommand is `caddy agentfm reputation`.
+func reputationCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "reputation <command>",
+		Short: "Shows what is said of a peer, and verifies the proofs of it",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(reputationShowCommand(), reputationVerifyCommand())
+	return cmd
+}
+
+// reputationShowCommand is `caddy agentfm reputation show`.
+func reputationShowCommand() *cobra.Command {
+	cmd := askGateway(&cobra.Command{
+		Use:   "show <peer id> [--entries <n> [--proofs]] [--json] [--gateway <url>]",
+		Short: "Shows what a gateway thinks of a peer, or what is said of it",
+		Long: `
+Shows what a gateway thinks of a peer: its score, and whether it gets tasks. With
+--entries, the newest entries that speak of it. With --proofs, these as lines of JSON,
+each with the proof that it is in the log of its author, for ` + "`reputation verify`" + `.`,
+		Args: cobra.ExactArgs(1),
+		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error {
+			entries, _ := cmd.Flags().GetInt("entries")
+			proofs, _ := cmd.Flags().GetBool("proofs")
+			switch {
+			case entries < 0:
+				return errors.New("--entries: want a number from 0 on")
+			case proofs:
+				return showProofs(ctx, cmd, c, args[0], entries)
+			case entries > 0:
+				return showEntries(ctx, cmd, c, args[0], entries)
+			}
+			return showPeer(ctx, cmd, c, args[0])
+		}),
+	})
+	cmd.Flags().IntP("entries", "n", 0, "How many of the newest entries to show (with --proofs, 0 is all)")
+	cmd.Flags().Bool("proofs", false, "Print the entries with their proofs, as lines of JSON")
+	cmd.Flags().Bool("json", false, "Print the answer of the gateway")
+	cmd.MarkFlagsMutuallyExclusive("proofs", "json")
+	return cmd
+}
+
+// showPeer prints what a gateway thinks of a peer.
+func showPeer(ctx context.Context, cmd *cobra.Command, c *client.Client, id string) error {
+	p, err := c.Peers.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+		return printValue(cmd, p)
+	}
+	rows := [][]string{
+		{"peer", p.PeerID}, {"agent", p.Agent}, {"author", p.Author}, {"online", strconv.FormatBool(p.Online)},
+		{"score", fmt.Sprintf("%+.2f", p.HonestyScore)}, {"tasks", standing(p)}, {"entries", strconv.Itoa(p.EntriesCount)}, {"last entry", timeOf(p.LastEntryAt)},
+	}
+	if p.Raters != nil {
+		rows = append(rows, []string{"raters", fmt.Sprintf("%d found honest, %d others", p.Raters.Verified, p.Raters.Unverified)})
+	}
+	return printRows(cmd.OutOrStdout(), []string{"WHAT", "IS"}, rows)
+}
+
+// standing says whether a peer gets tasks.
+func standing(p *client.PeerSummary) string {
+	switch {
+	case !p.DispatchAllowed:
+		return "none: " + p.RefuseReason
+	case p.OnProbation:
+		return "few: it is on probation"
+	}
+	return "as others"
+}
+
+// timeOf is a time as it is shown; empty for none.
+func timeOf(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+// showEntries prints the newest entries about a peer.
+func showEntries(ctx context.Context, cmd *cobra.Command, c *client.Client, id string, most int) error {
+	var entries []client.LogEntry
+	for e, err := range c.Peers.Log(ctx, id) {
+		if err != nil {
+			return err
+		}
+		if entries = append(entries, e); len(entries) == most {
+			break
+		}
+	}
+	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+		return printValue(cmd, entries)
+	}
+	rows := make([][]string, len(entries))
+	for i, e := range entries {
+		said := e.Dimension + " " + fmt.Sprintf("%+.2f", e.Score)
+		if e.TextCID != "" {
+			said = "text " + e.TextCID
+		}
+		rows[i] = []string{timeOf(e.ReceivedAt), e.Kind, said, e.Context, e.RaterStatus, e.RaterPeerID, e.Hash}
+	}
+	return printRows(cmd.OutOrStdout(), []string{"RECEIVED", "KIND", "SAYS", "WHY", "RATER IS", "RATER", "ENTRY"}, rows)
+}
+
+// showProofs prints the newest entries about a peer with their proofs.
+func showProofs(ctx context.Context, cmd *cobra.Command, c *client.Client, id string, most int) error {
+	shown, without := 0, 0
+	for e, err := range c.Peers.Log(ctx, id) {
+		if err != nil {
+			return err
+		}
+		p, err := c.Peers.Proof(ctx, id, e.Hash)
+		switch {
+		case errors.Is(err, client.CodeEntryNotFound): // no head covers it yet
+			without++
+			continue
+		case err != nil:
+			return err
+		}
+		b, err := json.Marshal(p)
+		if err == nil {
+			err = printJSON(cmd.OutOrStdout(), append(b, '\n'))
+		}
+		if err != nil {
+			return err
+		}
+		if shown++; shown == most {
+			break
+		}
+	}
+	if without > 0 {
+		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%d entries have no proof yet: the gateway has no signed head that covers them\n", without)
+	}
+	return nil
+}
+
+// reputationVerifyCommand is `caddy agentfm reputation verify`.
+func reputationVerifyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verify <file> [--json]",
+		Short: "Verifies entries and their proofs that were saved, and asks nobody",
+		Long: `
+Verifies what ` + "`reputation show --proofs`" + ` or GET /v1/peers/{id}/proof has answered: that
+each entry is signed by its rater, and in the log whose head is signed by the same. The
+keys are in the peer ids, so that nobody is asked or trusted. Two logs of one author,
+where one of them was to be seen by somebody else, are found, too. Prints who said what;
+a file of - is standard input. When anything is wrong, the exit code is 1.`,
+		Args:         cobra.ExactArgs(1),
+		SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := cmd.InOrStdin()
+			if args[0] != "-" {
+				f, err := os.Open(args[0])
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			}
+			said, err := verifyProofs(in)
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+				return printValue(cmd, said)
+			}
+			rows := make([][]string, len(said))
+			for i, s := range said {
+				rows[i] = s.row()
+			}
+			return printRows(cmd.OutOrStdout(), []string{"SAID", "KIND", "SAYS", "WHY", "OF", "RATER", "PLACE", "ENTRY"}, rows)
+		},
+	}
+	cmd.Flags().Bool("json", false, "Print the entries as JSON")
+	return cmd
+}
+
+// verified is an entry that was verified.
+type verified struct {
+	Time    time.Time `json:"time"`
+	Kind    string    `json:"kind"`
+	Rater   string    `json:"rater_peer_id"`
+	Subject string    `json:"subject_peer_id"`
+
+	Dimension string   `json:"dimension,omitzero"`
+	Score     *float64 `json:"score,omitzero"`
+	Context   string   `json:"context,omitzero"`
+	TextCID   string   `json:"text_cid,omitzero"`
+
+	Hash     string `json:"entry_hash"`
+	Position int64  `json:"position"`
+	Size     int64  `json:"tree_size"`
+}
+
+// row returns the fields of the table.
+func (v verified) row() []string {
+	said := "text " + v.TextCID
+	if v.Score != nil {
+		said = v.Dimension + " " + fmt.Sprintf("%+.2f", *v.Score)
+	}
+	return []string{timeOf(v.Time), v.Kind, said, v.Context, v.Subject, v.Rater, fmt.Sprintf("%d of %d", v.Position+1, v.Size), v.Hash}
+}
+
+// maxProof bounds one proof in a file, in bytes, and maxProofs their number.
+const (
+	maxProof  = 1 << 20
+	maxProofs = 1_000_000
+)
+
+// verifyProofs reads proofs, one after another, and verifies each.
+func verifyProofs(in io.Reader) (all []verified, err error) {
+	limited := &io.LimitedReader{R: in}
+	dec := json.NewDecoder(limited)
+	seen := make(map[string]string) // by the place in a log, or a size of it: what is there
+	for n := 1; ; n++ {
+		limited.N = maxProof
+		var p client.Proof
+		switch err := dec.Decode(&p); {
+		case err == io.EOF && n > 1 && limited.N > 0:
+			return all, nil
+		case err == io.EOF:
+			return nil, errors.New("there is no proof in it")
+		case err != nil && limited.N <= 0:
+			return nil, fmt.Errorf("proof %d: it has more than %d bytes", n, maxProof)
+		case err != nil:
+			return nil, fmt.Errorf("proof %d: %w", n, plainError{err})
+		case n > maxProofs:
+			return nil, fmt.Errorf("there are more than %d proofs", maxProofs)
+		}
+		v, err := verifyProof(&p)
+		if err != nil {
+			return nil, fmt.Errorf("proof %d: %w", n, err)
+		}
+		for at, what := range map[string]string{
+			fmt.Sprintf("head of size %d", v.Size):         strings.ToLower(p.Head.RootHash),
+			fmt.Sprintf("entry in place %d", v.Position+1): v.Hash,
+		} {
+			key := v.Rater + " " + at
+			if before, ok := seen[key]; ok && before != what {
+				return nil, fmt.Errorf("proof %d: %s has signed two logs: another %s stands further up in the file", n, v.Rater, at)
+			}
+			seen[key] = what
+		}
+		all = append(all, v)
+	}
+}
+
+// verifyProof verifies a proof with nothing but what is in it.
+func verifyProof(p *client.Proof) (v verified, err error) {
+	switch {
+	case !p.Head.Signed():
+		return v, errors.New("its head is not signed: nobody but the gateway has vouched for it")
+	case len(p.SignedEntry) == 0:
+		return v, errors.New("it has no signed_entry: the proof is of a hash, and nobody can tell what was said")
+	}
+	if err := p.Verify(); err != nil {
+		return v, err
+	}
+	e, err := wire.ParseEntry(p.SignedEntry)
+	if err != nil {
+		return v, fmt.Errorf("signed_entry: %w", err)
+	}
+	if err := e.Verify(); err != nil {
+		return v, fmt.Errorf("signed_entry: %w", err)
+	}
+	v = verified{
+		Time: time.Unix(0, e.Time).UTC(), Kind: e.Kind.String(), Rater: e.Rater.String(), Subject: e.Subject.String(),
+		Dimension: e.Dimension, Context: e.Context, Hash: e.Hash().String(), Position: p.Position, Size: p.Head.TreeSize,
+	}
+	if e.Kind == wire.Rating {
+		v.Score = &e.Score
+	} else {
+		v.TextCID = fmt.Sprintf("%x", e.TextCID)
+	}
+	switch {
+	case !strings.EqualFold(v.Hash, p.EntryHash):
+		return v, errors.New("signed_entry: it is another than the one that is proven")
+	case v.Rater != p.Head.PeerID:
+		return v, errors.New("the log is not that of the rater")
+	}
+	return v, nil
+}
