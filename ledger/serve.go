@@ -27,11 +27,11 @@ const (
 )
 
 // protocols are those that the ledger serves.
-var protocols = []protocol.ID{wire.HeadProtocol, wire.LogProtocol, wire.InboxProtocol, wire.CommentProtocol, wire.HeadsProtocol}
+var protocols = []protocol.ID{wire.HeadProtocol, wire.LogProtocol, wire.InboxProtocol, wire.CommentProtocol, wire.HeadsProtocol, wire.AlertsProtocol}
 
 // serve registers the protocols.
 func (l *Ledger) serve() {
-	for i, answer := range []func(io.Reader, io.Writer) error{l.serveHead, l.serveLog, l.serveInbox, l.serveComment, l.serveHeads} {
+	for i, answer := range []func(io.Reader, io.Writer) error{l.serveHead, l.serveLog, l.serveInbox, l.serveComment, l.serveHeads, l.serveAlerts} {
 		l.node.Host.SetStreamHandler(protocols[i], func(s network.Stream) { l.answer(s, answer) })
 	}
 	l.witnessing()
@@ -121,36 +121,23 @@ func (l *Ledger) serveHead(_ io.Reader, w io.Writer) error {
 	return wire.WriteBytes(w, h.Marshal())
 }
 
-func (l *Ledger) serveLog(r io.Reader, w io.Writer) error {
-	asked, err := wire.ReadRange(r)
-	if err != nil {
-		return err
-	}
-	items, err := l.store.Log(l.ctx, asked)
-	if err != nil {
-		return err
-	}
-	return wire.WritePage(w, items)
+func (l *Ledger) serveLog(r io.Reader, w io.Writer) error { return l.servePage(r, w, l.store.Log) }
+
+func (l *Ledger) serveInbox(r io.Reader, w io.Writer) error { return l.servePage(r, w, l.store.Inbox) }
+
+func (l *Ledger) serveHeads(r io.Reader, w io.Writer) error { return l.servePage(r, w, l.store.Heads) }
+
+func (l *Ledger) serveAlerts(r io.Reader, w io.Writer) error {
+	return l.servePage(r, w, l.store.Alerts)
 }
 
-func (l *Ledger) serveInbox(r io.Reader, w io.Writer) error {
+// servePage answers with a page of what the store has.
+func (l *Ledger) servePage(r io.Reader, w io.Writer, read func(context.Context, wire.Range) ([]wire.Item, error)) error {
 	asked, err := wire.ReadRange(r)
 	if err != nil {
 		return err
 	}
-	items, err := l.store.Inbox(l.ctx, asked)
-	if err != nil {
-		return err
-	}
-	return wire.WritePage(w, items)
-}
-
-func (l *Ledger) serveHeads(r io.Reader, w io.Writer) error {
-	asked, err := wire.ReadRange(r)
-	if err != nil {
-		return err
-	}
-	items, err := l.store.Heads(l.ctx, asked)
+	items, err := read(l.ctx, asked)
 	if err != nil {
 		return err
 	}
