@@ -32,6 +32,10 @@ func newCosigning() cosigning {
 	return cosigning{from: newAuthors(), served: newCounter(), due: make(chan struct{}, 1), sizes: make(map[peer.ID]uint64)}
 }
 
+// witnessWithin bounds one request to a witness: one that does not answer keeps the signatures
+// of the others waiting.
+const witnessWithin = 10 * time.Second
+
 // errWitness says that a witness has not signed.
 var errWitness = errors.New("the witness has not signed")
 
@@ -234,7 +238,7 @@ func (l *Ledger) submit(id peer.ID, old uint64, head *wire.Head) (v wire.Verdict
 	if sub.Proof, err = l.store.Consistency(old, head.Size); err != nil {
 		return v, err
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, askWithin)
+	ctx, cancel := context.WithTimeout(l.ctx, witnessWithin)
 	defer cancel()
 	err = l.exchange(ctx, id, wire.WitnessProtocol,
 		func(w io.Writer) error { return wire.WriteSubmission(w, sub) },
