@@ -12,10 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	ma "github.com/multiformats/go-multiaddr"
-
-	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
 // TestRelayCarries has a gateway reach a worker that listens nowhere by way of a relay, and
@@ -30,21 +27,13 @@ func TestRelayCarries(t *testing.T) {
 		"a limit of bytes":         {Relay{MaxData: 64 << 20}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			limits, err := c.limits.resolve()
-			if err != nil {
-				t.Fatal(err)
-			}
-			relay := newRelayHost(t, RoleGateway, Settings{Relay: limits}, loopbackAddr)
-			worker := newRelayHost(t, RoleWorker, Settings{Relay: limits}) // which makes no relay of a worker
+			relay, at := openRelay(t, c.limits)
+			worker := newRelayHost(t, RoleWorker, Settings{Relay: &c.limits}) // which makes no relay of a worker
 			gateway := newRelayHost(t, RoleGateway, Settings{}, loopbackAddr)
-			at := peer.AddrInfo{ID: relay.ID(), Addrs: relay.Addrs()}
 			if err := worker.Connect(t.Context(), at); err != nil {
 				t.Fatal(err)
 			}
-			await.Until(t, "the relay takes a reservation", func() bool {
-				_, err := client.Reserve(t.Context(), worker, at)
-				return err == nil
-			})
+			reserve(t, worker, at)
 			worker.SetStreamHandler("/echo", func(s network.Stream) {
 				_, _ = io.Copy(s, s)
 				_ = s.Close()
