@@ -167,7 +167,7 @@ func newHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 				mode = dht.ModeClient
 			}
 			var err error
-			h.dht, err = dht.New(inner, dht.Mode(mode), dht.BootstrapPeers(s.Bootstrap...), dht.Datastore(newRecords()))
+			h.dht, err = newDHT(inner, mode, s.Bootstrap)
 			return h.dht, err
 		}))
 	}
