@@ -20,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/routing"
+	"github.com/libp2p/go-libp2p/p2p/host/autorelay"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
@@ -45,6 +46,12 @@ const (
 	// MaxTaskTimeout is the longest time that a call may say.
 	MaxTaskTimeout = 24 * time.Hour
 )
+
+// reserveInterval is how soon a node that nobody can dial asks its relays again to
+// keep it reachable: libp2p waits for an hour after a relay that had no room, or was
+// about to end. It waits as long at first for bootstrap nodes that are no relays. A
+// variable for tests.
+var reserveInterval = 15 * time.Second
 
 // bodyRate is how many bytes a second a large body has at least.
 const bodyRate = 64 << 10
@@ -158,7 +165,8 @@ func newHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 	if s.Relay != nil {
 		opts = append(opts, libp2p.ForceReachabilityPublic()) // everybody can dial it
 	} else if len(s.Bootstrap) > 0 {
-		opts = append(opts, libp2p.EnableAutoRelayWithStaticRelays(s.Bootstrap))
+		opts = append(opts, libp2p.EnableAutoRelayWithStaticRelays(s.Bootstrap,
+			autorelay.WithBackoff(reserveInterval), autorelay.WithMinInterval(reserveInterval), autorelay.WithBootDelay(reserveInterval)))
 	}
 	if s.DHT {
 		opts = append(opts, libp2p.Routing(func(inner host.Host) (routing.PeerRouting, error) {

@@ -6,13 +6,20 @@ import (
 	"bytes"
 	"crypto/rand"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	pb "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/pb"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/util"
 	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
 // TestRelayCarries has a gateway reach a worker that listens nowhere by way of a relay, and
@@ -72,6 +79,31 @@ func newRelayHost(t *testing.T, role Role, s Settings, listen ...ma.Multiaddr) *
 	}
 	t.Cleanup(func() { _ = h.Close() })
 	return h
+}
+
+// TestRelayAskedAgain has a node that nobody can dial ask a relay that has no room. It asks
+// again soon.
+func TestRelayAskedAgain(t *testing.T) {
+	old := reserveInterval
+	reserveInterval = 100 * time.Millisecond
+	t.Cleanup(func() { reserveInterval = old })
+	full := newRelayHost(t, RoleGateway, Settings{}, loopbackAddr)
+	var asked atomic.Int64
+	full.SetStreamHandler(proto.ProtoIDv2Hop, func(s network.Stream) {
+		asked.Add(1)
+		_ = util.NewDelimitedWriter(s).WriteMsg(&pb.HopMessage{Type: pb.HopMessage_STATUS.Enum(), Status: pb.Status_RESERVATION_REFUSED.Enum()})
+		_ = s.Close()
+	})
+	worker := newRelayHost(t, RoleWorker, Settings{Bootstrap: []peer.AddrInfo{{ID: full.ID(), Addrs: full.Addrs()}}})
+	tell, err := worker.EventBus().Emitter(new(event.EvtLocalReachabilityChanged))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tell.Close()
+	if err := tell.Emit(event.EvtLocalReachabilityChanged{Reachability: network.ReachabilityPrivate}); err != nil {
+		t.Fatal(err)
+	}
+	await.Until(t, "the relay is asked three times", func() bool { return asked.Load() >= 3 })
 }
 
 func TestRelaySettings(t *testing.T) {
