@@ -22,6 +22,7 @@ func TestLedger(t *testing.T) {
 	config := caddyfile("\n\t\t\tlisten /ip4/127.0.0.1/tcp/"+port+"\n\t\t\tdiscovery off\n\t\t\tbootstrap off", "agentfm",
 		agent("report", "Text report", "text-report", command(reportScript)))
 	a := start(t, first, config)
+	a.awaitLog("serving initial configuration")
 	a.awaitWorkers(1)
 	peer := a.awaitLog("mesh node is open")["peer"].(string)
 	worker := a.workerID("Text report")
@@ -74,6 +75,7 @@ func TestLedger(t *testing.T) {
 	}
 	a.kill()
 	a = start(t, first, config)
+	a.awaitLog("serving initial configuration")
 	a.awaitWorkers(1)
 	if n := entries(a); n != 9 {
 		t.Errorf("after the kill there are %d entries", n)

@@ -77,6 +77,7 @@ func TestExampleRelay(t *testing.T) {
 	const comments = 20
 	first := rater{start(t, home(t), config(relay.address()+" "+witness.address(), "\n\t\t\twitnesses "+witnessID,
 		agent("report", "Text report", "text-report", command(reportScript))))}
+	first.awaitLog("serving initial configuration")
 	first.awaitWorkers(1)
 	worker := first.workerID("Text report")
 	texts := make(map[string]string)

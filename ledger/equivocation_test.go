@@ -208,6 +208,16 @@ func TestVillageFindsLiars(t *testing.T) {
 			v.awaitMarked(t, liar.host.ID())
 		})
 	}
+	t.Run("and who comes later", func(t *testing.T) {
+		late := fresh(t)
+		late.connect(t, v.nodes[2])
+		await.Until(t, "a node that came later knows all of them", func() bool {
+			return len(late.store.Equivocators()) == len(v.nodes[2].store.Equivocators())
+		})
+		if len(late.store.Equivocators()) != 5 {
+			t.Errorf("%v", late.store.Equivocators())
+		}
+	})
 	t.Run("to two witnesses", func(t *testing.T) {
 		key := newKey(t)
 		log := newForger(t, key).grow(t, 6)

@@ -250,9 +250,9 @@ func (l *Ledger) accuse(a *wire.Alert) {
 	}
 }
 
-// equivocated tells the mesh of two heads of one peer that contradict each other.
+// equivocated tells the mesh of two heads of one peer that contradict each other, once.
 func (l *Ledger) equivocated(evidence *wire.Alert) {
-	if l.store.MayAccuse(l.ctx, evidence.Peer) != nil || !l.gossip.accused.admit(evidence.Peer) {
+	if l.store.Equivocators()[evidence.Peer] || l.store.MayAccuse(l.ctx, evidence.Peer) != nil || !l.gossip.accused.admit(evidence.Peer) {
 		return
 	}
 	alert := *evidence

@@ -22,6 +22,8 @@ const (
 	// headsAnew is how often all of a peer's heads are read again, when there are logs here
 	// that were not known: a head of such a log is not kept.
 	headsAnew = 10 * time.Minute
+	// alertsEvery is how often a peer is asked for its evidence against equivocators.
+	alertsEvery = 10 * time.Minute
 )
 
 // headCursor is how far the heads of a peer were read.
@@ -29,6 +31,8 @@ type headCursor struct {
 	row  uint64
 	logs uint64    // that were known then
 	anew time.Time // when they were read from the first on
+
+	alerts time.Time // when its evidence was read
 }
 
 // askHeads fetches the heads that a peer holds and has got since it was asked last: of this
@@ -47,7 +51,7 @@ func (l *Ledger) readHeads(ctx context.Context, id peer.ID, anew time.Duration) 
 	}
 	c, logs := l.headsSeen(id), l.logs.Load()
 	if c.logs != logs && time.Since(c.anew) >= anew {
-		c = headCursor{logs: logs, anew: time.Now()}
+		c = headCursor{logs: logs, anew: time.Now(), alerts: c.alerts}
 	}
 	for {
 		items, err := l.page(ctx, id, wire.HeadsProtocol, c.row, wire.MaxPage)
@@ -92,6 +96,34 @@ func (l *Ledger) heard(ctx context.Context, b []byte) error {
 	default:
 		return err
 	}
+	return nil
+}
+
+// askAlerts fetches the evidence that a peer holds against equivocators, once in a while: what
+// gossip tells of them comes to who is there at that moment.
+func (l *Ledger) askAlerts(ctx context.Context, id peer.ID) error {
+	has, err := l.node.Host.Peerstore().SupportsProtocols(id, wire.AlertsProtocol)
+	c := l.headsSeen(id)
+	if err != nil || len(has) == 0 || time.Since(c.alerts) < alertsEvery {
+		return err
+	}
+	for from := uint64(0); ; from += wire.MaxPage {
+		items, err := l.page(ctx, id, wire.AlertsProtocol, from, wire.MaxPage)
+		if err != nil {
+			return err
+		}
+		for _, i := range items {
+			if a, err := wire.ParseAlert(i.Entry); err == nil && !l.store.Equivocators()[a.Peer] && a.Verify() == nil {
+				l.accuse(a)
+			}
+		}
+		if len(items) < wire.MaxPage {
+			break
+		}
+	}
+	c = l.headsSeen(id)
+	c.alerts = time.Now()
+	l.sawHeads(id, c)
 	return nil
 }
 

@@ -198,6 +198,9 @@ func (l *Ledger) ask(ctx context.Context, id peer.ID) error {
 	if err := l.readHeads(ctx, id, 0); err != nil { // of the logs that have just come
 		return fmt.Errorf("heads: %w", err)
 	}
+	if err := l.askAlerts(ctx, id); err != nil {
+		return fmt.Errorf("alerts: %w", err)
+	}
 	return nil
 }
 

@@ -21,15 +21,20 @@ import (
 
 // cosigning is what a node knows of its witnesses, and, as one, of those whose heads it signs.
 type cosigning struct {
-	owners *authors      // whose heads come how often
+	from   *authors      // who submits how often
+	served counter       // submissions: no other requests take their places
 	due    chan struct{} // holds one when there is a head that witnesses have not seen
 	mu     sync.Mutex
 	sizes  map[peer.ID]uint64 // what each witness has signed last, as far as is known
 }
 
 func newCosigning() cosigning {
-	return cosigning{owners: newAuthors(), due: make(chan struct{}, 1), sizes: make(map[peer.ID]uint64)}
+	return cosigning{from: newAuthors(), served: newCounter(), due: make(chan struct{}, 1), sizes: make(map[peer.ID]uint64)}
 }
+
+// witnessWithin bounds one request to a witness: one that does not answer keeps the signatures
+// of the others waiting.
+const witnessWithin = 10 * time.Second
 
 // errWitness says that a witness has not signed.
 var errWitness = errors.New("the witness has not signed")
@@ -40,22 +45,30 @@ func (l *Ledger) witnessing() {
 		l.node.Host.RemoveStreamHandler(wire.WitnessProtocol)
 		return
 	}
-	l.node.Host.SetStreamHandler(wire.WitnessProtocol, func(s network.Stream) { l.answer(s, l.serveWitness) })
+	l.node.Host.SetStreamHandler(wire.WitnessProtocol, func(s network.Stream) {
+		from := s.Conn().RemotePeer()
+		l.answer(s, &l.cosigning.served, func(r io.Reader) (reply, error) { return l.serveWitness(from, r) })
+	})
 }
 
-// serveWitness signs a head, or says why not. When too many heads of one owner come, it does not
-// answer.
-func (l *Ledger) serveWitness(r io.Reader, w io.Writer) error {
+// serveWitness reads a submission, and returns what answers it. When too many come from one
+// peer, whosever heads they are, it does not answer.
+func (l *Ledger) serveWitness(from peer.ID, r io.Reader) (reply, error) {
 	sub, err := wire.ReadSubmission(r)
 	if errors.Is(err, wire.ErrBad) {
-		return wire.WriteVerdict(w, wire.Verdict{Status: wire.Malformed})
+		return func(w io.Writer) error { return wire.WriteVerdict(w, wire.Verdict{Status: wire.Malformed}) }, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if sub.Head.Verify() == nil && !l.cosigning.owners.admit(sub.Head.Peer) {
-		return errLater
+	if !l.cosigning.from.admit(from) {
+		return nil, errLater
 	}
+	return func(w io.Writer) error { return l.judgeHead(sub, w) }, nil
+}
+
+// judgeHead signs a head as its witness, or says why not.
+func (l *Ledger) judgeHead(sub *wire.Submission, w io.Writer) error {
 	v, evidence, err := l.store.Cosign(l.ctx, sub)
 	if err != nil {
 		return err
@@ -225,7 +238,7 @@ func (l *Ledger) submit(id peer.ID, old uint64, head *wire.Head) (v wire.Verdict
 	if sub.Proof, err = l.store.Consistency(old, head.Size); err != nil {
 		return v, err
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, askWithin)
+	ctx, cancel := context.WithTimeout(l.ctx, witnessWithin)
 	defer cancel()
 	err = l.exchange(ctx, id, wire.WitnessProtocol,
 		func(w io.Writer) error { return wire.WriteSubmission(w, sub) },

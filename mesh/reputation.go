@@ -157,7 +157,7 @@ func (r *Reputation) witnesses() ([]peer.ID, int, error) {
 	case len(ids) > maxWitnesses:
 		return nil, 0, fmt.Errorf("witnesses: a head has the signatures of %d at most", maxWitnesses)
 	case quorum < 0 || quorum > len(ids):
-		return nil, 0, fmt.Errorf("quorum: %d of %d witnesses", quorum, len(ids))
+		return nil, 0, fmt.Errorf("quorum: want a number up to that of the witnesses, which is %d", len(ids))
 	}
 	return ids, quorum, nil
 }

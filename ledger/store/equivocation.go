@@ -86,6 +86,27 @@ func (t *tx) equivocates(id peer.ID) (bad bool, err error) {
 // Equivocators returns who has equivocated. The map is not to be changed.
 func (s *Store) Equivocators() map[peer.ID]bool { return *s.equivocators.Load() }
 
+// Alerts returns a page of the evidence against equivocators, after some that are passed over.
+func (s *Store) Alerts(ctx context.Context, r wire.Range) ([]wire.Item, error) {
+	if r.From > maxEquivocators+maxUnknown {
+		return nil, nil
+	}
+	rows, err := s.ro.QueryContext(ctx, "SELECT evidence FROM equivocator ORDER BY peer LIMIT ? OFFSET ?", r.Count, r.From)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []wire.Item
+	for rows.Next() {
+		i := wire.Item{Index: r.From + uint64(len(out)) + 1}
+		if err := rows.Scan(&i.Entry); err != nil {
+			return nil, err
+		}
+		out = append(out, i)
+	}
+	return out, rows.Err()
+}
+
 // readEquivocators reads who has equivocated. The evidence is verified again.
 func (s *Store) readEquivocators(t *tx) error {
 	rows, err := t.Query("SELECT peer, evidence FROM equivocator")
