@@ -52,9 +52,9 @@ func TestServingIsBounded(t *testing.T) {
 	a.connect(t, b)
 	await.Until(t, "both are confirmed", func() bool { return a.confirmed.Load() && b.confirmed.Load() })
 	taken := func() int {
-		b.serving.mu.Lock()
-		defer b.serving.mu.Unlock()
-		return b.serving.all
+		b.serving.open.mu.Lock()
+		defer b.serving.open.mu.Unlock()
+		return b.serving.open.all
 	}
 	var streams []network.Stream
 	for range 2 * maxOfOne {
@@ -69,7 +69,7 @@ func TestServingIsBounded(t *testing.T) {
 	await.Until(t, "the places are taken", func() bool { return taken() == maxOfOne })
 	began := time.Now()
 	b.close()
-	if d := time.Since(began); d > serveWithin/2 {
+	if d := time.Since(began); d > readWithin/2 {
 		t.Errorf("closed after %s", d)
 	}
 	for _, s := range streams {

@@ -147,7 +147,7 @@ func TestBurstIsOneHead(t *testing.T) {
 		asked++
 		mu.Unlock()
 		l := w.Ledger
-		l.answer(s, func(r io.Reader, out io.Writer) error { return l.serveWitness(s.Conn().RemotePeer(), r, out) })
+		l.answer(s, &l.cosigning.served, func(r io.Reader) (reply, error) { return l.serveWitness(s.Conn().RemotePeer(), r) })
 	})
 	began := time.Now()
 	for range 200 {

@@ -35,7 +35,7 @@ type Ledger struct {
 
 	gossip    gossip
 	cosigning cosigning
-	serving   places
+	serving   counter
 	showing   sync.Mutex   // held while it changes whether the own log may be shown, and while it is continued
 	confirmed atomic.Bool  // peers were asked for what they have of the own log
 	kicks     chan peer.ID // peers that came
@@ -78,7 +78,7 @@ func Open(node mesh.Node, dir string, first Settings) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts(), cosigning: newCosigning()}
+	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts(), serving: newCounter(), cosigning: newCosigning()}
 	l.gate.dirty, l.gate.fresh = make(chan struct{}, 1), make(map[string]store.Tally)
 	l.answered.of, l.answered.as = make(map[peer.ID]bool), make(map[peer.ID]bool)
 	l.ctx, l.cancel = context.WithCancel(node.Context)
@@ -114,7 +114,8 @@ func (l *Ledger) Close() {
 	l.witnessing()
 	l.gossip.leave()
 	l.running.Wait()
-	l.serving.close()
+	l.serving.open.close()
+	l.cosigning.served.open.close()
 	l.node.Trust(func(string) mesh.Trust { return mesh.Trusted }) // who cannot ask it any more is not to be judged by it
 	if err := l.store.Close(); err != nil {
 		l.node.Log().Warn("closing the ledger", zap.Error(err))

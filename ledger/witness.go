@@ -21,7 +21,8 @@ import (
 
 // cosigning is what a node knows of its witnesses, and, as one, of those whose heads it signs.
 type cosigning struct {
-	owners *authors      // whose heads come how often
+	from   *authors      // who submits how often
+	served counter       // submissions: no other requests take their places
 	due    chan struct{} // holds one when there is a head that witnesses have not seen
 	mu     sync.Mutex
 	asked  map[peer.ID]bool  // the witnesses that are being asked
@@ -29,7 +30,7 @@ type cosigning struct {
 }
 
 func newCosigning() cosigning {
-	return cosigning{owners: newAuthors(), due: make(chan struct{}, 1), asked: make(map[peer.ID]bool), failed: make(map[peer.ID]error)}
+	return cosigning{from: newAuthors(), served: newCounter(), due: make(chan struct{}, 1), asked: make(map[peer.ID]bool), failed: make(map[peer.ID]error)}
 }
 
 // begin says that a witness is asked; false when it is being asked already.
@@ -72,30 +73,36 @@ func (l *Ledger) witnessing() {
 		return
 	}
 	l.node.Host.SetStreamHandler(wire.WitnessProtocol, func(s network.Stream) {
-		l.answer(s, func(r io.Reader, w io.Writer) error { return l.serveWitness(s.Conn().RemotePeer(), r, w) })
+		from := s.Conn().RemotePeer()
+		l.answer(s, &l.cosigning.served, func(r io.Reader) (reply, error) { return l.serveWitness(from, r) })
 	})
 }
 
-// serveWitness signs a head, or says why not; or which it has signed last of the log of who asks.
-// When too many heads of one owner come, it does not answer.
-func (l *Ledger) serveWitness(from peer.ID, r io.Reader, w io.Writer) error {
+// serveWitness reads a submission, and returns what answers it: a signature or why there is none,
+// or without a head the one of the log of who asks that was signed last. When too many come from one
+// peer, whosever heads they are, it does not answer.
+func (l *Ledger) serveWitness(from peer.ID, r io.Reader) (reply, error) {
 	sub, err := wire.ReadSubmission(r)
 	if errors.Is(err, wire.ErrBad) {
-		return wire.WriteVerdict(w, wire.Verdict{Status: wire.Malformed})
+		return func(w io.Writer) error { return wire.WriteVerdict(w, wire.Verdict{Status: wire.Malformed}) }, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if !l.cosigning.from.admit(from) {
+		return nil, errLater
 	}
 	if sub.Head == nil {
 		held, err := l.store.Cosigned(from)
-		if err != nil {
-			return err
-		}
-		return wire.WriteVerdict(w, wire.Verdict{Status: wire.Conflict, Held: held})
+		return func(w io.Writer) error {
+			return wire.WriteVerdict(w, wire.Verdict{Status: wire.Conflict, Held: held})
+		}, err
 	}
-	if sub.Head.Verify() == nil && !l.cosigning.owners.admit(sub.Head.Peer) {
-		return errLater
-	}
+	return func(w io.Writer) error { return l.judgeHead(sub, w) }, nil
+}
+
+// judgeHead signs a head as its witness, or says why not.
+func (l *Ledger) judgeHead(sub *wire.Submission, w io.Writer) error {
 	v, evidence, err := l.store.Cosign(l.ctx, sub)
 	if err != nil {
 		return err
