@@ -63,8 +63,7 @@ func (n *pool) any(req *Request) bool {
 }
 
 // group is workers of one name, all or none of them on probation. It is a heap: the first is
-// the one that goes
-// before all others, and a change of one of them costs the logarithm of its
+// the one that goes before all others, and a change of one of them costs the logarithm of its
 // size. Each worker knows its place.
 type group []member
 
