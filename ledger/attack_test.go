@@ -62,7 +62,7 @@ func TestHonestMesh(t *testing.T) {
 			}
 		}
 		t.Logf("%d of %d workers are known after %d tasks", known, len(g.workers), meshTasks)
-		if known < meshTasks/10/3/2 { // some are found bad first
+		if known < meshTasks/10/3/4 { // trials fail, too, after which there are fewer
 			t.Errorf("%d of %d workers are known", known, len(g.workers))
 		}
 	})
