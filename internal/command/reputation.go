@@ -46,7 +46,7 @@ each with the proof that it is in the log of its author, for ` + "`reputation ve
 			proofs, _ := cmd.Flags().GetBool("proofs")
 			switch {
 			case entries < 0:
-				return errors.New("--entries: want a number from 0 on")
+				return usage(fmt.Errorf("--entries %d: want a number from 0 on", entries))
 			case proofs:
 				return showProofs(ctx, cmd, c, args[0], entries)
 			case entries > 0:
