@@ -23,7 +23,7 @@ const (
 	failureRate  = 100    // requests a second, half of what the four are given
 	failureSlots = 4      // of a worker
 	before       = time.Second
-	failureTime  = 30 * time.Second // how long a request may take
+	failureTime  = 20 * time.Second // how long a request may take
 	// slowAnswer is from when on an answer tells that something was wrong.
 	slowAnswer = 250 * time.Millisecond
 )

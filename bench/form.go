@@ -40,7 +40,7 @@ type form string
 // The forms.
 const (
 	smoke form = "smoke" // shows that everything works, in a minute; its numbers mean nothing
-	short form = "short" // for every day, some minutes
+	short form = "short" // for every day, ten minutes
 	long  form = "long"  // for a release, an hour
 )
 

@@ -31,7 +31,7 @@ type suite struct {
 var suites = []suite{
 	{bench: "B5", pkg: "./mesh", run: "^BenchmarkDispatch$", find: findDispatch},
 	{bench: "B6", pkg: "./router", run: "^BenchmarkDecide$|^BenchmarkPickScan$|^BenchmarkPickUpdated$|^BenchmarkPick$/^100000$", find: findPick},
-	{bench: "B8", pkg: "./mesh", run: "^BenchmarkTelemetry$", times: "400x", find: findTelemetry},
+	{bench: "B8", pkg: "./mesh", run: "^BenchmarkTelemetry$", times: "200x", find: findTelemetry},
 	{bench: "B10", pkg: "./worker", run: "^BenchmarkZip$/^text$", times: "1x", find: findZip},
 }
 
@@ -179,7 +179,7 @@ func (r *report) taskStart(ctx context.Context, o options) error {
 		return nil
 	}
 	defer stop()
-	times := "20x"
+	times := "10x"
 	if o.form == long {
 		times = "100x"
 	}

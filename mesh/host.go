@@ -245,6 +245,9 @@ const (
 	// peerStreams is how many streams there may be between two peers of the mesh:
 	// those of 10,000 requests at once, and more.
 	peerStreams = 12_288
+	// newStreams is how many streams may be without a protocol yet: those that a gateway
+	// opens at once, and a busy worker comes to later.
+	newStreams = 4096
 	// windowSize is the memory that a stream may take for what was not read yet. It
 	// is reserved when the stream opens, and used when somebody sends.
 	windowSize = 256 << 10
@@ -265,7 +268,10 @@ func resourceManager() (network.ResourceManager, error) {
 			Conns: 2 * connectionsHigh, ConnsInbound: connectionsHigh + 1024, ConnsOutbound: connectionsHigh + 1024,
 			FD: 2 * connectionsHigh, Memory: 2 * peerStreams * windowSize,
 		},
-		Transient: rcmgr.ResourceLimits{Streams: 1024, StreamsInbound: 512, StreamsOutbound: 1024, Conns: 512, ConnsInbound: 256, ConnsOutbound: 512, FD: 512, Memory: 256 << 20},
+		Transient: rcmgr.ResourceLimits{
+			Streams: 2 * newStreams, StreamsInbound: newStreams, StreamsOutbound: newStreams,
+			Conns: 512, ConnsInbound: 256, ConnsOutbound: 512, FD: 512, Memory: newStreams * windowSize,
+		},
 		PeerDefault: rcmgr.ResourceLimits{
 			Streams: 16384, StreamsInbound: 16384, StreamsOutbound: 16384, Conns: 16, Memory: peerStreams*windowSize + 256<<20,
 		},

@@ -54,7 +54,7 @@ func (s *Store) maySign() error {
 	switch {
 	case s.forked:
 		return ErrForked
-	case s.behind > s.size():
+	case s.lost != nil:
 		return ErrBehind
 	}
 	return nil
@@ -210,20 +210,39 @@ func (s *Store) Claim(ctx context.Context, h *wire.Head) error {
 	if err := h.Verify(); err != nil {
 		return err
 	}
-	return s.write(ctx, func(t *tx) error {
-		if h.Size > s.size() {
-			s.behind = max(s.behind, h.Size)
-			return nil
-		}
+	return s.write(ctx, func(t *tx) error { return t.claim(h) })
+}
+
+// claim holds a head of the own log against what is stored. What nobody has seen of that may
+// give way; what was published may not.
+func (t *tx) claim(h *wire.Head) error {
+	s := t.s
+	if h.Size <= s.size() {
 		root, err := nodes(t, s.me).Root(h.Size)
 		if err != nil {
 			return err
 		}
-		if root != h.Root {
+		shown, err := t.number(published)
+		switch {
+		case err != nil:
+			return err
+		case root == h.Root:
+			if s.lost != nil && s.lost.Size == h.Size && s.lost.Root == h.Root {
+				s.lost = nil // it is there again
+			}
+			return nil
+		case h.Size <= uint64(shown):
 			s.forked = true
+			return nil
 		}
-		return nil
-	})
+	}
+	switch {
+	case s.lost == nil || s.lost.Size < h.Size:
+		s.lost = h.Bare()
+	case s.lost.Size == h.Size && s.lost.Root != h.Root:
+		s.forked = true
+	}
+	return nil
 }
 
 // recover takes back an entry of this node's own log that a peer has kept, after a store
@@ -269,7 +288,10 @@ func (t *tx) recover(e *wire.Entry) (Outcome, error) {
 	if err := t.signHead(); err != nil {
 		return Refused, err
 	}
-	return Stored, t.setNumber(published, at+1)
+	if err := t.setNumber(published, at+1); err != nil || s.lost == nil {
+		return Stored, err
+	}
+	return Stored, t.claim(s.lost)
 }
 
 // truncate takes the entries away that stand from a position on.

@@ -56,7 +56,7 @@ type Store struct {
 
 	mu     sync.Mutex // of the writer
 	head   *wire.Head // of the own log; nil while it is empty
-	behind uint64     // the size that this node has published, where the store has less
+	lost   *wire.Head // the largest of the own log that is not of what is stored, as a peer has shown; nil for none
 	forked bool
 	stmts  map[string]*sql.Stmt // of the writer
 }
@@ -264,11 +264,11 @@ func (s *Store) write(ctx context.Context, do func(*tx) error) error {
 		return err
 	}
 	done := false
-	head, behind, forked := s.head, s.behind, s.forked
+	head, lost, forked := s.head, s.lost, s.forked
 	defer func() {
 		if !done { // also when do panics
 			_, _ = t.Exec("ROLLBACK")
-			s.head, s.behind, s.forked = head, behind, forked
+			s.head, s.lost, s.forked = head, lost, forked
 		}
 	}()
 	if err := do(t); err != nil {

@@ -367,6 +367,41 @@ func TestOldBackup(t *testing.T) {
 	open(t, old, me.key) // checks the head and the tree
 }
 
+// TestPrivateGivesWay is like TestOldBackup, with fewer, as many and more entries that nobody has
+// seen than were lost. They are no fork, and give way to those that were published.
+func TestPrivateGivesWay(t *testing.T) {
+	for private := range 5 {
+		dir, me, subject := t.TempDir(), newAuthor(t), newAuthor(t).id
+		s := open(t, dir, me.key)
+		first := s.mustAppend(t, subject, 1, true)
+		lost := []*wire.Entry{s.mustAppend(t, subject, 1, true), s.mustAppend(t, subject, 1, true)}
+		shown := s.Head()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, t.TempDir(), me.key)
+		s.accept(t, Stored, nil, first)
+		for range private {
+			s.mustAppend(t, subject, -1, false)
+		}
+		if err := s.Claim(ctx, shown); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range lost {
+			if err := s.MaySign(); !errors.Is(err, ErrBehind) {
+				t.Errorf("%d private: %v", private, err)
+			}
+			s.accept(t, Stored, nil, e)
+		}
+		if err := s.MaySign(); err != nil {
+			t.Errorf("%d private, all is back: %v", private, err)
+		}
+		if fresh, err := s.Publish(ctx); err != nil || len(fresh) != private {
+			t.Errorf("%d private: %d are new, %v", private, len(fresh), err)
+		}
+	}
+}
+
 // TestForkIsSeen has a peer show another log than the one that was published.
 func TestForkIsSeen(t *testing.T) {
 	me, subject := newAuthor(t), newAuthor(t).id
