@@ -303,7 +303,7 @@ func (x *exchange) peerProof() error {
 	if err != nil {
 		return err
 	}
-	p, err := l.Store().Prove(x.r.Context(), s.id, hash)
+	p, err := l.Prove(x.r.Context(), s.id, hash)
 	if errors.Is(err, store.ErrNotFound) {
 		return &problem{status: http.StatusNotFound, code: "entry_not_found", message: "there is no such entry about or by this peer, or no signed head that covers it"}
 	}

@@ -168,19 +168,19 @@ func TestKnownEquivocator(t *testing.T) {
 	if err := n.take(log.entries, false); err != nil {
 		t.Fatal(err)
 	}
-	for _, h := range []*wire.Head{one, two} {
-		if err := n.heard(ctx, h); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if !n.store.Equivocators()[log.id] {
-		t.Fatal("it is not known")
-	}
 	sub, err := n.gossip.equivocation.Subscribe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer sub.Cancel()
+	for _, h := range []*wire.Head{one, two} {
+		if err := n.heard(ctx, h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m, err := sub.Next(ctx); err != nil || !n.store.Equivocators()[log.id] {
+		t.Fatal(m, err)
+	}
 	for range 10 {
 		if err := n.heard(ctx, two); err != nil {
 			t.Fatal(err)

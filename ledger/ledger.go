@@ -36,6 +36,7 @@ type Ledger struct {
 	gossip    gossip
 	cosigning cosigning
 	serving   counter
+	showing   sync.Mutex   // held while it changes whether the own log may be shown, and while it is continued
 	confirmed atomic.Bool  // peers were asked for what they have of the own log
 	kicks     chan peer.ID // peers that came
 	heads     struct {     // how far the heads of peers were read
@@ -47,9 +48,11 @@ type Ledger struct {
 	}
 	logs     atomic.Uint64 // of which the first entry was stored
 	opened   time.Time
-	answered struct { // which bootstrap nodes have, until the own log is confirmed
+	answered struct { // who has, until the own log is confirmed
 		sync.Mutex
-		of map[peer.ID]bool
+		any bool             // some peer
+		of  map[peer.ID]bool // which bootstrap nodes
+		as  map[peer.ID]bool // which witnesses have said what they have signed
 	}
 
 	alarms struct { // the last one
@@ -63,8 +66,8 @@ type Ledger struct {
 	ctx     context.Context
 }
 
-// How long this node waits for bootstrap nodes before it believes other peers that it has
-// published nothing else: for those that it cannot reach, and for those that do not answer.
+// How long this node waits for bootstrap nodes and witnesses before it believes other peers that
+// it has published nothing else: for those that it cannot reach, and for those that do not answer.
 const (
 	confirmWait = 15 * time.Second
 	answerWait  = 2 * time.Minute
@@ -79,7 +82,7 @@ func Open(node mesh.Node, dir string, first Settings) (*Ledger, error) {
 	}
 	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts(), serving: newCounter(), cosigning: newCosigning()}
 	l.gate.dirty, l.gate.fresh = make(chan struct{}, 1), make(map[string]store.Tally)
-	l.answered.of = make(map[peer.ID]bool)
+	l.answered.of, l.answered.as = make(map[peer.ID]bool), make(map[peer.ID]bool)
 	l.ctx, l.cancel = context.WithCancel(node.Context)
 	if err := l.start(); err != nil {
 		l.Close()
@@ -100,6 +103,7 @@ func (l *Ledger) start() error {
 	l.node.Judge(l.judge)
 	l.running.Go(l.watch)
 	l.running.Go(l.seekSignatures)
+	l.running.Go(l.confirming)
 	return l.keepInStep()
 }
 
@@ -123,8 +127,11 @@ func (l *Ledger) Close() {
 // Append signs an entry as this node's and adds it to its log. The text is that of a
 // comment. What is appended before peers were asked is shown to them afterwards.
 func (l *Ledger) Append(ctx context.Context, e *wire.Entry, text []byte) error {
+	l.showing.Lock()
 	public := l.confirmed.Load()
-	if err := l.store.Append(ctx, e, text, public); err != nil {
+	err := l.store.Append(ctx, e, text, public)
+	l.showing.Unlock()
+	if err != nil {
 		return err
 	}
 	l.node.Entry(e.Subject, e.Kind.String())
@@ -136,34 +143,92 @@ func (l *Ledger) Append(ctx context.Context, e *wire.Entry, text []byte) error {
 	return nil
 }
 
-// confirm says that a peer was asked: once the bootstrap nodes were, which know the most, the
-// own log may be shown.
-func (l *Ledger) confirm(answered peer.ID) {
+// asked says that a peer was asked for all that it has.
+func (l *Ledger) asked(id peer.ID) {
 	l.answered.Lock()
-	waiting := false
+	l.answered.any = true
 	for _, b := range l.node.Bootstrap() {
-		if b.ID == answered {
-			l.answered.of[b.ID] = true
+		if b.ID == id {
+			l.answered.of[id] = true
 		}
-		waiting = waiting || !l.answered.of[b.ID] && l.awaits(b.ID)
 	}
 	l.answered.Unlock()
-	if waiting {
+	l.confirm()
+}
+
+// confirming asks the witnesses what they have signed of the own log, until that is confirmed.
+func (l *Ledger) confirming() {
+	for !l.confirmed.Load() {
+		l.askWitnesses()
+		l.confirm()
+		if !l.pause(askAgain) {
+			return
+		}
+	}
+}
+
+// pause reports whether the ledger is still open after some time.
+func (l *Ledger) pause(d time.Duration) bool {
+	select {
+	case <-l.ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// confirm says that the own log may be shown, once a peer was asked, and those who know the most
+// of it: the bootstrap nodes and the witnesses.
+func (l *Ledger) confirm() {
+	if l.confirmed.Load() || l.waiting() {
 		return
 	}
+	l.showing.Lock()
 	fresh, err := l.store.Publish(l.ctx)
+	if err == nil {
+		l.confirmed.Store(true)
+	}
+	l.showing.Unlock()
 	if err != nil {
 		l.alarm(err)
 		return
 	}
-	l.confirmed.Store(true)
 	l.cosigning.sign()
 	for _, e := range fresh {
 		l.gossip.publish(e)
 	}
 }
 
-// awaits reports whether the answer of a bootstrap node may still come.
+// waiting reports whether the own log is not confirmed yet. As many witnesses as must sign a
+// head must have answered: without them nobody would be shown one.
+func (l *Ledger) waiting() bool {
+	l.answered.Lock()
+	defer l.answered.Unlock()
+	for _, b := range l.node.Bootstrap() {
+		if !l.answered.of[b.ID] && l.awaits(b.ID) {
+			return true
+		}
+	}
+	s, answers := l.settings(), 0
+	for _, id := range s.Witnesses {
+		switch {
+		case l.answered.as[id]:
+			answers++
+		case l.awaits(id):
+			return true
+		}
+	}
+	return !l.answered.any || answers < s.Quorum
+}
+
+// alone reports whether there is nobody to ask, and nobody was.
+func (l *Ledger) alone() bool {
+	l.answered.Lock()
+	defer l.answered.Unlock()
+	return !l.answered.any && len(l.node.Bootstrap()) == 0 && len(l.settings().Witnesses) == 0
+}
+
+// awaits reports whether the answer of a bootstrap node or a witness may still come.
 func (l *Ledger) awaits(id peer.ID) bool {
 	if id == l.store.Self() {
 		return false

@@ -159,7 +159,7 @@ func (l *Ledger) round(ids []peer.ID) {
 			return err
 		}
 		if !l.confirmed.Load() {
-			l.confirm(id)
+			l.asked(id)
 		}
 		return nil
 	})

@@ -25,16 +25,43 @@ type cosigning struct {
 	served counter       // submissions: no other requests take their places
 	due    chan struct{} // holds one when there is a head that witnesses have not seen
 	mu     sync.Mutex
-	sizes  map[peer.ID]uint64 // what each witness has signed last, as far as is known
+	asked  map[peer.ID]bool  // the witnesses that are being asked
+	failed map[peer.ID]error // why those have not signed that were asked last in vain
 }
 
 func newCosigning() cosigning {
-	return cosigning{from: newAuthors(), served: newCounter(), due: make(chan struct{}, 1), sizes: make(map[peer.ID]uint64)}
+	return cosigning{from: newAuthors(), served: newCounter(), due: make(chan struct{}, 1), asked: make(map[peer.ID]bool), failed: make(map[peer.ID]error)}
+}
+
+// begin says that a witness is asked; false when it is being asked already.
+func (c *cosigning) begin(id peer.ID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asked[id] {
+		return false
+	}
+	c.asked[id] = true
+	return true
+}
+
+// end says what came of it.
+func (c *cosigning) end(id peer.ID, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.asked, id)
+	delete(c.failed, id)
+	if err != nil {
+		c.failed[id] = err
+	}
 }
 
 // witnessWithin bounds one request to a witness: one that does not answer keeps the signatures
 // of the others waiting.
 const witnessWithin = 10 * time.Second
+
+// cosignPause is for how long no witness is asked again: what has been signed since comes under
+// one head.
+const cosignPause = time.Second
 
 // errWitness says that a witness has not signed.
 var errWitness = errors.New("the witness has not signed")
@@ -51,8 +78,9 @@ func (l *Ledger) witnessing() {
 	})
 }
 
-// serveWitness reads a submission, and returns what answers it. When too many come from one
-// peer, whosever heads they are, it does not answer.
+// serveWitness reads a submission, or the question which head was signed last of the log of who
+// asks, and returns what answers it. When too many come from one peer, whosever heads they are,
+// it does not answer.
 func (l *Ledger) serveWitness(from peer.ID, r io.Reader) (reply, error) {
 	sub, err := wire.ReadSubmission(r)
 	if errors.Is(err, wire.ErrBad) {
@@ -63,6 +91,15 @@ func (l *Ledger) serveWitness(from peer.ID, r io.Reader) (reply, error) {
 	}
 	if !l.cosigning.from.admit(from) {
 		return nil, errLater
+	}
+	if sub.Head == nil {
+		return func(w io.Writer) error {
+			held, err := l.store.Cosigned(from)
+			if err != nil {
+				return err
+			}
+			return wire.WriteVerdict(w, wire.Verdict{Status: wire.Conflict, Held: held})
+		}, nil
 	}
 	return func(w io.Writer) error { return l.judgeHead(sub, w) }, nil
 }
@@ -111,11 +148,14 @@ func (l *Ledger) seekSignatures() {
 		case <-tick.C:
 		}
 		l.alarm(l.cosign())
+		if !l.pause(cosignPause) {
+			return
+		}
 	}
 }
 
-// cosign asks those witnesses for their signatures of the newest head who have not signed it. A
-// head that may not be shown is not shown to them either.
+// cosign asks those witnesses for their signatures of the newest head who have not signed it,
+// until enough have, or none is left. A head that may not be shown is not shown to them either.
 func (l *Ledger) cosign() error {
 	s := l.settings()
 	head := l.store.Head()
@@ -126,33 +166,57 @@ func (l *Ledger) cosign() error {
 	if err != nil {
 		return err
 	}
-	if signed == nil || string(signed.Canonical()) != string(head.Canonical()) {
-		signed = head.Bare()
+	c := &cosigned{head: head.Bare()}
+	if signed != nil && string(signed.Canonical()) == string(head.Canonical()) {
+		c.head.Witnesses = slices.DeleteFunc(signed.Witnesses, func(w wire.Witness) bool { return !slices.Contains(s.Witnesses, w.Peer) })
 	}
-	var mu sync.Mutex
-	var asked sync.WaitGroup
-	fresh := *signed
-	fresh.Witnesses = slices.Clone(signed.Witnesses)
+	var ask []peer.ID
 	for _, id := range s.Witnesses {
-		if signed.WitnessedBy(id) || id == head.Peer {
-			continue
+		if !c.head.WitnessedBy(id) && l.cosigning.begin(id) {
+			ask = append(ask, id)
 		}
-		asked.Go(func() {
+	}
+	enough := len(c.head.Witnesses) >= s.Quorum
+	answers := make(chan bool, len(ask))
+	for _, id := range ask {
+		l.running.Go(func() {
 			w, err := l.signature(id, head)
+			l.cosigning.end(id, err)
 			if err != nil {
 				l.node.Log().Debug("a witness has not signed", zap.Stringer("witness", id), zap.Error(err))
-				return
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			fresh.Witnesses = append(fresh.Witnesses, w)
+			answers <- err == nil && c.add(l, w, s.Quorum)
+			if l.store.Head() != head {
+				l.cosigning.sign() // it was not asked for the one that came meanwhile
+			}
 		})
 	}
-	asked.Wait()
-	if len(fresh.Witnesses) == len(signed.Witnesses) || witnessed(&fresh, s) < s.Quorum {
-		return nil
+	for range ask {
+		if enough { // the others still add theirs
+			break
+		}
+		enough = <-answers
 	}
-	return l.store.SetCosigned(l.ctx, &fresh)
+	return nil
+}
+
+// cosigned is a head with the signatures of witnesses that have come so far.
+type cosigned struct {
+	mu   sync.Mutex
+	head *wire.Head
+}
+
+// add adds a signature, and reports whether there are enough of them; then others may see the
+// head.
+func (c *cosigned) add(l *Ledger, w wire.Witness, quorum int) (enough bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.head.Witnesses = append(c.head.Witnesses, w)
+	if len(c.head.Witnesses) < quorum {
+		return false
+	}
+	l.alarm(l.store.SetCosigned(l.ctx, c.head))
+	return true
 }
 
 // witnessed returns how many of the settings' witnesses have signed a head.
@@ -179,64 +243,97 @@ func (l *Ledger) shown() (*wire.Head, error) {
 	return h, nil
 }
 
-// signature asks one witness to sign a head. What it says of an older one counts only when this
-// node has signed that.
-func (l *Ledger) signature(id peer.ID, head *wire.Head) (wire.Witness, error) {
-	l.cosigning.mu.Lock()
-	old := l.cosigning.sizes[id]
-	l.cosigning.mu.Unlock()
-	for range 3 {
-		v, err := l.submit(id, old, head)
-		if err != nil {
-			return wire.Witness{}, err
+// askWitnesses asks those for what they have signed of the own log that have not said it yet.
+func (l *Ledger) askWitnesses() {
+	var asked sync.WaitGroup
+	defer asked.Wait()
+	for _, id := range l.settings().Witnesses {
+		l.answered.Lock()
+		done := l.answered.as[id]
+		l.answered.Unlock()
+		if done {
+			continue
 		}
-		switch v.Status {
-		case wire.Signed:
-			if v.Witness.Peer != id || head.VerifyWitness(v.Witness) != nil {
-				return wire.Witness{}, fmt.Errorf("%w: the signature is not its own", errWitness)
+		asked.Go(func() {
+			_, err := l.held(id)
+			if err != nil && !errors.Is(err, store.ErrBehind) && !errors.Is(err, store.ErrForked) {
+				l.node.Log().Debug("a witness has not said what it has signed", zap.Stringer("witness", id), zap.Error(err))
+				return
 			}
-			old = head.Size
-		case wire.Conflict:
-			if old, err = l.conflict(v.Held, head); err != nil {
-				return wire.Witness{}, err
-			}
-		default:
-			return wire.Witness{}, fmt.Errorf("%w: status %d", errWitness, v.Status)
-		}
-		l.cosigning.mu.Lock()
-		l.cosigning.sizes[id] = old
-		l.cosigning.mu.Unlock()
-		if v.Status == wire.Signed {
-			return v.Witness, nil
-		}
+			l.answered.Lock()
+			defer l.answered.Unlock()
+			l.answered.as[id] = true
+		})
 	}
-	return wire.Witness{}, fmt.Errorf("%w: it says something else each time", errWitness)
 }
 
-// conflict takes in the head of the own log that a witness has signed last; nil for none. It may
-// tell that the store lacks something.
-func (l *Ledger) conflict(held, head *wire.Head) (old uint64, err error) {
-	if held == nil {
-		return 0, nil
+// held asks a witness for the head of the own log that it has signed last; nil for none. It may
+// tell that the store lacks something: then the error is [store.ErrBehind] or [store.ErrForked].
+func (l *Ledger) held(id peer.ID) (*wire.Head, error) {
+	v, err := l.submit(id, 0, nil)
+	switch {
+	case err != nil:
+		return nil, err
+	case v.Status != wire.Conflict:
+		return nil, fmt.Errorf("%w: status %d", errWitness, v.Status)
+	case v.Held != nil:
+		if err := l.store.Claim(l.ctx, v.Held); err != nil {
+			return nil, fmt.Errorf("%w: %w", errWitness, err)
+		}
 	}
-	if err := l.store.Claim(l.ctx, held); err != nil {
-		return 0, fmt.Errorf("%w: %w", errWitness, err)
-	}
-	if err := l.store.MaySign(); err != nil {
-		l.alarm(err)
-		return 0, err
-	}
-	if held.Size > head.Size {
-		return 0, fmt.Errorf("%w: it has signed a larger one", errWitness)
-	}
-	return held.Size, nil
+	err = l.store.MaySign()
+	l.alarm(err)
+	return v.Held, err
 }
 
-// submit sends a witness a head, and returns the answer.
+// signature asks one witness to sign a head, after what it has signed last. What it says of that
+// counts only when this node has signed it.
+func (l *Ledger) signature(id peer.ID, head *wire.Head) (w wire.Witness, err error) {
+	held, err := l.held(id)
+	if err != nil {
+		return w, err
+	}
+	old := uint64(0)
+	if held != nil {
+		old = held.Size
+	}
+	if old > head.Size {
+		return w, fmt.Errorf("%w: it has signed a larger one", errWitness)
+	}
+	v, err := l.submit(id, old, head)
+	switch {
+	case err != nil:
+		return w, err
+	case v.Status != wire.Signed:
+		return w, fmt.Errorf("%w: status %d", errWitness, v.Status)
+	case v.Witness.Peer != id || head.VerifyWitness(v.Witness) != nil:
+		return w, fmt.Errorf("%w: the signature is not its own", errWitness)
+	}
+	return v.Witness, nil
+}
+
+// Prove returns the proof that an entry is in its author's log, like [store.Store.Prove]. A head of
+// the own log is one that may be shown; a node that knows nobody who keeps a ledger shows its
+// clients any.
+func (l *Ledger) Prove(ctx context.Context, of peer.ID, hash wire.Hash) (*store.Proof, error) {
+	p, err := l.store.Prove(ctx, of, hash)
+	if err != nil || p.Head.Peer != l.store.Self() {
+		return p, err
+	}
+	if s := l.settings(); p.Private && !l.alone() || witnessed(p.Head, s) < s.Quorum {
+		return nil, store.ErrNotFound
+	}
+	return p, nil
+}
+
+// submit sends a witness a head, or none, and returns the answer.
 func (l *Ledger) submit(id peer.ID, old uint64, head *wire.Head) (v wire.Verdict, err error) {
-	sub := &wire.Submission{Old: old, Head: head.Bare()}
-	if sub.Proof, err = l.store.Consistency(old, head.Size); err != nil {
-		return v, err
+	sub := new(wire.Submission)
+	if head != nil {
+		sub.Old, sub.Head = old, head.Bare()
+		if sub.Proof, err = l.store.Consistency(old, head.Size); err != nil {
+			return v, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(l.ctx, witnessWithin)
 	defer cancel()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,16 +50,12 @@ func TestWitnesses(t *testing.T) {
 	author := newNodeWith(t, newKey(t), t.TempDir(), Settings{Floor: -0.5, Witnesses: ids, Quorum: 2})
 	reader, subject := fresh(t), newID(t)
 	reader.connect(t, author)
-	await.Until(t, "the author is confirmed", func() bool { return author.confirmed.Load() })
 	author.connect(t, witnesses[0])
 	e := author.rate(t, subject, 1)
-	reader.awaitEntries(t, author, 1) // the entry is not kept back
-	if h := reader.headShown(t, author); h != nil {
-		t.Errorf("one witness, and a head of size %d is shown", h.Size)
-	}
 	author.connect(t, witnesses[1])
 	author.connect(t, witnesses[2])
 	author.rate(t, subject, 0.5)
+	await.Until(t, "the author is confirmed", func() bool { return author.confirmed.Load() })
 	await.Until(t, "a head is shown", func() bool { h := reader.headShown(t, author); return h != nil && h.Size == 2 })
 	head := reader.headShown(t, author)
 	checked := head.Checked()
@@ -68,14 +65,14 @@ func TestWitnesses(t *testing.T) {
 	for _, n := range []*testNode{author, reader} {
 		reader.kicks <- author.id()
 		await.Until(t, "the proof has the witnesses", func() bool {
-			p, err := n.store.Prove(ctx, subject, e.Hash())
+			p, err := n.Prove(ctx, subject, e.Hash())
 			return err == nil && len(p.Head.Witnesses) >= 2
 		})
 	}
 	witnesses[0].close()
 	witnesses[1].close()
 	author.rate(t, subject, 0.2)
-	reader.awaitEntries(t, author, 3)
+	reader.awaitEntries(t, author, 3) // the entry is not kept back
 	await.Until(t, "the last witness has signed", func() bool {
 		h, err := witnesses[2].store.Cosigned(author.id())
 		return err == nil && h != nil && h.Size == 3
@@ -110,12 +107,8 @@ func TestWitnessRemembers(t *testing.T) {
 	if err := author.store.Append(ctx, &wire.Entry{Kind: wire.Rating, Subject: subject, Dimension: wire.Honesty}, nil, true); err != nil {
 		t.Fatal(err)
 	}
-	if err := author.cosign(); err != nil {
-		t.Fatal(err)
-	}
-	if h, err := author.shown(); err != nil || h == nil {
-		t.Fatal("the witness has not signed", err)
-	}
+	author.cosigning.sign()
+	await.Until(t, "the witness has signed", func() bool { h, err := author.shown(); return err == nil && h != nil })
 	author.close()
 	author = newNodeWith(t, key, t.TempDir(), s)
 	author.connect(t, w)
@@ -128,47 +121,61 @@ func TestWitnessRemembers(t *testing.T) {
 // TestLyingWitness has witnesses that answer what is not so. None makes the author sign, stop
 // signing, or show a head.
 func TestLyingWitness(t *testing.T) {
-	for name, lie := range map[string]func(l *testNode, sub *wire.Submission) wire.Verdict{
-		"a signature that is none": func(l *testNode, _ *wire.Submission) wire.Verdict {
+	conflict := func(held *wire.Head) wire.Verdict { return wire.Verdict{Status: wire.Conflict, Held: held} }
+	for name, lie := range map[string]func(l *testNode, author peer.ID, sub *wire.Submission) wire.Verdict{
+		"a signature that is none": func(l *testNode, _ peer.ID, sub *wire.Submission) wire.Verdict {
+			if sub.Head == nil {
+				return conflict(nil)
+			}
 			return wire.Verdict{Status: wire.Signed, Witness: wire.Witness{Peer: l.id(), Signature: make([]byte, 64)}}
 		},
-		"the signature of another": func(_ *testNode, sub *wire.Submission) wire.Verdict {
+		"the signature of another": func(_ *testNode, _ peer.ID, sub *wire.Submission) wire.Verdict {
+			if sub.Head == nil {
+				return conflict(nil)
+			}
 			w, _ := sub.Head.Cosign(newKey(t))
 			return wire.Verdict{Status: wire.Signed, Witness: w}
 		},
-		"a larger head that the author has not signed": func(_ *testNode, sub *wire.Submission) wire.Verdict {
-			h := *sub.Head
-			h.Size, h.Root = 100, wire.Hash{1}
-			return wire.Verdict{Status: wire.Conflict, Held: &h}
+		"a head that the author has not signed": func(_ *testNode, author peer.ID, _ *wire.Submission) wire.Verdict {
+			return conflict(&wire.Head{Peer: author, Size: 100, Root: wire.Hash{1}, Time: 1, Signature: make([]byte, 64)})
 		},
-		"the head of another": func(l *testNode, _ *wire.Submission) wire.Verdict {
+		"the head of another": func(l *testNode, _ peer.ID, _ *wire.Submission) wire.Verdict {
 			h := &wire.Head{Peer: l.id(), Size: 100, Time: 1}
 			_ = h.Sign(l.node.Key)
-			return wire.Verdict{Status: wire.Conflict, Held: h}
+			return conflict(h)
 		},
-		"always that there is none": func(*testNode, *wire.Submission) wire.Verdict { return wire.Verdict{Status: wire.Conflict} },
-		"nothing":                   func(*testNode, *wire.Submission) wire.Verdict { return wire.Verdict{} },
+		"always that there is none": func(*testNode, peer.ID, *wire.Submission) wire.Verdict { return conflict(nil) },
+		"a signature of nothing": func(l *testNode, _ peer.ID, _ *wire.Submission) wire.Verdict {
+			return wire.Verdict{Status: wire.Signed, Witness: wire.Witness{Peer: l.id(), Signature: make([]byte, 64)}}
+		},
+		"nothing": func(*testNode, peer.ID, *wire.Submission) wire.Verdict { return wire.Verdict{} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			liar, subject := fresh(t), newID(t)
+			var lies atomic.Bool
 			asked := make(chan struct{}, 100)
 			liar.node.Host.SetStreamHandler(wire.WitnessProtocol, func(s network.Stream) {
-				if sub, err := wire.ReadSubmission(s); err == nil {
-					_ = wire.WriteVerdict(s, lie(liar, sub))
+				if sub, err := wire.ReadSubmission(s); err == nil && lies.Load() {
+					_ = wire.WriteVerdict(s, lie(liar, s.Conn().RemotePeer(), sub))
+					asked <- struct{}{}
+				} else if err == nil {
+					_ = wire.WriteVerdict(s, conflict(nil))
 				}
 				_ = s.Close()
-				asked <- struct{}{}
 			})
 			t.Cleanup(func() { liar.node.Host.RemoveStreamHandler(wire.WitnessProtocol) })
 			author := newNodeWith(t, newKey(t), t.TempDir(), Settings{Floor: -0.5, Witnesses: []peer.ID{liar.id()}, Quorum: 1})
 			author.connect(t, liar)
 			await.Until(t, "the author is confirmed", func() bool { return author.confirmed.Load() })
+			lies.Store(true)
 			author.rate(t, subject, 1)
 			<-asked
 			author.rate(t, subject, 1)
-			if err := author.cosign(); err != nil {
-				t.Error(err)
-			}
+			await.Until(t, "it has not signed", func() bool {
+				author.cosigning.mu.Lock()
+				defer author.cosigning.mu.Unlock()
+				return author.cosigning.failed[liar.id()] != nil
+			})
 			if h, err := author.shown(); h != nil || err != nil || author.store.MaySign() != nil {
 				t.Errorf("%+v, %v, %v", h, err, author.store.MaySign())
 			}

@@ -128,6 +128,7 @@ type Proof struct {
 	Position uint64
 	Path     []wire.Hash
 	Head     *wire.Head
+	Private  bool // the head covers what may not be shown yet
 }
 
 // Prove returns the proof that an entry is in its author's log, when it speaks of a peer
@@ -164,6 +165,11 @@ func (s *Store) Prove(ctx context.Context, of peer.ID, hash wire.Hash) (*Proof, 
 		if signed != nil && signed.Size > p.Position {
 			p.Head = signed
 		}
+		var shown uint64
+		if err := t.QueryRow("SELECT coalesce(max(value), 0) FROM number WHERE name = ?", published).Scan(&shown); err != nil {
+			return nil, err
+		}
+		p.Private = p.Head != nil && p.Head.Size > shown
 	}
 	if p.Head == nil || p.Head.Size <= p.Position {
 		return nil, ErrNotFound

@@ -126,10 +126,18 @@ func (t *tx) cosign(h, last *wire.Head, stranger bool) error {
 // node's own log it is the newest that its witnesses have signed.
 func (s *Store) Cosigned(id peer.ID) (*wire.Head, error) { return headOf(s.ro, "cosigned", id) }
 
-// SetCosigned keeps a head of this node's own log with the signatures of its witnesses.
+// SetCosigned keeps a head of this node's own log with the signatures of its witnesses, unless
+// a larger one is kept.
 func (s *Store) SetCosigned(ctx context.Context, h *wire.Head) error {
+	if _, err := wire.ParseHead(h.Marshal()); err != nil {
+		return err
+	}
 	return s.write(ctx, func(t *tx) error {
-		_, err := t.Exec("INSERT OR REPLACE INTO cosigned VALUES (?, ?)", []byte(s.self), h.Marshal())
+		last, err := headOf(t, "cosigned", s.self)
+		if err != nil || last != nil && last.Size > h.Size {
+			return err
+		}
+		_, err = t.Exec("INSERT OR REPLACE INTO cosigned VALUES (?, ?)", []byte(s.self), h.Marshal())
 		return err
 	})
 }

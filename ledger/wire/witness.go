@@ -20,13 +20,14 @@ const WitnessProtocol = "/agentfm/witness/1.0.0"
 // MaxProof is how many hashes a proof of consistency has at most.
 const MaxProof = 63
 
-// Submission asks a witness to sign a head.
+// Submission asks a witness to sign a head, or without one, which it has signed last of the log
+// of who asks.
 type Submission struct {
 	// Old is the size of the head of that log that the witness has signed last, 0 for none.
 	Old uint64
 	// Proof is that of consistency between the two; nothing when Old is 0.
 	Proof []Hash
-	// Head is the head.
+	// Head is the head; nil for none.
 	Head *Head
 }
 
@@ -41,7 +42,7 @@ const (
 	// UnknownLog says that the witness does not take this log.
 	UnknownLog = 404
 	// Conflict comes with the head of that log that the witness has signed last. Either it has
-	// another size than was said, or the same size and another root.
+	// another size than was said, or the same size and another root, or none was submitted.
 	Conflict = 409
 	// BadProof says that the proof does not show that the head continues the one before.
 	BadProof = 422
@@ -69,6 +70,9 @@ func WriteSubmission(w io.Writer, s *Submission) error {
 	if _, err := w.Write(b); err != nil {
 		return err
 	}
+	if s.Head == nil {
+		return WriteBytes(w, nil)
+	}
 	return WriteBytes(w, s.Head.Marshal())
 }
 
@@ -89,10 +93,14 @@ func ReadSubmission(r io.Reader) (*Submission, error) {
 		}
 	}
 	head, err := readBytes(r, MaxHead)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case len(head) > 0:
+		s.Head, err = ParseHead(head)
+	case s.Old > 0 || len(s.Proof) > 0:
+		err = fmt.Errorf("%w: a proof, and no head", ErrBad)
 	}
-	s.Head, err = ParseHead(head)
 	return s, err
 }
 

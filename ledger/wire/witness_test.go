@@ -14,6 +14,7 @@ import (
 func TestSubmissionIsReadAsWritten(t *testing.T) {
 	a := newAuthor(t)
 	for _, want := range []*Submission{
+		{},
 		{Old: 0, Head: a.head(t, 1, 1)},
 		{Old: 1 << 40, Head: a.head(t, 1<<41, 1), Proof: make([]Hash, MaxProof)},
 	} {
@@ -27,9 +28,12 @@ func TestSubmissionIsReadAsWritten(t *testing.T) {
 			}
 		}
 		got, err := ReadSubmission(&b)
-		if err != nil || got.Old != want.Old || len(got.Proof) != len(want.Proof) || got.Head.Verify() != nil {
+		if err != nil || got.Old != want.Old || len(got.Proof) != len(want.Proof) || (got.Head == nil) != (want.Head == nil) || got.Head != nil && got.Head.Verify() != nil {
 			t.Errorf("%+v, %v", got, err)
 		}
+	}
+	if _, err := ReadSubmission(bytes.NewReader([]byte{7: 1, 12: 0})); !errors.Is(err, ErrBad) {
+		t.Errorf("a size, and no head: %v", err)
 	}
 	if err := WriteSubmission(new(bytes.Buffer), &Submission{Head: a.head(t, 1, 1), Proof: make([]Hash, MaxProof+1)}); !errors.Is(err, ErrBad) {
 		t.Error(err)
@@ -161,6 +165,9 @@ func FuzzWitness(f *testing.F) {
 	h := a.head(f, 3, 1)
 	var b bytes.Buffer
 	_ = WriteSubmission(&b, &Submission{Old: 1, Proof: []Hash{{1}}, Head: h})
+	f.Add(bytes.Clone(b.Bytes()))
+	b.Reset()
+	_ = WriteSubmission(&b, new(Submission))
 	f.Add(bytes.Clone(b.Bytes()))
 	b.Reset()
 	signature, _ := h.Cosign(w.key)
