@@ -98,8 +98,8 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	}
 	for _, f := range folders {
 		source := filepath.Join(dir, f.name)
-		if err := os.Mkdir(source, 0o755); err != nil {
-			return fmt.Errorf("making a folder for the container's files: %w", err)
+		if err := makeFilesDir(source); err != nil {
+			return err
 		}
 		if err := f.fill(source); err != nil {
 			return err
@@ -110,7 +110,7 @@ func (s *spec) placeAll(host *container.HostConfig, dir string, task *worker.Tas
 	return nil
 }
 
-// makeFilesDir makes the folder for the files of a container.
+// makeFilesDir makes a folder for files of a container, whatever umask this process has.
 func makeFilesDir(dir string) error {
 	placing.Lock()
 	err := os.MkdirAll(dir, 0o700)
@@ -149,7 +149,7 @@ func (s *spec) placeHosts(host *container.HostConfig, dir string) error {
 		return nil
 	}
 	name := filepath.Join(dir, hostsFile)
-	if err := os.WriteFile(name, []byte(hosts), 0o444); err != nil {
+	if err := errors.Join(os.WriteFile(name, []byte(hosts), 0o400), os.Chmod(name, 0o444)); err != nil {
 		return fmt.Errorf("writing the container's %s: %w", hostsTarget, err)
 	}
 	host.Mounts = append(host.Mounts, bind(name, hostsTarget))

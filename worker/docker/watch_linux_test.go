@@ -5,6 +5,7 @@ package docker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -162,26 +163,99 @@ func (e *ownEngine) stop() {
 	e.cmd = nil
 }
 
-// An engine that is restarted or hangs: the agent is busy while it is away,
-// tasks end, nothing is left, and the agent works again soon after.
-func TestEngineGoesAway(t *testing.T) {
-	t.Parallel()
-	e := startOwnEngine(t)
-	r := &Runtime{Host: e.host, Image: probeImage, Env: map[string]string{"PROBE": "block"}}
+// prepare returns an agent whose containers run on the engine, and a count of the times that
+// it was told of a change.
+func (e *ownEngine) prepare(probe string) (*fixture, *atomic.Int32) {
+	t := e.t
+	t.Helper()
+	r := &Runtime{Host: e.host, Image: probeImage, Env: map[string]string{"PROBE": probe}}
 	if err := provision(t, r); err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{Runtime: r, agent: testAgent(t), t: t}
+	f, news := &fixture{Runtime: r, agent: testAgent(t), t: t}, new(atomic.Int32)
 	var services sync.WaitGroup
-	var news atomic.Int32
 	ctx, retire := context.WithCancel(t.Context())
-	defer services.Wait()
-	defer retire()
+	t.Cleanup(func() { retire(); services.Wait() })
 	f.agent.Context, f.agent.Go, f.agent.Changed = ctx, services.Go, func() { news.Add(1) }
 	f.agent.Again = func() { t.Error("asked for another Prepare") }
 	if _, err := f.Prepare(t.Context(), f.agent); err != nil {
 		t.Fatal(err)
 	}
+	return f, news
+}
+
+// An engine that is restarted again and again, and hangs for long, while 8 tasks run at a
+// time: each task has an end, no answer is another's or half of one, nothing is left, and
+// the agent works again soon after.
+func TestEngineGoesAwayUnderLoad(t *testing.T) {
+	faults, hang := 2, 3*time.Second
+	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
+		faults, hang = 20, 30*time.Second
+	} else {
+		t.Parallel()
+	}
+	e := startOwnEngine(t)
+	f, _ := e.prepare("argument")
+	var well, failed atomic.Int64
+	var work sync.WaitGroup
+	over := make(chan struct{})
+	for n := range 8 {
+		work.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				prompt := fmt.Sprintf("prompt %d of %d", i, n)
+				task, out := f.task(prompt)
+				task.ID = fmt.Sprintf("task_%d_%d", n, i)
+				switch exit, err := f.Run(t.Context(), task); {
+				case err != nil || exit.Code != 0:
+					failed.Add(1)
+				case out.String() == prompt:
+					well.Add(1)
+				default:
+					t.Errorf("%q has the answer %q", prompt, out)
+				}
+			}
+		})
+	}
+	goesOn := func() {
+		before := well.Load()
+		eventually(t, "tasks go well", func() bool { return well.Load() > before+8 })
+	}
+	for range faults {
+		goesOn()
+		e.stop()
+		e.start()
+		back := time.Now()
+		eventually(t, "the agent is back", func() bool { return f.Away() == "" })
+		if took := time.Since(back); took > 15*time.Second {
+			t.Errorf("back after %v", took)
+		}
+	}
+	goesOn()
+	_ = e.cmd.Process.Signal(syscall.SIGSTOP)
+	time.Sleep(hang)
+	_ = e.cmd.Process.Signal(syscall.SIGCONT)
+	eventually(t, "the agent is back", func() bool { return f.Away() == "" })
+	goesOn()
+	close(over)
+	work.Wait()
+	t.Logf("%d restarts: %d tasks went well, %d did not", faults, well.Load(), failed.Load())
+	eventually(t, "no container is left", func() bool {
+		left, err := containers(t.Context(), f.client(), labelAgent+"="+f.agent.PeerID)
+		return err == nil && len(left) == 0
+	})
+}
+
+// An engine that is restarted or hangs: the agent is busy while it is away,
+// tasks end, nothing is left, and the agent works again soon after.
+func TestEngineGoesAway(t *testing.T) {
+	t.Parallel()
+	e := startOwnEngine(t)
+	f, news := e.prepare("block")
 	for i, fault := range []struct {
 		name string
 		off  func()
@@ -196,10 +270,10 @@ func TestEngineGoesAway(t *testing.T) {
 		cancel, done := f.start(task)
 		out.await(t, "waiting")
 		fault.off()
-		eventually(t, fault.name+": the agent is busy", func() bool { return r.Away() == wire.CauseRuntimeError })
+		eventually(t, fault.name+": the agent is busy", func() bool { return f.Away() == wire.CauseRuntimeError })
 		fault.on()
 		back := time.Now()
-		eventually(t, fault.name+": the agent is back", func() bool { return r.Away() == "" })
+		eventually(t, fault.name+": the agent is back", func() bool { return f.Away() == "" })
 		if took := time.Since(back); took > 15*time.Second {
 			t.Errorf("%s: back after %v", fault.name, took)
 		}
