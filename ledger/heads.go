@@ -27,6 +27,8 @@ const (
 	// next round. There are headsOfOne of one log at most: see [store.Store.Heads].
 	headPages  = 4
 	headsOfOne = 3
+	// headSignatures is how many signatures of witnesses are verified at once, about.
+	headSignatures = 1024
 	// alertsEvery is how often a peer is asked for its evidence against equivocators, and
 	// alertPages how many pages that has at most.
 	alertsEvery = 10 * time.Minute
@@ -61,8 +63,9 @@ func (l *Ledger) readHeads(ctx context.Context, id peer.ID, anew time.Duration) 
 	if c.logs != logs && time.Since(c.anew) >= anew {
 		c = headCursor{logs: logs, anew: time.Now(), alerts: c.alerts}
 	}
+	signatures := 0
 	for range headPages {
-		more, err := l.readHeadPage(ctx, id, &c)
+		more, err := l.readHeadPage(ctx, id, &c, &signatures)
 		if err != nil {
 			return err
 		}
@@ -75,9 +78,9 @@ func (l *Ledger) readHeads(ctx context.Context, id peer.ID, anew time.Duration) 
 }
 
 // readHeadPage fetches and takes in a page of a peer's heads, and reports whether there are
-// more. The page begins with the last row that is known: when there is none, or it is another,
+// more to be read now. A peer that shows what it cannot have verified itself is left. The page begins with the last row that is known: when there is none, or it is another,
 // the peer has a new store, of which nothing was read.
-func (l *Ledger) readHeadPage(ctx context.Context, id peer.ID, c *headCursor) (more bool, err error) {
+func (l *Ledger) readHeadPage(ctx context.Context, id peer.ID, c *headCursor, signatures *int) (more bool, err error) {
 	items, err := l.page(ctx, id, wire.HeadsProtocol, max(c.row, 1)-1, wire.MaxPage)
 	if err != nil {
 		return false, err
@@ -97,6 +100,9 @@ func (l *Ledger) readHeadPage(ctx context.Context, id peer.ID, c *headCursor) (m
 		if i.Index <= c.row {
 			return false, fmt.Errorf("%w: the rows do not grow", wire.ErrBad)
 		}
+		if *signatures >= headSignatures {
+			return false, nil
+		}
 		c.row, c.last = i.Index, sha256.Sum256(i.Entry)
 		h, err := wire.ParseHead(i.Entry)
 		if err != nil {
@@ -105,7 +111,11 @@ func (l *Ledger) readHeadPage(ctx context.Context, id peer.ID, c *headCursor) (m
 		if of[h.Peer]++; of[h.Peer] > headsOfOne {
 			return false, fmt.Errorf("%w: more than %d heads of one log", wire.ErrBad, headsOfOne)
 		}
-		if err := l.heard(ctx, h.Bare()); err != nil { // its witnesses are for who shows it: its owner
+		*signatures += len(h.Witnesses)
+		if h.Verify() != nil || len(h.Checked().Witnesses) < len(h.Witnesses) {
+			return false, fmt.Errorf("a head of %s: %w", h.Peer, wire.ErrSignature)
+		}
+		if err := l.heard(ctx, h); err != nil {
 			return false, err
 		}
 	}

@@ -136,26 +136,58 @@ func TestHeadsOfNewStore(t *testing.T) {
 	}
 }
 
-// TestWitnessesOfPages wants of a head that another than its owner shows only what the owner has
-// signed: to verify what else it may carry takes long.
+// TestWitnessesOfPages has peers show heads with the signatures of witnesses: true ones are kept,
+// many are read one part after another, and who shows a false one is left.
 func TestWitnessesOfPages(t *testing.T) {
 	n := fresh(t)
 	log := newForger(t, newKey(t)).grow(t, 1)
 	if err := n.take(log.entries, false); err != nil {
 		t.Fatal(err)
 	}
-	head := log.head(t, 1)
-	w, err := head.Cosign(newKey(t))
-	if err != nil {
-		t.Fatal(err)
+	witness := newKey(t)
+	cosigned := func(h *wire.Head, times int) *wire.Head {
+		for range times {
+			w, err := h.Cosign(witness)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.Witnesses = append(h.Witnesses, w)
+			witness = newKey(t)
+		}
+		return h
 	}
-	head.Witnesses = []wire.Witness{w}
-	id := n.serves(t, wire.HeadsProtocol, func(wire.Range) []wire.Item { return []wire.Item{{Index: 1, Entry: head.Marshal()}} })
-	if err := n.askHeads(ctx, id); err != nil {
-		t.Fatal(err)
+	kept := func() int {
+		p, err := n.store.Prove(ctx, log.id, log.entries[0].Hash())
+		if err != nil {
+			return -1
+		}
+		return len(p.Head.Witnesses)
 	}
-	if p, err := n.store.Prove(ctx, log.id, log.entries[0].Hash()); err != nil || len(p.Head.Witnesses) != 0 {
-		t.Errorf("%+v, %v", p, err)
+	shown := func(heads ...*wire.Head) peer.ID {
+		return n.serves(t, wire.HeadsProtocol, func(r wire.Range) (items []wire.Item) {
+			for i := r.From; i < uint64(len(heads)); i++ {
+				items = append(items, wire.Item{Index: i + 1, Entry: heads[i].Marshal()})
+			}
+			return items
+		})
+	}
+	wrong := cosigned(log.head(t, 1), 2)
+	wrong.Witnesses[1].Signature[0] ^= 1
+	if err := n.askHeads(ctx, shown(wrong)); !errors.Is(err, wire.ErrSignature) || kept() != -1 {
+		t.Errorf("a false signature: %v, %d kept", err, kept())
+	}
+	if err := n.askHeads(ctx, shown(cosigned(log.head(t, 1), 2))); err != nil || kept() != 2 {
+		t.Errorf("true signatures: %v, %d kept", err, kept())
+	}
+	var many []*wire.Head
+	for range headSignatures/32 + 8 {
+		many = append(many, cosigned(newForger(t, newKey(t)).grow(t, 1).head(t, 1), 32))
+	}
+	id := shown(many...)
+	for _, want := range []int{headSignatures / 32, len(many)} {
+		if err := n.askHeads(ctx, id); err != nil || n.headsSeen(id).row != uint64(want) {
+			t.Errorf("read to row %d, want %d; %v", n.headsSeen(id).row, want, err)
+		}
 	}
 }
 

@@ -233,9 +233,8 @@ func (t *tx) evidence(small, large *wire.Head, author int64) (*wire.Alert, error
 	return &wire.Alert{Peer: small.Peer, A: small.Bare(), B: large.Bare(), Path: append([]wire.Hash{root}, path...)}, nil
 }
 
-// Heads returns a page of the heads that are kept of others, with their owners' signatures
-// alone, after a row. The newer a head came, the later is its row. Of one log there are three at
-// most.
+// Heads returns a page of the heads that are kept of others, after a row. The newer a head
+// came, the later is its row. Of one log there are three at most.
 func (s *Store) Heads(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 	if r.From > 1<<62 {
 		return nil, nil
@@ -256,7 +255,8 @@ func (s *Store) Heads(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
-		i.Entry = h.Bare().Marshal()
+		h.Anchor = "" // so that it is short
+		i.Entry = h.Marshal()
 		out = append(out, i)
 	}
 	return out, rows.Err()
