@@ -146,7 +146,8 @@ func TestBurstIsOneHead(t *testing.T) {
 		mu.Lock()
 		asked++
 		mu.Unlock()
-		w.answer(s, &w.cosigning.served, func(r io.Reader) (reply, error) { return w.serveWitness(s.Conn().RemotePeer(), r) })
+		l := w.Ledger
+		l.answer(s, &l.cosigning.served, func(r io.Reader) (reply, error) { return l.serveWitness(s.Conn().RemotePeer(), r) })
 	})
 	began := time.Now()
 	for range 200 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
@@ -36,6 +37,14 @@ type Settings struct {
 	// others are shown one.
 	Witnesses []peer.ID
 	Quorum    int
+}
+
+// check refuses what is wrong for the node of an id.
+func (s Settings) check(self peer.ID) error {
+	if slices.Contains(s.Witnesses, self) {
+		return fmt.Errorf("reputation: witnesses: %s is this node itself, whose own signature says nothing; name others", self)
+	}
+	return nil
 }
 
 // Part is the use of the ledger by one configuration. The nil part has no ledger: everybody
@@ -100,6 +109,9 @@ func (p *Part) Start() error {
 	l := at.(*Ledger)
 	if want := p.folder(l.store.Self()); l.dir != want {
 		return fmt.Errorf("reputation: the ledger is open in %s; to move it to %s, restart", l.dir, want)
+	}
+	if err := p.s.check(l.store.Self()); err != nil {
+		return err
 	}
 	p.ledger.Store(l)
 	l.parts.Join(p)

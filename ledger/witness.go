@@ -55,6 +55,13 @@ func (c *cosigning) end(id peer.ID, err error) {
 	}
 }
 
+// failure returns why a witness has not signed; nil when it has, or was not asked.
+func (c *cosigning) failure(id peer.ID) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failed[id]
+}
+
 // witnessWithin bounds one request to a witness: one that does not answer keeps the signatures
 // of the others waiting.
 const witnessWithin = 10 * time.Second
@@ -78,9 +85,9 @@ func (l *Ledger) witnessing() {
 	})
 }
 
-// serveWitness reads a submission, or the question which head was signed last of the log of who
-// asks, and returns what answers it. When too many come from one peer, whosever heads they are,
-// it does not answer.
+// serveWitness reads a submission, and returns what answers it: a signature or why there is none,
+// or without a head the one of the log of who asks that was signed last. When too many come from one
+// peer, whosever heads they are, it does not answer.
 func (l *Ledger) serveWitness(from peer.ID, r io.Reader) (reply, error) {
 	sub, err := wire.ReadSubmission(r)
 	if errors.Is(err, wire.ErrBad) {
@@ -140,12 +147,16 @@ func (c *cosigning) sign() {
 func (l *Ledger) seekSignatures() {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
+	var w unsigned
 	for {
 		select {
 		case <-l.ctx.Done():
 			return
 		case <-l.cosigning.due:
 		case <-tick.C:
+			if w.long(l, time.Now()) {
+				l.tellUnsigned()
+			}
 		}
 		l.alarm(l.cosign())
 		if !l.pause(cosignPause) {
@@ -219,6 +230,46 @@ func (c *cosigned) add(l *Ledger, w wire.Witness, quorum int) (enough bool) {
 	return true
 }
 
+// unsignedLong is after what time of no new head that others may see the operator is told.
+const unsignedLong = 10 * time.Minute
+
+// unsigned is since when the head has waited for witnesses that others may see next.
+type unsigned struct {
+	shown uint64 // the size of the last
+	since time.Time
+}
+
+// long reports whether that is long ago, and again after as long.
+func (u *unsigned) long(l *Ledger, now time.Time) bool {
+	s := l.settings()
+	h, err := l.shown()
+	size := uint64(0)
+	if h != nil {
+		size = h.Size
+	}
+	if err != nil || len(s.Witnesses) == 0 || size == l.Size() || size != u.shown || u.since.IsZero() {
+		u.shown, u.since = size, now
+		return false
+	}
+	if now.Sub(u.since) < unsignedLong {
+		return false
+	}
+	u.since = now
+	return true
+}
+
+// tellUnsigned tells the operator that witnesses do not sign, and why.
+func (l *Ledger) tellUnsigned() {
+	s := l.settings()
+	fields := []zap.Field{zap.Uint64("size", l.Size()), zap.Int("quorum", s.Quorum)}
+	for _, id := range s.Witnesses {
+		if err := l.cosigning.failure(id); err != nil {
+			fields = append(fields, zap.NamedError(id.String(), err))
+		}
+	}
+	l.node.Log().Warn("too few witnesses sign the head of this node's log, and others are not shown the newest", fields...)
+}
+
 // witnessed returns how many of the settings' witnesses have signed a head.
 func witnessed(h *wire.Head, s Settings) (n int) {
 	for _, id := range s.Witnesses {
@@ -255,7 +306,11 @@ func (l *Ledger) askWitnesses() {
 			continue
 		}
 		asked.Go(func() {
+			if !l.cosigning.begin(id) {
+				return
+			}
 			_, err := l.held(id)
+			l.cosigning.end(id, err)
 			if err != nil && !errors.Is(err, store.ErrBehind) && !errors.Is(err, store.ErrForked) {
 				l.node.Log().Debug("a witness has not said what it has signed", zap.Stringer("witness", id), zap.Error(err))
 				return

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -171,11 +172,7 @@ func TestLyingWitness(t *testing.T) {
 			author.rate(t, subject, 1)
 			<-asked
 			author.rate(t, subject, 1)
-			await.Until(t, "it has not signed", func() bool {
-				author.cosigning.mu.Lock()
-				defer author.cosigning.mu.Unlock()
-				return author.cosigning.failed[liar.id()] != nil
-			})
+			await.Until(t, "it has not signed", func() bool { return author.cosigning.failure(liar.id()) != nil })
 			if h, err := author.shown(); h != nil || err != nil || author.store.MaySign() != nil {
 				t.Errorf("%+v, %v, %v", h, err, author.store.MaySign())
 			}
@@ -242,5 +239,40 @@ func TestWitnessReload(t *testing.T) {
 		if is() != want {
 			t.Error(fmt.Sprint(i, ": ", is()))
 		}
+	}
+}
+
+// TestUnsignedForLong wants the operator to be told that witnesses do not sign when that is so for
+// long, and not too often.
+func TestUnsignedForLong(t *testing.T) {
+	nobody := newID(t)
+	a := newNodeWith(t, newKey(t), t.TempDir(), Settings{Floor: -0.5, Witnesses: []peer.ID{nobody}, Quorum: 1})
+	var u unsigned
+	began := time.Now()
+	after := func(d time.Duration, want bool) {
+		t.Helper()
+		if got := u.long(a.Ledger, began.Add(d)); got != want {
+			t.Errorf("after %s: %t", d, got)
+		}
+	}
+	after(0, false)
+	after(2*unsignedLong, false) // there is nothing to sign
+	a.rate(t, nobody, 1)
+	after(2*unsignedLong+time.Minute, false)
+	after(3*unsignedLong, true)
+	after(3*unsignedLong+time.Minute, false)
+	after(4*unsignedLong, true)
+	await.Until(t, "it is known why", func() bool { return a.cosigning.failure(nobody) != nil })
+	a.tellUnsigned()
+}
+
+// TestOwnWitness refuses settings by which a node is its own witness.
+func TestOwnWitness(t *testing.T) {
+	self, other := newID(t), newID(t)
+	if err := (Settings{Witnesses: []peer.ID{other, self}}).check(self); err == nil || !strings.Contains(err.Error(), "itself") {
+		t.Error(err)
+	}
+	if err := (Settings{Witnesses: []peer.ID{other}}).check(self); err != nil {
+		t.Error(err)
 	}
 }

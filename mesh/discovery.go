@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
 	"github.com/libp2p/go-libp2p/p2p/discovery/routing"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"go.uber.org/zap"
 )
 
@@ -51,6 +52,9 @@ func (h *Host) KeepConnected(ctx context.Context, targets func() []peer.AddrInfo
 		defer dials.Done()
 		dialCtx, cancel := context.WithTimeout(ctx, DialTimeout)
 		defer cancel()
+		if s, ok := h.Network().(*swarm.Swarm); ok {
+			s.Backoff().Clear(t.ID) // libp2p's own wait, which grows to 5 min
+		}
 		err := h.Connect(dialCtx, t)
 		mu.Lock()
 		defer mu.Unlock()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
 
@@ -73,6 +74,9 @@ func TestKeepConnected(t *testing.T) {
 	await.Until(t, "connected", connected)
 	_ = first.Close()
 	await.Until(t, "disconnected", func() bool { return !connected() })
+	for range 20 { // as after a long while, in which each dial has failed
+		h.Network().(*swarm.Swarm).Backoff().AddBackoff(info.ID, bound[0])
+	}
 	var second *Host
 	await.Until(t, "the node is back", func() bool { // its port can take a moment
 		second, err = NewHost(ctx, RoleGateway, key, bound, Settings{})

@@ -20,17 +20,16 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/routing"
-	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/p2p/host/autorelay"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
-
-	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 // Time limits of the mesh.
@@ -48,6 +47,12 @@ const (
 	MaxTaskTimeout = 24 * time.Hour
 )
 
+// reserveInterval is how soon a node that nobody can dial asks its relays again to
+// keep it reachable: libp2p waits for an hour after a relay that had no room, or was
+// about to end. It waits as long at first for bootstrap nodes that are no relays. A
+// variable for tests.
+var reserveInterval = 15 * time.Second
+
 // bodyRate is how many bytes a second a large body has at least.
 const bodyRate = 64 << 10
 
@@ -55,13 +60,6 @@ const bodyRate = 64 << 10
 func BodyTimeout(n int64) time.Duration {
 	return FrameTimeout + time.Duration(n/bodyRate)*time.Second
 }
-
-// Connections of one host: beyond high, the least useful are closed until low
-// are left. Protected ones (bootstrap nodes) are never closed.
-const (
-	connectionsLow  = 2048
-	connectionsHigh = 3072
-)
 
 // Role says what a host is for, which decides its part in the DHT.
 type Role int
@@ -78,6 +76,7 @@ const (
 type Host struct {
 	host.Host
 	dht     *dht.IpfsDHT
+	relay   *relay.Relay
 	lock    *flock.Flock
 	opening chan struct{} // holds a token for each stream that is being opened
 }
@@ -128,11 +127,15 @@ func NewHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 
 // newHost is NewHost without its checks.
 func newHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Multiaddr, s Settings) (*Host, error) {
-	limits, err := resourceManager()
+	if role != RoleGateway {
+		s.Relay = nil
+	}
+	limits, err := resourceManager(s)
 	if err != nil {
 		return nil, err
 	}
-	conns, err := connmgr.NewConnManager(connectionsLow, connectionsHigh, connmgr.WithGracePeriod(time.Minute))
+	low, high := connections(s.Relay)
+	conns, err := connmgr.NewConnManager(low, high, connmgr.WithGracePeriod(time.Minute))
 	if err != nil {
 		return nil, errors.Join(err, limits.Close())
 	}
@@ -159,10 +162,11 @@ func newHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 	} else {
 		opts = append(opts, libp2p.Transport(quic.NewTransport))
 	}
-	if s.Relay != nil && role == RoleGateway {
-		opts = append(opts, s.Relay.options()...)
+	if s.Relay != nil {
+		opts = append(opts, libp2p.ForceReachabilityPublic()) // everybody can dial it
 	} else if len(s.Bootstrap) > 0 {
-		opts = append(opts, libp2p.EnableAutoRelayWithStaticRelays(s.Bootstrap))
+		opts = append(opts, libp2p.EnableAutoRelayWithStaticRelays(s.Bootstrap,
+			autorelay.WithBackoff(reserveInterval), autorelay.WithMinInterval(reserveInterval), autorelay.WithBootDelay(reserveInterval)))
 	}
 	if s.DHT {
 		opts = append(opts, libp2p.Routing(func(inner host.Host) (routing.PeerRouting, error) {
@@ -171,23 +175,34 @@ func newHost(ctx context.Context, role Role, key crypto.PrivKey, listen []ma.Mul
 				mode = dht.ModeClient
 			}
 			var err error
-			h.dht, err = dht.New(inner, dht.Mode(mode), dht.BootstrapPeers(s.Bootstrap...), dht.Datastore(newRecords()))
+			h.dht, err = newDHT(inner, mode, s.Bootstrap)
 			return h.dht, err
 		}))
 	}
 	if h.Host, err = libp2p.New(opts...); err != nil {
 		return nil, errors.Join(err, conns.Close(), limits.Close())
 	}
+	if s.Relay != nil {
+		if h.relay, err = s.Relay.open(h.Host); err != nil {
+			return nil, errors.Join(err, h.closeHost())
+		}
+	}
 	return h, nil
 }
 
-// Close closes the host and its DHT.
-func (h *Host) Close() error {
-	var err error
+// Close closes the host, its DHT and its relay.
+func (h *Host) Close() error { return errors.Join(h.closeHost(), h.lock.Unlock()) }
+
+// closeHost is Close without the lock of the identity.
+func (h *Host) closeHost() error {
+	var errs []error
 	if h.dht != nil {
-		err = h.dht.Close()
+		errs = append(errs, h.dht.Close())
 	}
-	return errors.Join(err, h.Host.Close(), h.lock.Unlock())
+	if h.relay != nil {
+		errs = append(errs, h.relay.Close())
+	}
+	return errors.Join(append(errs, h.Host.Close())...)
 }
 
 // Bound returns the addresses on which the host listens, without those of relays.
@@ -238,62 +253,6 @@ func satisfies(asked, bound ma.Multiaddr) bool {
 		}
 	}
 	return true
-}
-
-// Streams of one host.
-const (
-	// peerStreams is how many streams there may be between two peers of the mesh:
-	// those of 10,000 requests at once, and more.
-	peerStreams = 12_288
-	// newStreams is how many streams may be without a protocol yet: those that a gateway
-	// opens at once, and a busy worker comes to later.
-	newStreams = 4096
-	// windowSize is the memory that a stream may take for what was not read yet. It
-	// is reserved when the stream opens, and used when somebody sends.
-	windowSize = 256 << 10
-)
-
-// resourceManager returns the limits of one host. The library's defaults count
-// 75 concurrent streams for a peer and protocol on a machine of 24 GB, which a
-// gateway in front of one large worker passes at once, and 8 connections for an
-// IP address, which a handful of workers behind one router does.
-func resourceManager() (network.ResourceManager, error) {
-	base := rcmgr.DefaultLimits
-	libp2p.SetDefaultServiceLimits(&base)
-	task := rcmgr.ResourceLimits{Streams: 32768, StreamsInbound: 16384, StreamsOutbound: 16384, Memory: 1 << 30}
-	taskPeer := rcmgr.ResourceLimits{Streams: peerStreams, StreamsInbound: peerStreams, StreamsOutbound: peerStreams, Memory: 256 << 20}
-	limits := rcmgr.PartialLimitConfig{
-		System: rcmgr.ResourceLimits{
-			Streams: 65536, StreamsInbound: 32768, StreamsOutbound: 65536,
-			Conns: 2 * connectionsHigh, ConnsInbound: connectionsHigh + 1024, ConnsOutbound: connectionsHigh + 1024,
-			FD: 2 * connectionsHigh, Memory: 2 * peerStreams * windowSize,
-		},
-		Transient: rcmgr.ResourceLimits{
-			Streams: 2 * newStreams, StreamsInbound: newStreams, StreamsOutbound: newStreams,
-			Conns: 512, ConnsInbound: 256, ConnsOutbound: 512, FD: 512, Memory: newStreams * windowSize,
-		},
-		PeerDefault: rcmgr.ResourceLimits{
-			Streams: 16384, StreamsInbound: 16384, StreamsOutbound: 16384, Conns: 16, Memory: peerStreams*windowSize + 256<<20,
-		},
-		Protocol: map[protocol.ID]rcmgr.ResourceLimits{
-			wire.TaskProtocol:     task,
-			wire.HTTPProtocol:     task,
-			wire.ArtifactProtocol: {Streams: 2048, StreamsInbound: 1024, StreamsOutbound: 1024},
-		},
-		ProtocolPeer: map[protocol.ID]rcmgr.ResourceLimits{
-			wire.TaskProtocol:     taskPeer,
-			wire.HTTPProtocol:     taskPeer,
-			wire.ArtifactProtocol: {Streams: 512, StreamsInbound: 256, StreamsOutbound: 256},
-		},
-		Conn: rcmgr.ResourceLimits{Memory: 64 << 20},
-		// A body may have 32 MiB, and what is reserved for one may take three fifths.
-		Stream: rcmgr.ResourceLimits{Memory: 96 << 20},
-	}.Build(base.AutoScale())
-	return rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits),
-		rcmgr.WithMetricsDisabled(),
-		rcmgr.WithLimitPerSubnet(
-			[]rcmgr.ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 256}},
-			[]rcmgr.ConnLimitPerSubnet{{PrefixLength: 56, ConnCount: 256}}))
 }
 
 // LocalNode returns the addresses of the gateway's node in this process, for

@@ -8,7 +8,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/option"
@@ -16,16 +16,17 @@ import (
 
 // Relay says how a node carries connections to nodes that nobody can dial, such as workers
 // behind a router (Circuit Relay v2). The limits are there for tasks: a connection lasts as
-// long as its two ends want, and carries all their tasks and files.
+// long as its two ends use it, and carries all their tasks and files.
 type Relay struct {
-	// The most nodes that are kept reachable, each for an hour, which it may prolong.
-	// Default: 4096.
+	// The most nodes that are kept reachable, each for an hour, which it may prolong. Twice as
+	// many connections are carried, or four times max_circuits if that is more. Default: 4096.
 	MaxReservations int `json:"max_reservations,omitempty"`
 
 	// The most of them from one IP address. Default: 256.
 	MaxReservationsPerIP int `json:"max_reservations_per_ip,omitempty"`
 
-	// The most connections that are carried for one node. Default: 256.
+	// The most connections that are carried for one node, to it and from it. Twice as many
+	// may come from one IP address. Default: 256.
 	MaxCircuits int `json:"max_circuits,omitempty"`
 
 	// How long a connection is carried; tasks on it break off. Nodes of AgentFM 1.3 do not
@@ -44,7 +45,12 @@ const (
 	relayCircuits          = 256
 	// relayBuffer is what is read at once, each way of each connection.
 	relayBuffer = 16 << 10
-	// unlimited stands for the one limit of a connection when there is only the other.
+	// relayMessage is the largest message of the relay's protocol.
+	relayMessage = 4 << 10
+	// peerRequests is how many requests one node may make at once, beside what is
+	// carried for it.
+	peerRequests = 64
+	// What stands for the one limit of a connection when there is only the other.
 	unlimitedDuration = 365 * 24 * time.Hour
 	unlimitedData     = 1 << 60
 )
@@ -65,8 +71,14 @@ func (r Relay) resolve() (*Relay, error) {
 	return &r, nil
 }
 
-// options make a host a relay. It counts as one that everybody can dial.
-func (r *Relay) options() []libp2p.Option {
+// circuits returns how many connections are carried at once.
+func (r *Relay) circuits() int { return max(2*r.MaxReservations, 4*r.MaxCircuits) }
+
+// circuitsPerIP returns how many of them may come from one IP address.
+func (r *Relay) circuitsPerIP() int { return 2 * r.MaxCircuits }
+
+// open makes a host a relay.
+func (r *Relay) open(h host.Host) (*relay.Relay, error) {
 	limits := relay.Resources{
 		ReservationTTL:        time.Hour,
 		MaxReservations:       r.MaxReservations,
@@ -84,7 +96,8 @@ func (r *Relay) options() []libp2p.Option {
 			limits.Limit.Data = r.MaxData
 		}
 	}
-	return []libp2p.Option{libp2p.EnableRelayService(relay.WithResources(limits)), libp2p.ForceReachabilityPublic()}
+	c := newCarrier(h, r)
+	return relay.New(c, relay.WithResources(limits), relay.WithACL(c))
 }
 
 // unmarshalRelay reads the relay option: nothing, or a block of limits.

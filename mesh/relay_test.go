@@ -6,13 +6,17 @@ import (
 	"bytes"
 	"crypto/rand"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
+	pb "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/pb"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/util"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
@@ -30,21 +34,13 @@ func TestRelayCarries(t *testing.T) {
 		"a limit of bytes":         {Relay{MaxData: 64 << 20}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			limits, err := c.limits.resolve()
-			if err != nil {
-				t.Fatal(err)
-			}
-			relay := newRelayHost(t, RoleGateway, Settings{Relay: limits}, loopbackAddr)
-			worker := newRelayHost(t, RoleWorker, Settings{Relay: limits}) // which makes no relay of a worker
+			relay, at := openRelay(t, c.limits)
+			worker := newRelayHost(t, RoleWorker, Settings{Relay: &c.limits}) // which makes no relay of a worker
 			gateway := newRelayHost(t, RoleGateway, Settings{}, loopbackAddr)
-			at := peer.AddrInfo{ID: relay.ID(), Addrs: relay.Addrs()}
 			if err := worker.Connect(t.Context(), at); err != nil {
 				t.Fatal(err)
 			}
-			await.Until(t, "the relay takes a reservation", func() bool {
-				_, err := client.Reserve(t.Context(), worker, at)
-				return err == nil
-			})
+			reserve(t, worker, at)
 			worker.SetStreamHandler("/echo", func(s network.Stream) {
 				_, _ = io.Copy(s, s)
 				_ = s.Close()
@@ -83,6 +79,31 @@ func newRelayHost(t *testing.T, role Role, s Settings, listen ...ma.Multiaddr) *
 	}
 	t.Cleanup(func() { _ = h.Close() })
 	return h
+}
+
+// TestRelayAskedAgain has a node that nobody can dial ask a relay that has no room. It asks
+// again soon.
+func TestRelayAskedAgain(t *testing.T) {
+	old := reserveInterval
+	reserveInterval = 100 * time.Millisecond
+	t.Cleanup(func() { reserveInterval = old })
+	full := newRelayHost(t, RoleGateway, Settings{}, loopbackAddr)
+	var asked atomic.Int64
+	full.SetStreamHandler(proto.ProtoIDv2Hop, func(s network.Stream) {
+		asked.Add(1)
+		_ = util.NewDelimitedWriter(s).WriteMsg(&pb.HopMessage{Type: pb.HopMessage_STATUS.Enum(), Status: pb.Status_RESERVATION_REFUSED.Enum()})
+		_ = s.Close()
+	})
+	worker := newRelayHost(t, RoleWorker, Settings{Bootstrap: []peer.AddrInfo{{ID: full.ID(), Addrs: full.Addrs()}}})
+	tell, err := worker.EventBus().Emitter(new(event.EvtLocalReachabilityChanged))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tell.Close()
+	if err := tell.Emit(event.EvtLocalReachabilityChanged{Reachability: network.ReachabilityPrivate}); err != nil {
+		t.Fatal(err)
+	}
+	await.Until(t, "the relay is asked three times", func() bool { return asked.Load() >= 3 })
 }
 
 func TestRelaySettings(t *testing.T) {

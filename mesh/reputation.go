@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/option"
@@ -143,6 +144,9 @@ func (r *Reputation) witnesses() ([]peer.ID, int, error) {
 		id, err := peer.Decode(w)
 		if err != nil {
 			return nil, 0, fmt.Errorf("witnesses: %q is not a peer id", w)
+		}
+		if key, err := id.ExtractPublicKey(); err != nil || key.Type() != crypto.Ed25519 {
+			return nil, 0, fmt.Errorf("witnesses: %s is not that of an Ed25519 key, and cannot sign", id)
 		}
 		if slices.Contains(ids, id) {
 			return nil, 0, fmt.Errorf("witnesses: %s is there twice", id)

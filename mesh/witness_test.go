@@ -27,6 +27,7 @@ func TestWitnessSettings(t *testing.T) {
 		"a placeholder":       {Reputation{Witnesses: []string{"{env.WITNESS}"}}, 1, ""},
 		"too many":            {Reputation{Witnesses: ids}, 0, "32 at most"},
 		"twice":               {Reputation{Witnesses: []string{ids[0], ids[0]}}, 0, "twice"},
+		"no key to sign by":   {Reputation{Witnesses: []string{"QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"}}, 0, "Ed25519"},
 		"no peer id":          {Reputation{Witnesses: []string{"x"}}, 0, "not a peer id"},
 		"quorum above":        {Reputation{Witnesses: ids[:2], Quorum: 3}, 0, "which is 2"},
 		"quorum of nobody":    {Reputation{Quorum: 1}, 0, "which is 0"},

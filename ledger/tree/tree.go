@@ -124,37 +124,27 @@ func (get Nodes) prove(nodes proof.Nodes) ([]wire.Hash, error) {
 
 // VerifyInclusion checks that a leaf is in the tree of a size and a root.
 func VerifyInclusion(index, size uint64, leaf wire.Hash, path []wire.Hash, root wire.Hash) error {
-	return proof.VerifyInclusion(hasher, index, size, leaf[:], slices(path), root[:])
-}
-
-// VerifyConsistency checks that the tree of the smaller size is the beginning of that of
-// the larger.
-func VerifyConsistency(smaller, larger uint64, path []wire.Hash, from, to wire.Hash) error {
-	return proof.VerifyConsistency(hasher, smaller, larger, slices(path), from[:], to[:])
-}
-
-func slices(path []wire.Hash) [][]byte {
-	out := make([][]byte, len(path))
+	hashes := make([][]byte, len(path))
 	for i := range path {
-		out[i] = path[i][:]
+		hashes[i] = path[i][:]
 	}
-	return out
+	return proof.VerifyInclusion(hasher, index, size, leaf[:], hashes, root[:])
 }
 
 // ErrOtherLog says that the larger tree has another beginning than the smaller.
 var ErrOtherLog = errors.New("the trees are of two logs")
 
-// VerifyContinues is like [VerifyConsistency]. When the proof is one that the tree of the larger
+// VerifyContinues is like [wire.VerifyConsistency]. When the proof is one that the tree of the larger
 // size begins with another tree of the smaller size, it returns the root of that, and
 // [ErrOtherLog].
 func VerifyContinues(smaller, larger uint64, path []wire.Hash, from, to wire.Hash) (earlier wire.Hash, err error) {
-	err = VerifyConsistency(smaller, larger, path, from, to)
+	err = wire.VerifyConsistency(smaller, larger, path, from, to)
 	mismatch, ok := errors.AsType[proof.RootMismatchError](err)
 	if !ok || len(mismatch.CalculatedRoot) != len(earlier) {
 		return from, err
 	}
 	earlier = wire.Hash(mismatch.CalculatedRoot)
-	if earlier != from && VerifyConsistency(smaller, larger, path, earlier, to) == nil {
+	if earlier != from && wire.VerifyConsistency(smaller, larger, path, earlier, to) == nil {
 		return earlier, fmt.Errorf("%w: %w", ErrOtherLog, err)
 	}
 	return from, err

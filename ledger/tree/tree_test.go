@@ -111,12 +111,12 @@ func (m *memory) compare(t testing.TB, index, smaller, larger uint64, mutate *ra
 		t.Fatal(err)
 	}
 	from := m.roots[smaller]
-	if err := VerifyConsistency(smaller, larger, path, from, root); err != nil {
+	if err := wire.VerifyConsistency(smaller, larger, path, from, root); err != nil {
 		t.Fatal(err)
 	}
 	consistent := func(path []wire.Hash, smaller, larger uint64, from, to wire.Hash) {
 		t.Helper()
-		ours := VerifyConsistency(smaller, larger, path, from, to) == nil
+		ours := wire.VerifyConsistency(smaller, larger, path, from, to) == nil
 		other := tlog.CheckTree(theirs(path), int64(larger), tlog.Hash(to), int64(smaller), tlog.Hash(from)) == nil
 		if ours != other {
 			t.Fatalf("consistency of %d and %d: we say %t, tlog %t", smaller, larger, ours, other)

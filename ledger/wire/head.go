@@ -234,14 +234,20 @@ func (a *Alert) verifyPath() error {
 	case a.Path[0] == a.A.Root:
 		return fmt.Errorf("%w: the heads are of one log", ErrBad)
 	}
-	path := make([][]byte, len(a.Path))
-	for i := range path {
-		path[i] = a.Path[i][:]
-	}
-	if err := proof.VerifyConsistency(rfc6962.DefaultHasher, a.A.Size, a.B.Size, path[1:], path[0], a.B.Root[:]); err != nil {
+	if err := VerifyConsistency(a.A.Size, a.B.Size, a.Path[1:], a.Path[0], a.B.Root); err != nil {
 		return fmt.Errorf("%w: %w", ErrBad, err)
 	}
 	return nil
+}
+
+// VerifyConsistency checks that the tree of the smaller size is the beginning of that of the
+// larger, by a path between their roots.
+func VerifyConsistency(smaller, larger uint64, path []Hash, from, to Hash) error {
+	hashes := make([][]byte, len(path))
+	for i := range path {
+		hashes[i] = path[i][:]
+	}
+	return proof.VerifyConsistency(rfc6962.DefaultHasher, smaller, larger, hashes, from[:], to[:])
 }
 
 // ParseAlert reads an alert in its one form. It verifies nothing.
