@@ -174,10 +174,10 @@ func (x *exchange) describe(s *subject) (peerAnswer, error) {
 	return a, nil
 }
 
-// verified reports whether a rater was found honest. What this gateway says itself, it
-// believes.
+// verified reports whether a rater was found honest: proven, whatever its score, which others
+// can raise. What this gateway says itself, it believes.
 func verified(l *ledger.Ledger, rater peer.ID) bool {
-	return rater == l.Self() || l.Standing(rater).Score >= ledger.Verified
+	return rater == l.Self() || l.Standing(rater).Proven
 }
 
 // peerReputation serves GET /v1/peers/{id}/reputation.

@@ -78,6 +78,28 @@ func serveLedger(t *testing.T, n *ledgerNode, settings ...setting) *gate {
 	return serve(t, f, append(settings, func(g *gate, _ *serverSettings) { g.h.ledger = ledger.Using(n.Ledger) })...)
 }
 
+// TestVerified calls a rater honest when it is proven by several tasks, not for a score that
+// others have raised.
+func TestVerified(t *testing.T) {
+	n := openLedger(t, ledger.Settings{Floor: -0.5})
+	g := serveLedger(t, n)
+	id, err := peer.Decode(peerA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := g.do(t, "POST", "/v1/peers/"+peerA+"/comments/self", `{"text":"Good.","rating":1}`); a.status != 201 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	n.judge(peerA, true)
+	await.Until(t, "its score is good", func() bool { return n.Standing(id).Score > 0.3 })
+	if verified(n.Ledger, id) {
+		t.Error("one task and a client's rating make it verified")
+	}
+	n.judge(peerA, true)
+	n.judge(peerA, true)
+	await.Until(t, "it is verified", func() bool { return verified(n.Ledger, id) })
+}
+
 func TestPeersWithoutLedger(t *testing.T) {
 	g := serve(t, &fakeMesh{workers: []mesh.WorkerInfo{worker(peerA, "HR", "llama3.2")}})
 	want := `{"peer_id":"` + peerA + `","agent_name":"HR","author":"ann","online":true,"last_seen":"2023-11-14T22:15:00Z","honesty_score":0,` +

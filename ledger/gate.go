@@ -43,6 +43,8 @@ type Standing struct {
 	Equivocator bool
 	// Refused is the reason for which it gets no tasks; empty when it may.
 	Refused string
+	// Proven says that the peer was found honest: this gateway, or a seed, has seen it do well.
+	Proven bool
 	// Probation says that it gets only a share of the tasks, and those for which nobody else
 	// has room.
 	Probation bool
@@ -70,7 +72,7 @@ type standings struct {
 
 // of returns the standing of a peer.
 func (s *standings) of(id peer.ID) Standing {
-	st := Standing{Score: s.scores[id], Equivocator: s.liars[id], Probation: !s.trusts && !s.proven[id]}
+	st := Standing{Score: s.scores[id], Equivocator: s.liars[id], Proven: s.proven[id], Probation: !s.trusts && !s.proven[id]}
 	switch {
 	case s.broken:
 		st.Refused = ReasonUnreadable

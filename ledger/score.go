@@ -17,9 +17,11 @@ import (
 // together cannot have anybody refused, whatever the floor is. Of everybody else, whatever their number, all
 // together move a score by less than 0.05: identities are free.
 //
-// A worker is proven when what this gateway and its seeds have seen makes its score
-// [Verified], and not more of its tasks than a tenth and one ended badly lately. What others
-// say proves nobody. All who are not proven are on probation, and their word is a stranger's.
+// A worker is proven when what this gateway and its seeds have seen of it is good, by several
+// tasks of this gateway or by the word of a seed, and hardly any of its tasks ended badly
+// lately. What others say proves nobody and takes that from nobody, nor does what this gateway
+// has signed for its clients. All who are not proven are on probation, and their word is a
+// stranger's.
 const (
 	neutral     = 4.0 // tasks' worth of not knowing
 	seedVoice   = 4.0 // tasks' worth of a seed's opinion, times its trust
@@ -32,8 +34,8 @@ const (
 	// others but this node and its seeds: they are held in memory.
 	maxVotes = 250_000
 
-	// Verified is the score from which on a peer is found honest.
-	Verified = 0.1
+	provenScore = 0.1 // of a worker that is proven, and the trust in a seed that is
+	provenGood  = 2.2 // good tasks that prove: three, of which the last ended not half a day ago
 
 	badShare, badSlack = 0.03, 0.5 // of the tasks of a proven worker that may end badly, and how many more
 )
@@ -43,6 +45,12 @@ type opinion struct{ weight, sum float64 }
 
 // add adds a vote.
 func (o *opinion) add(weight, score float64) { o.weight, o.sum = o.weight+weight, o.sum+weight*score }
+
+// and is both opinions in one.
+func (o opinion) and(more opinion) opinion { return opinion{o.weight + more.weight, o.sum + more.sum} }
+
+// experience is what the ends of tasks say.
+func experience(n store.Tally) opinion { return opinion{n.Good + n.Bad, n.Good - n.Bad} }
 
 // score is the mean of it, in which not knowing counts.
 func (o opinion) score() float64 { return o.sum / (neutral + o.weight) }
@@ -91,8 +99,17 @@ type verdicts struct {
 // judge makes the verdicts. First everybody has the score that our own experience and the
 // seeds give, by which it is decided who is proven and has a voice.
 func (e evidence) judge() verdicts {
-	trusted, others := e.trusted()
-	proven := e.provenBy(trusted)
+	seeds, clients, others := e.heard()
+	proven := e.provenBy(seeds)
+	trusted := make(map[peer.ID]opinion)
+	for id, n := range e.tallies {
+		trusted[id] = experience(n)
+	}
+	for _, opinions := range []map[peer.ID]opinion{seeds, clients} {
+		for id, o := range opinions {
+			trusted[id] = trusted[id].and(o)
+		}
+	}
 
 	type voices struct{ honest, strangers opinion }
 	heard := make(map[peer.ID]voices)
@@ -114,7 +131,7 @@ func (e evidence) judge() verdicts {
 		o := trusted[id]
 		before := o.score()
 		for _, more := range []opinion{h.honest.within(honestAll), h.strangers.within(strangerAll)} {
-			o.weight, o.sum = o.weight+more.weight, o.sum+more.sum
+			o = o.and(more)
 		}
 		if out[id] = o.score(); before >= e.floor {
 			out[id] = max(out[id], e.floor)
@@ -135,43 +152,48 @@ func (e evidence) judge() verdicts {
 	return verdicts{out, proven}
 }
 
-// trusted returns what this gateway and its seeds think of whom, and the votes of all others.
-func (e evidence) trusted() (map[peer.ID]opinion, []store.Vote) {
-	trusted := make(map[peer.ID]opinion)
-	for id, n := range e.tallies {
-		trusted[id] = opinion{n.Good + n.Bad, n.Good - n.Bad}
-	}
-	others := make([]store.Vote, 0, len(e.votes))
+// heard returns what the seeds think of whom, what clients had this gateway sign, and the
+// votes of all others.
+func (e evidence) heard() (seeds, clients map[peer.ID]opinion, others []store.Vote) {
+	seeds, clients = make(map[peer.ID]opinion), make(map[peer.ID]opinion)
+	others = make([]store.Vote, 0, len(e.votes))
 	for _, v := range e.votes {
 		trust := e.seeds[v.Rater]
-		voice := seedVoice * trust
+		of, voice := seeds, seedVoice*trust
 		switch {
 		case v.Rater == v.Subject || e.liars[v.Rater]:
 			continue
 		case v.Rater == e.self:
-			voice = ownVotes
+			of, voice = clients, ownVotes
 		case trust <= 0:
 			others = append(others, v)
 			continue
 		}
-		o := trusted[v.Subject]
+		o := of[v.Subject]
 		o.add(voice*min(1, v.Weight), v.Mean)
-		trusted[v.Subject] = o
+		of[v.Subject] = o
 	}
-	return trusted, others
+	return seeds, clients, others
 }
 
-// provenBy returns who is proven by those opinions, and the seeds.
-func (e evidence) provenBy(trusted map[peer.ID]opinion) map[peer.ID]bool {
+// provenBy returns who is proven by our own experience and what the seeds say, and the seeds.
+func (e evidence) provenBy(seeds map[peer.ID]opinion) map[peer.ID]bool {
 	proven := make(map[peer.ID]bool)
-	for id, o := range trusted {
-		n := e.tallies[id]
-		if o.score() >= Verified && n.Bad <= badSlack+badShare*(n.Good+n.Bad) {
+	look := func(id peer.ID) {
+		n, said := e.tallies[id], seeds[id]
+		good := n.Good >= provenGood || said.score() >= provenScore
+		if good && n.Bad <= badSlack+badShare*(n.Good+n.Bad) && experience(n).and(said).score() >= provenScore {
 			proven[id] = true
 		}
 	}
+	for id := range e.tallies {
+		look(id)
+	}
+	for id := range seeds {
+		look(id)
+	}
 	for id, trust := range e.seeds {
-		if trust >= Verified {
+		if trust >= provenScore {
 			proven[id] = true
 		}
 	}

@@ -63,6 +63,48 @@ func TestScores(t *testing.T) {
 	}
 }
 
+// TestProven has several good tasks, or the word of a seed, prove a worker: not one task, not
+// what clients have this gateway sign, and not those who were proven by less.
+func TestProven(t *testing.T) {
+	me, seed, x := id("me", 0), id("seed", 0), id("x", 0)
+	vote := func(rater peer.ID, mean float64) store.Vote {
+		return store.Vote{Rater: rater, Subject: x, Mean: mean, Weight: 1}
+	}
+	sybils := evidence{tallies: map[peer.ID]store.Tally{}}
+	for i := range 10 {
+		sybils.tallies[id("s", i)] = store.Tally{Good: 1}
+		sybils.add(vote(id("s", i), 1))
+	}
+	tally := func(good, bad float64) map[peer.ID]store.Tally {
+		return map[peer.ID]store.Tally{x: {Good: good, Bad: bad}}
+	}
+	for _, c := range []struct {
+		name string
+		e    evidence
+		want bool
+	}{
+		{"nothing is known", evidence{}, false},
+		{"one good task", evidence{tallies: tally(1, 0)}, false},
+		{"three good tasks", evidence{tallies: tally(3, 0)}, true},
+		{"three, hours ago", evidence{tallies: tally(2.5, 0)}, true},
+		{"three, yesterday", evidence{tallies: tally(1.5, 0)}, false},
+		{"one of four is bad", evidence{tallies: tally(3, 1)}, false},
+		{"two of fifty are bad", evidence{tallies: tally(48, 2)}, true},
+		{"clients praise", evidence{votes: []store.Vote{vote(me, 1)}}, false},
+		{"clients praise one with a task", evidence{tallies: tally(1, 0), votes: []store.Vote{vote(me, 1)}}, false},
+		{"clients slander", evidence{tallies: tally(3, 0), votes: []store.Vote{vote(me, -1)}}, true},
+		{"a seed praises", evidence{votes: []store.Vote{vote(seed, 0.5)}}, true},
+		{"a seed praises one that cheats", evidence{tallies: tally(0, 1), votes: []store.Vote{vote(seed, 1)}}, false},
+		{"a seed warns", evidence{tallies: tally(3, 0), votes: []store.Vote{vote(seed, -1)}}, false},
+		{"ten with a task each praise", sybils, false},
+	} {
+		c.e.self, c.e.seeds, c.e.floor = me, map[peer.ID]float64{seed: 0.8}, -0.5
+		if got := c.e.judge().proven[x]; got != c.want {
+			t.Errorf("%s: proven: %v", c.name, got)
+		}
+	}
+}
+
 // TestVotesAreBounded floods the votes: those of this node and of seeds are there all the same.
 func TestVotesAreBounded(t *testing.T) {
 	me, seed, worker := id("me", 0), id("seed", 0), id("w", 0)

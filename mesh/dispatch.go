@@ -227,6 +227,18 @@ func (d *dispatch) acquired(slot router.Slot, err error) (router.Slot, error) {
 	return slot, err
 }
 
+// trialPart is the part of a task's time after which a newcomer that goes before others, and
+// has said nothing, is replaced.
+const trialPart = 10
+
+// firstLimit returns how long the worker may say nothing; 0 for as long as the task may take.
+func (d *dispatch) firstLimit(slot router.Slot) time.Duration {
+	if trial := d.Timeout / trialPart; slot.Trial && d.attempts-d.bounces <= d.Retries && (d.FirstByte == 0 || trial < d.FirstByte) {
+		return trial
+	}
+	return d.FirstByte
+}
+
 // served names the worker of the slot.
 func (d *dispatch) served(slot router.Slot) Served {
 	return Served{
@@ -248,8 +260,9 @@ func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	}
 	metrics.InFlight(1)
 	d.first = d.deadline
-	if d.FirstByte > 0 {
-		d.first = within(d.FirstByte, d.deadline)
+	limit := d.firstLimit(slot)
+	if limit > 0 {
+		d.first = within(limit, d.deadline)
 	}
 	err := r.open(d)
 	if err == nil {
@@ -257,7 +270,7 @@ func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	}
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) && d.first.Before(d.deadline) {
-			err = fmt.Errorf("%w: no output within %s: %w", ErrStream, d.FirstByte, os.ErrDeadlineExceeded)
+			err = fmt.Errorf("%w: no output within %s: %w", ErrStream, limit, os.ErrDeadlineExceeded)
 		}
 		r.abandon(err)
 		return nil, err

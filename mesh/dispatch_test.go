@@ -301,6 +301,41 @@ func TestFirstByte(t *testing.T) {
 	}
 }
 
+// TestTrial has a newcomer that goes before others say nothing: another worker takes over, in a
+// tenth of the task's time.
+func TestTrial(t *testing.T) {
+	a := newTestApp(t, nil)
+	silent, begun := silence(t)
+	newcomer := newWorker(t, a, silent)
+	newWorker(t, a, say("ok"+noFiles))
+	var node Node
+	if _, err := a.Attach("x", func(n Node) (Attachment, error) {
+		node = n
+		return &attachment{make(chan struct{})}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	node.Trust(func(worker string) Trust {
+		if worker == newcomer.PeerID {
+			return OnProbation
+		}
+		return Trusted
+	})
+	c := call("m")
+	c.Timeout = 20 * time.Second
+	for range 2000 { // one in ten is a trial
+		out, served, err := ask(t, a, c)
+		if out != "ok" || err != nil {
+			t.Fatalf("got %q, %v", out, err)
+		}
+		if served.Attempts > 1 {
+			begun.wait()
+			return
+		}
+	}
+	t.Error("the newcomer was not tried")
+}
+
 // TestOffline wants a task to leave a worker that goes silent before its first
 // byte, as a frozen process does.
 func TestOffline(t *testing.T) {

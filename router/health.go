@@ -99,8 +99,8 @@ func (r *Router) wake() {
 			return false
 		}
 		e.health.resting, e.health.full = false, false
+		r.shuffle(e)
 		if e.online {
-			e.moved()
 			awake = append(awake, e)
 		}
 		r.drop(e)

@@ -4,15 +4,30 @@ package router
 
 import "math/rand/v2"
 
-// The share of requests that go to workers on probation while others have room. It grows
-// with each of them that ends well and falls with each that fails: where most newcomers are
-// honest they are soon known, and where most cheat they hardly get a task, whatever their
-// number.
+// The share of requests for a name that go to its workers on probation while others have room.
+// It grows with each of them that ends well, and falls with each other one, most with those
+// that fail: where most newcomers are honest they are soon known, and where most cheat they
+// hardly get a task, whatever their number.
 const (
 	mostTrials  = 0.1
 	leastTrials = 0.005
 	trialGood   = 1.25
+	trialLost   = 0.9 // it says nothing, or the worker is full
+	trialPoor   = 0.5 // the agent failed
 	trialBad    = 0.25
+
+	// mostTrying bounds the trials of a name at one time: a newcomer may keep silent for long.
+	mostTrying = 4
+	// promising is how much more likely those are to be tried again that did the last task
+	// well.
+	promising = 10
+)
+
+// How many slots are believed of a worker: more than it has filled here before it only gets
+// where others have no room. What it announces is its own word.
+const (
+	firstSlots = 4
+	mostSlots  = 1 << 20
 )
 
 // SetProbation says whether little good is known of a worker: then it gets a small share of
@@ -21,84 +36,92 @@ func (r *Router) SetProbation(peer string, on bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e, ok := r.workers[peer]
-	if !ok || e.Probation == on {
-		return
+	switch {
+	case !ok || e.Probation == on:
+	case e.online:
+		r.unlist(e)
+		e.Probation = on
+		r.list(e)
+	default:
+		e.Probation = on
 	}
-	r.count(e, -1)
-	e.Probation = on
-	r.count(e, 1)
+}
+
+// pick chooses one of the workers of a name, or none, and reports whether that is a trial: one
+// on probation that goes before others which have room. The policy is for those that are not;
+// a newcomer is the one to which this gateway has sent the least of what it runs, any of
+// these.
+func (r *Router) pick(c *Choices, n *pool, sel Selector) (e *worker, trial bool) {
+	if r.mayTry(c, n) {
+		if e = n.newcomers[0].worker; c.free(e) {
+			return e, true
+		}
+		r.shuffle(e) // or it stands before all others
+	}
+	if e = c.either(n, sel); e != nil || len(r.resting) == 0 || n.full() {
+		return e, false
+	}
+	return c.lastResort(n, sel), false
+}
+
+// mayTry reports whether a request is to be a trial, if there is a newcomer for it. Who was
+// let down once is not sent to strangers again.
+func (r *Router) mayTry(c *Choices, n *pool) bool {
+	return len(n.newcomers) > 0 && n.newcomers[0].state() == free && len(n.known) > 0 && n.known[0].state() == free &&
+		len(c.req.Exclude) == 0 && n.trying < mostTrying && rand.Float64() < n.trials
+}
+
+// either chooses among those that are known, else among the newcomers.
+func (c *Choices) either(n *pool, sel Selector) *worker {
+	if e := c.from(n.known, sel); e != nil {
+		return e
+	}
+	return c.from(n.newcomers, LeastLoaded{})
+}
+
+// tried takes in how a trial went.
+func (n *pool) tried(o Outcome) {
+	n.trying--
+	switch o {
+	case Succeeded:
+		n.trials *= trialGood
+	case Failed:
+		n.trials *= trialBad
+	case AgentFailed:
+		n.trials *= trialPoor
+	default:
+		n.trials *= trialLost
+	}
+	n.trials = max(leastTrials, min(n.trials, mostTrials))
+}
+
+// shuffle gives a worker a place by chance among the newcomers of equal rank. Waiting gives
+// none of them a claim, nor that it is new: the time until its turn is distributed
+// exponentially, which forgets how long it has waited.
+func (r *Router) shuffle(e *worker) {
+	wait := rand.ExpFloat64()
+	if e.well {
+		wait /= promising
+	}
+	e.tie = r.turn + wait
 	if e.online {
 		e.moved()
 	}
 }
 
-// count counts a worker that is online, or counts it no more.
-func (r *Router) count(e *worker, by int) {
+// learn takes in how a task ended, for how many slots of the worker are believed: one more for
+// each that ends well while half of them are in use, and one less for others; half of them
+// when it breaks.
+func (e *worker) learn(o Outcome) {
+	e.well = o == Succeeded
 	switch {
-	case !e.online:
-	case e.Probation:
-		r.newcomers += by
-	default:
-		r.proven += by
+	case o == Refused:
+	case o == Failed:
+		e.slots /= 2
+	case o != Succeeded:
+		e.slots--
+	case 2*(e.inflight+1) >= e.slots:
+		e.slots++
 	}
-}
-
-// pick chooses one of the workers of a group, or -1, and reports whether that is a trial:
-// one on probation that goes before others which have room. The policy is for those that
-// are not, or for all where everybody is.
-func (r *Router) pick(c *Choices, sel Selector) (i int, trial bool) {
-	best := c.workers[0]
-	switch {
-	case r.newcomers == 0 || r.proven == 0 || best.state() != free || c.req.Peer != "":
-		return c.choose(sel), false
-	case best.Probation: // no other has room
-		if i = c.newcomer(); i < 0 {
-			i = c.choose(sel)
-		}
-		return i, false
-	}
-	// who was let down once is not sent to strangers again
-	if len(c.req.Exclude) == 0 && rand.Float64() < r.trials {
-		if i := c.newcomer(); i >= 0 {
-			return i, true
-		}
-	}
-	c.known = true
-	i = c.choose(sel)
-	c.known = false
-	if i < 0 {
-		i = c.newcomer()
-	}
-	return i, false
-}
-
-// newcomer returns the worker on probation to which this gateway has sent the least of what
-// it runs, any of these; -1 for none. What it says of its load, and that it was never chosen,
-// does not make it more likely: the one is its own word, and new names are free.
-func (c *Choices) newcomer() int {
-	found, n := -1, 0
-	for i := range c.workers {
-		if !c.workers[i].Probation || !c.Free(i) {
-			continue
-		}
-		switch held := c.workers[i].inflight; {
-		case found < 0 || held < c.workers[found].inflight:
-			found, n = i, 1
-		case held == c.workers[found].inflight:
-			if n++; rand.IntN(n) == 0 {
-				found = i
-			}
-		}
-	}
-	return found
-}
-
-// tried takes in how a trial went.
-func (r *Router) tried(o Outcome) {
-	switch o {
-	case Succeeded:
-		r.trials = min(mostTrials, r.trials*trialGood)
-	case Failed:
-		r.trials = max(leastTrials, r.trials*trialBad)
-	}
+	e.slots = max(firstSlots, min(e.slots, mostSlots))
 }

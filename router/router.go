@@ -115,14 +115,12 @@ type Router struct {
 	choices Choices            // of the choice under way; here so that it needs no allocation
 	asked   uint64             // counts the requests for a slot
 	queue   queue
-	alarm   bool // a look at who rests is to come
-
-	proven, newcomers int     // workers that are online: not on probation, and on it
-	trials            float64 // the share of requests that go to newcomers before others
+	alarm   bool    // a look at who rests is to come
+	turn    float64 // of the newcomer that was chosen last; see [Router.shuffle]
 }
 
 // name is the workers of one agent name and of one model engine.
-type name struct{ agents, models group }
+type name struct{ agents, models pool }
 
 // worker is a Worker with what this process knows of it.
 type worker struct {
@@ -131,23 +129,25 @@ type worker struct {
 	inflight int // slots held now
 	baseline int // slots held when Tasks was reported
 
-	hash   uint64 // of the peer id
-	tie    uint32 // the order of equals never chosen: random, so that gateways differ
-	picked uint64 // when it was chosen last
+	hash   uint64  // of the peer id
+	tie    float64 // the order of equals: random, so that gateways differ; see [Router.shuffle]
+	picked uint64  // when it was chosen last
+	slots  int     // that are believed of it
+	well   bool    // the last task ended well
 	health health
 
 	excluded uint64 // by which request last
 
 	keys   []string // by which it is in names: the agent's name, then the models
 	places []place  // in self, and in the groups of the keys
-	self   group    // the worker alone
+	self   pool     // the worker alone
 	gone   context.CancelFunc
 	here   context.Context // ends when the worker goes offline
 }
 
 // New returns an empty router.
 func New() *Router {
-	return &Router{now: time.Now, workers: make(map[string]*worker), names: make(map[string]*name), trials: mostTrials}
+	return &Router{now: time.Now, workers: make(map[string]*worker), names: make(map[string]*name)}
 }
 
 // Update adds a worker, or replaces what is known of it.
@@ -156,16 +156,14 @@ func (r *Router) Update(w Worker) {
 	defer r.mu.Unlock()
 	e, ok := r.workers[w.Peer]
 	if !ok {
-		e = &worker{hash: hashText(w.Peer), tie: rand.Uint32()}
+		e = &worker{hash: hashText(w.Peer), tie: r.turn + rand.ExpFloat64(), slots: firstSlots}
 		r.workers[w.Peer] = e
 	}
-	if e.online && (e.Agent != w.Agent || e.Model != w.Model || !slices.Equal(e.Models, w.Models)) {
+	if e.online && (e.Probation != w.Probation || e.Agent != w.Agent || e.Model != w.Model || !slices.Equal(e.Models, w.Models)) {
 		r.unlist(e)
-		r.serveQueue(e) // by its old names it is gone
+		r.serveQueue(e) // as what it was it is gone
 	}
-	r.count(e, -1)
 	e.Worker, e.baseline, e.health.full = w, e.inflight, false
-	r.count(e, 1)
 	if e.online {
 		e.moved()
 	} else {
@@ -200,22 +198,21 @@ func (r *Router) remove(peer string, gone bool) {
 // list makes a worker one to choose from.
 func (r *Router) list(e *worker) {
 	e.online = true
-	r.count(e, 1)
 	if e.here == nil || e.here.Err() != nil {
 		e.here, e.gone = context.WithCancel(context.Background())
 	}
 	e.keys = e.keys[:0] // what it went by before, until now
-	e.self.add(e)
+	e.self.of(e).add(e)
 	if key := fold(e.Agent); key != "" {
 		e.keys = append(e.keys, key)
-		r.name(key).agents.add(e)
+		r.name(key).agents.of(e).add(e)
 	}
 	models := len(e.keys)
 	for i := range 1 + len(e.Models) {
 		key := fold(e.engine(i))
 		if key != "" && !slices.Contains(e.keys[models:], key) {
 			e.keys = append(e.keys, key)
-			r.name(key).models.add(e)
+			r.name(key).models.of(e).add(e)
 		}
 	}
 }
@@ -232,7 +229,7 @@ func (w *Worker) engine(i int) string {
 func (r *Router) name(key string) *name {
 	n, ok := r.names[key]
 	if !ok {
-		n = new(name)
+		n = &name{pool{trials: mostTrials}, pool{trials: mostTrials}}
 		r.names[key] = n
 	}
 	return n
@@ -240,7 +237,6 @@ func (r *Router) name(key string) *name {
 
 // unlist makes a worker none to choose from.
 func (r *Router) unlist(e *worker) {
-	r.count(e, -1)
 	e.online = false
 	for _, p := range e.places {
 		p.group.remove(p.index)
@@ -248,7 +244,7 @@ func (r *Router) unlist(e *worker) {
 	clear(e.places)
 	e.places = e.places[:0]
 	for _, key := range e.keys {
-		if n, ok := r.names[key]; ok && len(n.agents)+len(n.models) == 0 {
+		if n, ok := r.names[key]; ok && n.agents.size()+n.models.size() == 0 {
 			delete(r.names, key)
 		}
 	}
@@ -274,13 +270,13 @@ func (e *worker) load() int {
 func (r *Router) Serves(req *Request) (routes Routes, text bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g, _ := r.match(req)
-	for _, m := range g {
-		if !req.may(m.worker) {
+	n, _ := r.match(req)
+	for e := range n.all() {
+		if !req.may(e) {
 			continue
 		}
-		routes |= m.Routes
-		if m.Routes == 0 {
+		routes |= e.Routes
+		if e.Routes == 0 {
 			text = true
 		}
 		if text && routes&req.Routes == req.Routes {
@@ -306,15 +302,15 @@ func (r *Router) Acquire(req *Request, sel Selector) (Slot, error) {
 func (r *Router) Visit(req *Request) (Slot, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g, tier := r.match(req)
+	n, tier := r.match(req)
 	err := ErrNoMatch
-	for _, m := range g {
+	for e := range n.all() {
 		switch {
-		case !req.may(m.worker):
-		case !req.fits(m.worker):
+		case !req.may(e):
+		case !req.fits(e):
 			err = ErrNoRoute
 		default:
-			return Slot{Worker: m.Worker, Tier: tier, Here: m.here, router: r}, nil
+			return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r}, nil
 		}
 	}
 	return Slot{}, err
@@ -329,27 +325,33 @@ func (r *Router) acquire(req *Request, sel Selector) (Slot, error) {
 	e.inflight++
 	r.picks++
 	e.picked = r.picks
+	if e.Probation {
+		r.turn = max(r.turn, e.tie)
+	}
 	e.moved()
-	return Slot{Worker: e.Worker, Tier: tier, Here: e.here, router: r, held: e, trial: trial}, nil
+	if trial != nil {
+		trial.trying++
+	}
+	return Slot{Worker: e.Worker, Trial: trial != nil, Tier: tier, Here: e.here, router: r, held: e, trial: trial}, nil
 }
 
-// decide matches the request and lets sel choose. trial is as of [Router.pick].
-func (r *Router) decide(req *Request, sel Selector) (e *worker, tier Tier, trial bool, err error) {
-	g, tier := r.match(req)
-	if len(g) == 0 {
-		return nil, tier, false, ErrNoMatch
+// decide matches the request and lets sel choose. trial is where the request is a trial.
+func (r *Router) decide(req *Request, sel Selector) (e *worker, tier Tier, trial *pool, err error) {
+	n, tier := r.match(req)
+	if n.size() == 0 {
+		return nil, tier, nil, ErrNoMatch
 	}
 	c := &r.choices
-	*c = Choices{workers: g, req: req, asked: r.exclude(req)}
+	*c = Choices{req: req, asked: r.exclude(req)}
 	defer func() { *c = Choices{} }() // it must not keep the request alive
-	i, trial := r.pick(c, sel)
-	if i < 0 && len(r.resting) > 0 && g[0].state() != full { // the best of all
-		i = c.lastResort(sel)
+	e, tries := r.pick(c, n, sel)
+	switch {
+	case e == nil:
+		return nil, tier, nil, c.reason(n)
+	case tries:
+		return e, tier, n, nil
 	}
-	if i < 0 {
-		return nil, tier, false, c.reason()
-	}
-	return g[i].worker, tier, trial, nil
+	return e, tier, nil, nil
 }
 
 // exclude marks the workers that must not serve the request, and returns the mark.
@@ -375,26 +377,29 @@ func (q *Request) asked() string {
 	return strings.TrimSpace(q.Model)
 }
 
+// nobody is a pool without workers.
+var nobody pool
+
 // match returns the workers of the first tier that has any for this client.
-func (r *Router) match(req *Request) (group, Tier) {
+func (r *Router) match(req *Request) (*pool, Tier) {
 	asked := req.asked()
 	if e, ok := r.workers[asked]; ok && e.online && req.may(e) {
-		return e.self, TierPeer
+		return &e.self, TierPeer
 	}
 	if req.Peer != "" || asked == "" || len(asked) > maxAsked {
-		return nil, TierPeer
+		return &nobody, TierPeer
 	}
 	var buf [64]byte
 	n, ok := r.names[string(appendFold(buf[:0], asked))]
 	switch {
 	case !ok:
-		return nil, TierModel
+		return &nobody, TierModel
 	case n.agents.any(req):
-		return n.agents, TierAgent
+		return &n.agents, TierAgent
 	case n.models.any(req):
-		return n.models, TierModel
+		return &n.models, TierModel
 	}
-	return nil, TierModel
+	return &nobody, TierModel
 }
 
 // may reports whether the client may use a worker.

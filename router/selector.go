@@ -12,14 +12,13 @@ type Selector interface {
 	Select(c *Choices) int
 }
 
-// Choices are the workers of the tier that a request matches. Their order has no
-// meaning.
+// Choices are the workers of the tier that a request matches, those on probation left out.
+// Their order has no meaning.
 type Choices struct {
 	workers group
 	req     *Request
 	asked   uint64 // marks who is excluded
 	resort  resort
-	known   bool // nobody on probation may be chosen
 }
 
 // resort says which workers that rest may be chosen, too.
@@ -42,10 +41,9 @@ func (c *Choices) Worker(i int) *Worker { return &c.workers[i].worker.Worker }
 // reported, and what was sent to it since, less what ended since.
 func (c *Choices) Load(i int) int { return c.workers[i].load() }
 
-// Share is the load as a share of the worker's slots.
-func (c *Choices) Share(i int) float64 {
-	return float64(c.workers[i].load()) / float64(c.workers[i].MaxTasks)
-}
+// Share is the load as a share of the worker's slots, of which no more are believed than what
+// it has done well here bears out.
+func (c *Choices) Share(i int) float64 { return c.workers[i].share() }
 
 // Less reports whether worker i is to be preferred to worker j by load, then CPU,
 // then by which was not chosen for longer.
@@ -59,11 +57,9 @@ func (c *Choices) Affinity() string { return c.req.Affinity }
 
 // Free reports whether the request may go to the worker now. One that rests may be
 // tried when there is no other.
-func (c *Choices) Free(i int) bool {
-	e := c.workers[i].worker
-	if c.known && e.Probation {
-		return false
-	}
+func (c *Choices) Free(i int) bool { return c.free(c.workers[i].worker) }
+
+func (c *Choices) free(e *worker) bool {
 	switch e.state() {
 	case full:
 		return false
@@ -121,34 +117,40 @@ func (c *Choices) Least() int {
 	return best
 }
 
-// choose asks the selector, and does not trust its answer.
-func (c *Choices) choose(sel Selector) int {
-	i := sel.Select(c)
-	if i < 0 || i >= len(c.workers) || !c.Free(i) {
-		return c.Least()
+// from asks the selector for a worker of a group, and does not trust its answer.
+func (c *Choices) from(g group, sel Selector) *worker {
+	if len(g) == 0 {
+		return nil
 	}
-	return i
+	c.workers = g
+	i := sel.Select(c)
+	if i < 0 || i >= len(g) || !c.Free(i) {
+		i = c.Least()
+	}
+	if i < 0 {
+		return nil
+	}
+	return g[i].worker
 }
 
 // lastResort looks among the workers that rest. Those whose agents failed are
 // tried when nobody else is free: else a client could have others refused with
 // prompts that make agents fail. Those that broke are tried when nobody else is
 // there at all.
-func (c *Choices) lastResort(sel Selector) int {
+func (c *Choices) lastResort(n *pool, sel Selector) *worker {
 	c.resort = failedAgents
-	i := c.choose(sel)
-	if i < 0 && c.allRest() {
+	e := c.either(n, sel)
+	if e == nil && c.allRest(n) {
 		c.resort = failed
-		i = c.choose(sel)
+		e = c.either(n, sel)
 	}
-	return i
+	return e
 }
 
 // allRest reports whether all of the workers that could serve the request rest.
-func (c *Choices) allRest() bool {
+func (c *Choices) allRest(n *pool) bool {
 	found := false
-	for _, m := range c.workers {
-		e := m.worker
+	for e := range n.all() {
 		if e.excluded == c.asked || !c.fits(e) {
 			continue
 		}
@@ -161,10 +163,10 @@ func (c *Choices) allRest() bool {
 }
 
 // reason says why no worker is free.
-func (c *Choices) reason() error {
+func (c *Choices) reason(n *pool) error {
 	err := ErrNoRoute
-	for _, m := range c.workers {
-		switch e := m.worker; {
+	for e := range n.all() {
+		switch {
 		case !c.req.may(e):
 		case !c.req.fits(e):
 			if c.req.servedAsText(e) && err == ErrNoRoute {

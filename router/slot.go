@@ -10,12 +10,14 @@ type Slot struct {
 	Worker Worker
 	// Tier says by which name it was found.
 	Tier Tier
+	// Trial says that a worker of which little is known goes before others that have room.
+	Trial bool
 	// Here ends when the worker goes offline.
 	Here context.Context
 
 	router *Router
 	held   *worker
-	trial  bool
+	trial  *pool // whose trial it is
 }
 
 // Release gives the slot back and says how the task went. It may be called more
@@ -31,12 +33,11 @@ func (s *Slot) Release(o Outcome) {
 	defer r.mu.Unlock()
 	e.inflight--
 	r.judge(e, o)
-	if s.trial {
-		r.tried(o)
+	e.learn(o)
+	if s.trial != nil {
+		s.trial.tried(o)
 	}
-	if e.online {
-		e.moved()
-	}
+	r.shuffle(e)
 	r.drop(e)
 	r.serveQueue(e)
 	r.setAlarm()

@@ -79,7 +79,7 @@ func peersListCommand() *cobra.Command {
 			}
 			head := []string{"STATUS", "HONESTY", "DISPATCH", "NAME", "MODEL", "AUTHOR", "LAST SEEN", "PEER"}
 			return printList(cmd, head, peers, func(w client.Worker) []string {
-				return []string{presence(w.Online), score(w.HonestyScore), dispatch(w.DispatchAllowed, w.RefuseReason), w.Name, w.Model, w.Author, when(w.LastSeen), w.PeerID}
+				return []string{presence(w.Online), score(w.HonestyScore), dispatch(w.DispatchAllowed, w.RefuseReason, false), w.Name, w.Model, w.Author, when(w.LastSeen), w.PeerID}
 			})
 		}),
 	})
@@ -109,7 +109,7 @@ func getPeer(ctx context.Context, cmd *cobra.Command, c *client.Client, args []s
 	}
 	fields := [][]string{
 		{"peer", p.PeerID}, {"status", presence(p.Online)}, {"last seen", when(p.LastSeen)}, {"agent", p.Agent}, {"author", p.Author},
-		{"honesty", score(p.HonestyScore)}, {"dispatch", dispatch(p.DispatchAllowed, p.RefuseReason)},
+		{"honesty", score(p.HonestyScore)}, {"dispatch", dispatch(p.DispatchAllowed, p.RefuseReason, p.OnProbation)},
 		{"entries", strconv.Itoa(p.EntriesCount)}, {"last entry", when(p.LastEntryAt)},
 		{"image", p.ImageRef}, {"digest", p.ImageDigest}, {"capability", p.Capability},
 	}
@@ -228,12 +228,15 @@ func presence(online bool) string {
 	return "offline"
 }
 
-// dispatch writes whether a peer is given tasks, and if not, why.
-func dispatch(allowed bool, reason string) string {
-	if allowed {
-		return "allowed"
+// dispatch writes whether a peer is given tasks, and why none or few.
+func dispatch(allowed bool, reason string, probation bool) string {
+	switch {
+	case !allowed:
+		return "refused " + reason
+	case probation:
+		return "allowed, on probation"
 	}
-	return "refused " + reason
+	return "allowed"
 }
 
 // score writes a number from -1 to 1.
