@@ -149,9 +149,12 @@ func (l *Ledger) validateEntry(_ context.Context, from peer.ID, m *pubsub.Messag
 	return judge(err, from, m)
 }
 
-// validateAlert is the validator of alerts.
+// validateAlert is the validator of alerts. One against a known equivocator is no news.
 func (l *Ledger) validateAlert(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	a, err := wire.ParseAlert(m.GetData())
+	if err == nil && from != l.store.Self() && l.store.Equivocators()[a.Peer] {
+		return pubsub.ValidationIgnore
+	}
 	if err == nil && (a.A.Size == a.B.Size) != (m.GetTopic() == wire.EquivocationTopic) {
 		err = errors.New("an alert of the other topic")
 	}

@@ -44,6 +44,8 @@ type Ledger struct {
 		sync.Mutex
 		seen map[peer.ID]headCursor
 		told map[peer.ID]wire.Hash // the root of the last that was shown to the mesh
+		// forks are who is known to have signed one that is not of the entries.
+		forks map[peer.ID]bool
 	}
 	logs     atomic.Uint64 // of which the first entry was stored
 	opened   time.Time
