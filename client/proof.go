@@ -34,31 +34,44 @@ type Proof struct {
 	EntryHash string   `json:"entry_hash"`
 	Position  int64    `json:"position"`   // from 0
 	AuditPath []string `json:"audit_path"` // hashes, in hex
-	// SignedEntry is the entry itself, a SignedEntry of agentfm.ledger.v1. [Proof.Verify] does
-	// not look at it. A gateway of AgentFM does not send it.
+	// SignedEntry is the entry as its author has signed it, a SignedEntry of agentfm.ledger.v1.
+	// A gateway of AgentFM does not send it.
 	SignedEntry []byte  `json:"signed_entry,omitzero"`
 	Head        LogHead `json:"head"`
 }
 
 // LogHead is the head of a log: its size and the root of its tree.
 type LogHead struct {
-	TreeSize     int64     `json:"tree_size"`
-	RootHash     string    `json:"root_hash"`
+	TreeSize int64     `json:"tree_size"`
+	RootHash string    `json:"root_hash"`
+	SignedAt time.Time `json:"signed_at,omitzero"`
+	// Witnesses are who has signed the same, WitnessCount how many they are: so many say that
+	// they know no other log of the peer.
 	WitnessCount int       `json:"witness_count"`
-	SignedAt     time.Time `json:"signed_at,omitzero"`
+	Witnesses    []Witness `json:"witness_sigs,omitzero"`
 	// PeerID is whose log it is, and Signature that peer's. A gateway of AgentFM does not
-	// say; then nobody vouches for the head but the gateway.
+	// say; then nobody vouches for the head but the gateway, and it proves nothing.
 	PeerID          string `json:"peer_id,omitzero"`
 	Signature       []byte `json:"signature,omitzero"`
 	TimestampUnixNS int64  `json:"timestamp_unix_ns,omitzero"`
 }
 
+// Witness is a witness's signature of the head of a log.
+type Witness struct {
+	PeerID    string `json:"peer_id"`
+	Signature []byte `json:"signature"`
+}
+
 // Signed reports whether the head has a signature.
 func (h *LogHead) Signed() bool { return len(h.Signature) > 0 }
 
-// Verify checks the signature of the head: that of its peer, over size, root and time. An
-// error is one of [ErrProof], as for a head without a signature.
+// Verify checks the signature of the head: that of its peer, over size, root and time; and those
+// of its witnesses, each of which is another. An error is one of [ErrProof], as for a head without
+// a signature. Whether the witnesses are such that the caller trusts is for the caller to see.
 func (h *LogHead) Verify() error {
+	if !h.Signed() {
+		return errUnsigned
+	}
 	id, key, ok := peerKey(h.PeerID)
 	if !ok {
 		return proofError("the head names no peer whose id has an Ed25519 key")
@@ -70,6 +83,17 @@ func (h *LogHead) Verify() error {
 	sum := sha256.Sum256(h.canonical(id, root[:]))
 	if !ed25519.Verify(key, sum[:], h.Signature) {
 		return proofError("the signature of the head is not its peer's")
+	}
+	if h.WitnessCount != len(h.Witnesses) {
+		return proofError("witness_count is not the number of witness_sigs")
+	}
+	seen := map[string]bool{h.PeerID: true}
+	for _, w := range h.Witnesses {
+		_, key, ok := peerKey(w.PeerID)
+		if !ok || seen[w.PeerID] || !ed25519.Verify(key, sum[:], w.Signature) {
+			return proofError("a signature of the head is not that of a witness, or it is there twice")
+		}
+		seen[w.PeerID] = true
 	}
 	return nil
 }
@@ -106,13 +130,20 @@ func (s *PeerService) Proof(ctx context.Context, peerID, entryHash string) (*Pro
 	if err := p.Verify(); err != nil {
 		return nil, err
 	}
+	id, ok := decodeBase58(peerID)
+	if e, _ := splitEntry(p.SignedEntry); ok && !bytes.Equal(id, e.rater) && !bytes.Equal(id, e.subject) {
+		return nil, proofError("the entry is neither about the peer nor by it")
+	}
 	return p, nil
 }
 
 // Verify checks, without asking anybody, that the path leads from the entry to the root of
-// the head, and the signature of the head, where it has one: see [LogHead.Signed]. An error
-// is one of [ErrProof].
+// the head; that the head is signed by the peer whose log it is, and by its witnesses; and that
+// the entry is of this hash and signed by that same peer. An error is one of [ErrProof].
 func (p *Proof) Verify() error {
+	if !p.Head.Signed() {
+		return errUnsigned
+	}
 	entry, ok := hashOf(p.EntryHash)
 	root, ok2 := hashOf(p.Head.RootHash)
 	if !ok || !ok2 {
@@ -130,10 +161,72 @@ func (p *Proof) Verify() error {
 	if err := tlog.CheckRecord(path, p.Head.TreeSize, root, p.Position, entry); err != nil {
 		return proofError("the path does not lead from the entry to the root")
 	}
-	if p.Head.Signed() {
-		return p.Head.Verify()
+	if err := p.Head.Verify(); err != nil {
+		return err
+	}
+	return p.verifyEntry(entry)
+}
+
+// verifyEntry checks that the entry has a hash, and is signed by the peer whose head it is.
+func (p *Proof) verifyEntry(hash tlog.Hash) error {
+	if len(p.SignedEntry) == 0 {
+		return proofError("it has no signed_entry: the proof is of a hash, and nobody can tell what was said")
+	}
+	e, ok := splitEntry(p.SignedEntry)
+	if !ok {
+		return proofError("signed_entry: it is no entry of a log")
+	}
+	if tlog.RecordHash(e.canonical) != hash {
+		return proofError("signed_entry: it is another than the one that is proven")
+	}
+	id, key, ok := peerKey(p.Head.PeerID)
+	if !ok || !bytes.Equal(id, e.rater) {
+		return proofError("the log is not that of the rater")
+	}
+	if sum := sha256.Sum256(e.canonical); !ed25519.Verify(key, sum[:], e.signature) {
+		return proofError("signed_entry: the signature is not the rater's")
 	}
 	return nil
+}
+
+// signedEntry is what an entry consists of.
+type signedEntry struct {
+	rater, subject       []byte // peer ids
+	canonical, signature []byte // what is signed
+}
+
+// splitEntry takes an entry apart. It is a message of Protocol Buffers in the order of its fields:
+// within field 1 or 2, the peer ids come first, and the signature last.
+func splitEntry(b []byte) (e signedEntry, ok bool) {
+	field := func(b []byte, number byte) (v, rest []byte, ok bool) {
+		if len(b) == 0 || b[0] != number<<3|2 {
+			return nil, nil, false
+		}
+		n, size := binary.Uvarint(b[1:])
+		if size <= 0 || n > uint64(len(b)-1-size) {
+			return nil, nil, false
+		}
+		b = b[1+size:]
+		return b[:n], b[n:], true
+	}
+	kind := byte(1)
+	if len(b) > 0 && b[0] == 2<<3|2 {
+		kind = 2
+	}
+	inner, rest, ok := field(b, kind)
+	at := len(inner) - 2 - ed25519.SignatureSize
+	if !ok || len(rest) > 0 || at < 0 {
+		return e, false
+	}
+	e.canonical = inner[:at]
+	if e.signature, rest, ok = field(inner[at:], 8); !ok || len(rest) > 0 {
+		return e, false
+	}
+	if e.rater, rest, ok = field(e.canonical, 1); !ok {
+		return e, false
+	}
+	e.subject, _, ok = field(rest, 2)
+	return e, ok
 }
 
 // keyPrefix begins the bytes of a peer id that has an Ed25519 key in it: a multihash that
@@ -169,6 +262,8 @@ func decodeBase58(s string) ([]byte, bool) {
 	zeros := len(s) - len(strings.TrimLeft(s, "1"))
 	return append(make([]byte, zeros), n.Bytes()...), true
 }
+
+var errUnsigned = proofError("its head is not signed: nobody but the gateway has vouched for it")
 
 // proofError is the error for a proof that proves nothing.
 func proofError(message string) *Error { return &Error{Kind: ErrProof, Message: message} }

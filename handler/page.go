@@ -148,12 +148,29 @@ func (x *exchange) failPage(p *problem) {
 	_ = x.answerPage(p.status, peerPage{Title: http.StatusText(p.status), Problem: p.message})
 }
 
-// usePassword makes the password that a browser sends the key of the request: it has no
-// other way to send one. Pages are read alone, so that no other page gains by it.
-func (x *exchange) usePassword() {
-	if _, key, ok := x.r.BasicAuth(); ok && x.user() == "" {
+// usePassword makes the password that a browser sends for a page the key of the request: it
+// has no other way to send one. Pages are read alone, so that no other page gains by it. A
+// password that another site has the browser send is none: it would spend the guesses of
+// who looks at that site.
+func (x *exchange) usePassword(page bool) {
+	_, key, ok := x.r.BasicAuth()
+	switch {
+	case !ok || x.user() != "":
+	case foreign(x.r.Header):
+		x.r.Header.Del("Authorization")
+	case page:
 		x.r.Header.Set("Authorization", "Bearer "+key)
 	}
+}
+
+// foreign reports whether a browser sends a request because of a page of another site, and
+// nobody has followed a link there.
+func foreign(h http.Header) bool {
+	switch h.Get("Sec-Fetch-Site") {
+	case "cross-site", "same-site": // which is another host, too
+		return h.Get("Sec-Fetch-User") != "?1"
+	}
+	return false
 }
 
 // clean is a text of a stranger, of bounded length, without what is no character: marks that

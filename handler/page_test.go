@@ -173,3 +173,33 @@ func TestPeerPageRights(t *testing.T) {
 		}
 	}
 }
+
+// TestForeignPasswords wants other sites not to spend the guesses of who looks at them.
+func TestForeignPasswords(t *testing.T) {
+	const key = "a-key-of-sixteen-chars"
+	basic := func(password string) string {
+		return "Basic " + base64.StdEncoding.EncodeToString([]byte("x:"+password))
+	}
+	for name, c := range map[string]struct {
+		path, password, site, user string
+		first, afterwards          int // the status of the right key, too
+	}{
+		"another site":          {"/ui/peer/" + peerA, "wrong", "cross-site", "", 401, 200},
+		"another host":          {"/ui/peer/" + peerA, "wrong", "same-site", "", 401, 200},
+		"no page":               {"/v1/models", "wrong", "cross-site", "", 401, 200},
+		"another site, and key": {"/ui/peer/" + peerA, key, "cross-site", "", 401, 200},
+		"a link, and key":       {"/ui/peer/" + peerA, key, "cross-site", "?1", 200, 200},
+		"a link":                {"/ui/peer/" + peerA, "wrong", "cross-site", "?1", 401, 429},
+		"the address bar":       {"/ui/peer/" + peerA, "wrong", "none", "?1", 401, 429},
+		"no browser":            {"/ui/peer/" + peerA, "wrong", "", "", 401, 429},
+	} {
+		g := serve(t, &fakeMesh{workers: []mesh.WorkerInfo{worker(peerA, "HR", "llama3.2")}}, withKeys(key))
+		first := g.do(t, "GET", c.path, "", "Authorization", basic(c.password), "Sec-Fetch-Site", c.site, "Sec-Fetch-User", c.user).status
+		for range 40 {
+			g.do(t, "GET", c.path, "", "Authorization", basic(c.password), "Sec-Fetch-Site", c.site, "Sec-Fetch-User", c.user)
+		}
+		if got := g.do(t, "GET", "/v1/models", "", "Authorization", "Bearer "+key).status; first != c.first || got != c.afterwards {
+			t.Errorf("%s: %d, and %d afterwards", name, first, got)
+		}
+	}
+}

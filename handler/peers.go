@@ -310,27 +310,49 @@ func (x *exchange) peerProof() error {
 	if err != nil {
 		return ledgerProblem(err)
 	}
-	type head struct {
-		Size      uint64 `json:"tree_size"`
-		Root      string `json:"root_hash"`
-		Witnesses int    `json:"witness_count"`
-		Signed    string `json:"signed_at"`
-		Peer      string `json:"peer_id"`
-		Signature []byte `json:"signature"`
-		Time      int64  `json:"timestamp_unix_ns"`
-	}
-	path := make([]string, len(p.Path))
+	return x.answerJSON(newProof(p))
+}
+
+// proof is what proves an entry, as clients see it.
+type proof struct {
+	Hash     string    `json:"entry_hash"`
+	Position uint64    `json:"position"`
+	Path     []string  `json:"audit_path"`
+	Entry    []byte    `json:"signed_entry"`
+	Head     proofHead `json:"head"`
+}
+
+// proofHead is the head of a log as clients see it.
+type proofHead struct {
+	Size      uint64         `json:"tree_size"`
+	Root      string         `json:"root_hash"`
+	Witnesses int            `json:"witness_count"`
+	Sigs      []proofWitness `json:"witness_sigs"`
+	Signed    string         `json:"signed_at"`
+	Peer      string         `json:"peer_id"`
+	Signature []byte         `json:"signature"`
+	Time      int64          `json:"timestamp_unix_ns"`
+}
+
+// proofWitness is a witness's signature of a head.
+type proofWitness struct {
+	Peer      string `json:"peer_id"`
+	Signature []byte `json:"signature"`
+}
+
+// newProof returns a proof as clients see it.
+func newProof(p *store.Proof) proof {
+	out := proof{Hash: p.Entry.Hash().String(), Position: p.Position, Path: make([]string, len(p.Path)), Entry: p.Entry.Marshal()}
 	for i, h := range p.Path {
-		path[i] = h.String()
+		out.Path[i] = h.String()
 	}
-	return x.answerJSON(struct {
-		Hash     string   `json:"entry_hash"`
-		Position uint64   `json:"position"`
-		Path     []string `json:"audit_path"`
-		Entry    []byte   `json:"signed_entry"`
-		Head     head     `json:"head"`
-	}{hash.String(), p.Position, path, p.Entry.Marshal(), head{
-		p.Head.Size, p.Head.Root.String(), len(p.Head.Witnesses), time.Unix(0, p.Head.Time).UTC().Format(time.RFC3339Nano),
-		p.Head.Peer.String(), p.Head.Signature, p.Head.Time,
-	}})
+	h := p.Head
+	out.Head = proofHead{
+		Size: h.Size, Root: h.Root.String(), Witnesses: len(h.Witnesses), Sigs: make([]proofWitness, len(h.Witnesses)),
+		Signed: time.Unix(0, h.Time).UTC().Format(time.RFC3339Nano), Peer: h.Peer.String(), Signature: h.Signature, Time: h.Time,
+	}
+	for i, w := range h.Witnesses {
+		out.Head.Sigs[i] = proofWitness{w.Peer.String(), w.Signature}
+	}
+	return out
 }

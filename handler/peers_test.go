@@ -3,6 +3,7 @@
 package handler
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/ledger"
+	"github.com/Agent-FM/caddy-agentfm/ledger/store"
 	"github.com/Agent-FM/caddy-agentfm/ledger/tree"
 	ledgerwire "github.com/Agent-FM/caddy-agentfm/ledger/wire"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -196,6 +198,32 @@ func checkProof(t *testing.T, g *gate, at, hash string) {
 	}
 	if err := tree.VerifyInclusion(p.Position, p.Head.Size, parse(p.Hash), path, head.Root); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestProofHasWitnesses wants the signatures of witnesses in a proof, and the entry.
+func TestProofHasWitnesses(t *testing.T) {
+	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &ledgerwire.Entry{Kind: ledgerwire.Rating, Dimension: ledgerwire.Honesty}
+	h := &ledgerwire.Head{Size: 1, Root: ledgerwire.Hash{1}, Time: 1}
+	w, err := h.Cosign(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Witnesses = []ledgerwire.Witness{w}
+	got := newProof(&store.Proof{Entry: e, Head: h})
+	if s := got.Head.Sigs; got.Head.Witnesses != 1 || len(s) != 1 || s[0].Peer != w.Peer.String() || !bytes.Equal(s[0].Signature, w.Signature) {
+		t.Errorf("%+v", got.Head)
+	}
+	if !bytes.Equal(got.Entry, e.Marshal()) || got.Hash != e.Hash().String() {
+		t.Errorf("%+v", got)
+	}
+	h.Witnesses = nil
+	if b, err := json.Marshal(newProof(&store.Proof{Entry: e, Head: h})); err != nil || !strings.Contains(string(b), `"witness_count":0,"witness_sigs":[]`) {
+		t.Errorf("%s, %v", b, err)
 	}
 }
 

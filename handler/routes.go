@@ -117,9 +117,7 @@ func (x *exchange) serve() error {
 	rt, param, ok := find(x.r.URL.Path)
 	preflight := ok && x.r.Method == http.MethodOptions
 	x.shareAnswer()
-	if rt.page {
-		x.usePassword()
-	}
+	x.usePassword(rt.page)
 	if !rt.open {
 		if err := x.admit(preflight); err != nil {
 			return err

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"sync"
 	"time"
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
@@ -14,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/limit"
 	"github.com/Agent-FM/caddy-agentfm/ledger/store"
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
@@ -21,10 +21,10 @@ import (
 // Limits on what gossip brings. What is above is not lost: it comes when peers are asked
 // for what they have.
 const (
-	authorRate  = 5.0 // entries a second
-	authorBurst = 100.0
+	authorRate  = 5 // entries a second
+	authorBurst = 100
 	maxAuthors  = 16384
-	newcomers   = 50.0 // authors a second that were not heard of lately
+	newcomers   = 50 // authors a second that were not heard of lately
 	// gossipBuffer is how many messages may wait, gossipBatch how many are stored at once.
 	gossipBuffer = 1024
 	gossipBatch  = 64
@@ -149,9 +149,12 @@ func (l *Ledger) validateEntry(_ context.Context, from peer.ID, m *pubsub.Messag
 	return judge(err, from, m)
 }
 
-// validateAlert is the validator of alerts.
+// validateAlert is the validator of alerts. One against a known equivocator is no news.
 func (l *Ledger) validateAlert(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	a, err := wire.ParseAlert(m.GetData())
+	if err == nil && from != l.store.Self() && l.store.Equivocators()[a.Peer] {
+		return pubsub.ValidationIgnore
+	}
 	if err == nil && (a.A.Size == a.B.Size) != (m.GetTopic() == wire.EquivocationTopic) {
 		err = errors.New("an alert of the other topic")
 	}
@@ -271,57 +274,13 @@ func (l *Ledger) equivocated(evidence *wire.Alert) {
 	}
 }
 
-// authors remembers how many more entries of whom are welcome.
-type authors struct {
-	mu      sync.Mutex
-	buckets map[peer.ID]*bucket
-	fresh   bucket // for those who are not in the table
-}
+// authors remembers how many more entries of whom are welcome. Identities are free: how many
+// it remembers is bounded, and so is how fast newcomers come.
+type authors struct{ table *limit.Table[peer.ID] }
 
 func newAuthors() *authors {
-	return &authors{buckets: make(map[peer.ID]*bucket), fresh: bucket{tokens: maxAuthors / 16}}
+	return &authors{limit.New[peer.ID](authorRate, authorBurst, maxAuthors).Newcomers(newcomers, maxAuthors/16)}
 }
 
-// bucket is a token bucket.
-type bucket struct {
-	tokens float64
-	last   time.Time
-}
-
-// take takes a token, of which there is a new one rate times a second, up to burst.
-func (b *bucket) take(now time.Time, rate, burst float64) bool {
-	b.tokens = min(burst, b.tokens+now.Sub(b.last).Seconds()*rate)
-	b.last = now
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
-}
-
-// admit reports whether an entry of an author is within its rate. Identities are free: the
-// table is bounded, and so is how fast newcomers come.
-func (a *authors) admit(id peer.ID) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	now := time.Now()
-	b, ok := a.buckets[id]
-	if !ok {
-		if !a.fresh.take(now, newcomers, maxAuthors/16) {
-			return false
-		}
-		if len(a.buckets) >= maxAuthors {
-			for old, b := range a.buckets {
-				if now.Sub(b.last).Seconds()*authorRate > authorBurst {
-					delete(a.buckets, old)
-				}
-			}
-			if len(a.buckets) >= maxAuthors {
-				return false
-			}
-		}
-		b = &bucket{tokens: authorBurst, last: now}
-		a.buckets[id] = b
-	}
-	return b.take(now, authorRate, authorBurst)
-}
+// admit reports whether an entry of an author is within its rate.
+func (a *authors) admit(id peer.ID) bool { return a.table.Take(id, time.Now()) }

@@ -4,6 +4,7 @@ package ledger
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -22,13 +23,22 @@ const (
 	// headsAnew is how often all of a peer's heads are read again, when there are logs here
 	// that were not known: a head of such a log is not kept.
 	headsAnew = 10 * time.Minute
-	// alertsEvery is how often a peer is asked for its evidence against equivocators.
+	// headPages is how many pages of heads one peer is asked for at once: the rest comes in the
+	// next round. There are headsOfOne of one log at most: see [store.Store.Heads].
+	headPages  = 4
+	headsOfOne = 3
+	// headSignatures is how many signatures of witnesses are verified at once, about.
+	headSignatures = 1024
+	// alertsEvery is how often a peer is asked for its evidence against equivocators, and
+	// alertPages how many pages that has at most.
 	alertsEvery = 10 * time.Minute
+	alertPages  = 12
 )
 
 // headCursor is how far the heads of a peer were read.
 type headCursor struct {
 	row  uint64
+	last wire.Hash // of what that row had
 	logs uint64    // that were known then
 	anew time.Time // when they were read from the first on
 
@@ -53,34 +63,68 @@ func (l *Ledger) readHeads(ctx context.Context, id peer.ID, anew time.Duration) 
 	if c.logs != logs && time.Since(c.anew) >= anew {
 		c = headCursor{logs: logs, anew: time.Now(), alerts: c.alerts}
 	}
-	for {
-		items, err := l.page(ctx, id, wire.HeadsProtocol, c.row, wire.MaxPage)
+	signatures := 0
+	for range headPages {
+		more, err := l.readHeadPage(ctx, id, &c, &signatures)
 		if err != nil {
 			return err
 		}
-		for _, i := range items {
-			if i.Index <= c.row {
-				return fmt.Errorf("%w: the rows do not grow", wire.ErrBad)
-			}
-			c.row = i.Index
-			if err := l.heard(ctx, i.Entry); err != nil {
-				return err
-			}
-		}
 		l.sawHeads(id, c)
-		if len(items) < wire.MaxPage {
+		if !more {
 			return nil
 		}
 	}
+	return nil
 }
 
-// heard takes in a head that a peer holds. That it is none, or not of the entries that are
-// stored, is not the peer's fault.
-func (l *Ledger) heard(ctx context.Context, b []byte) error {
-	h, err := wire.ParseHead(b)
+// readHeadPage fetches and takes in a page of a peer's heads, and reports whether there are
+// more to be read now. A peer that shows what it cannot have verified itself is left. The page begins with the last row that is known: when there is none, or it is another,
+// the peer has a new store, of which nothing was read.
+func (l *Ledger) readHeadPage(ctx context.Context, id peer.ID, c *headCursor, signatures *int) (more bool, err error) {
+	items, err := l.page(ctx, id, wire.HeadsProtocol, max(c.row, 1)-1, wire.MaxPage)
 	if err != nil {
-		return nil
+		return false, err
 	}
+	more = len(items) == wire.MaxPage
+	if c.row > 0 {
+		switch {
+		case len(items) == 0 || items[0].Index == c.row && sha256.Sum256(items[0].Entry) != c.last:
+			c.row = 0
+			return true, nil
+		case items[0].Index == c.row:
+			items = items[1:]
+		}
+	}
+	of := make(map[peer.ID]int)
+	for _, i := range items {
+		if i.Index <= c.row {
+			return false, fmt.Errorf("%w: the rows do not grow", wire.ErrBad)
+		}
+		if *signatures >= headSignatures {
+			return false, nil
+		}
+		c.row, c.last = i.Index, sha256.Sum256(i.Entry)
+		h, err := wire.ParseHead(i.Entry)
+		if err != nil {
+			continue
+		}
+		if of[h.Peer]++; of[h.Peer] > headsOfOne {
+			return false, fmt.Errorf("%w: more than %d heads of one log", wire.ErrBad, headsOfOne)
+		}
+		*signatures += len(h.Witnesses)
+		if h.Verify() != nil || len(h.Checked().Witnesses) < len(h.Witnesses) {
+			return false, fmt.Errorf("a head of %s: %w", h.Peer, wire.ErrSignature)
+		}
+		if err := l.heard(ctx, h); err != nil {
+			return false, err
+		}
+	}
+	return more, nil
+}
+
+// heard takes in a head that a peer holds. That it is not of the entries that are stored is not
+// the peer's fault.
+func (l *Ledger) heard(ctx context.Context, h *wire.Head) (err error) {
 	if h.Peer == l.store.Self() {
 		err = l.store.Claim(ctx, h)
 		if err == nil {
@@ -91,7 +135,7 @@ func (l *Ledger) heard(ctx context.Context, b []byte) error {
 	}
 	switch {
 	case errors.Is(err, store.ErrFork):
-		l.node.Log().Warn("a peer has signed a head that is not that of its entries", zap.Stringer("peer", h.Peer), zap.Error(err))
+		l.warnFork(h.Peer, err)
 	case errors.Is(err, wire.ErrSignature), errors.Is(err, wire.ErrBad):
 	default:
 		return err
@@ -99,31 +143,63 @@ func (l *Ledger) heard(ctx context.Context, b []byte) error {
 	return nil
 }
 
+// warnFork logs that a peer has signed a head that is not of its entries: once, and of a bounded
+// number of peers.
+func (l *Ledger) warnFork(id peer.ID, err error) {
+	l.heads.Lock()
+	defer l.heads.Unlock()
+	if l.heads.forks == nil {
+		l.heads.forks = make(map[peer.ID]bool)
+	}
+	if l.heads.forks[id] || len(l.heads.forks) >= maxHeadCursors {
+		return
+	}
+	l.heads.forks[id] = true
+	l.node.Log().Warn("a peer has signed a head that is not that of its entries", zap.Stringer("peer", id), zap.Error(err))
+}
+
 // askAlerts fetches the evidence that a peer holds against equivocators, once in a while: what
-// gossip tells of them comes to who is there at that moment.
+// gossip tells of them comes to who is there at that moment. A peer that shows what proves
+// nothing is not asked for more.
 func (l *Ledger) askAlerts(ctx context.Context, id peer.ID) error {
 	has, err := l.node.Host.Peerstore().SupportsProtocols(id, wire.AlertsProtocol)
 	c := l.headsSeen(id)
 	if err != nil || len(has) == 0 || time.Since(c.alerts) < alertsEvery {
 		return err
 	}
-	for from := uint64(0); ; from += wire.MaxPage {
-		items, err := l.page(ctx, id, wire.AlertsProtocol, from, wire.MaxPage)
+	c.alerts = time.Now()
+	l.sawHeads(id, c)
+	for page := range uint64(alertPages) {
+		items, err := l.page(ctx, id, wire.AlertsProtocol, page*wire.MaxPage, wire.MaxPage)
 		if err != nil {
 			return err
 		}
 		for _, i := range items {
-			if a, err := wire.ParseAlert(i.Entry); err == nil && !l.store.Equivocators()[a.Peer] && a.Verify() == nil {
-				l.accuse(a)
+			if err := l.accusation(ctx, i.Entry); err != nil {
+				return err
 			}
 		}
 		if len(items) < wire.MaxPage {
-			break
+			return nil
 		}
 	}
-	c = l.headsSeen(id)
-	c.alerts = time.Now()
-	l.sawHeads(id, c)
+	return nil
+}
+
+// accusation takes in an alert that a peer holds. One against a known equivocator, or of which
+// there are too many, is not even verified.
+func (l *Ledger) accusation(ctx context.Context, b []byte) error {
+	a, err := wire.ParseAlert(b)
+	if err != nil {
+		return err
+	}
+	if l.store.Equivocators()[a.Peer] || l.store.MayAccuse(ctx, a.Peer) != nil {
+		return nil
+	}
+	if err := a.Verify(); err != nil {
+		return err
+	}
+	l.accuse(a)
 	return nil
 }
 
@@ -182,6 +258,7 @@ func (l *Ledger) validateHead(_ context.Context, from peer.ID, m *pubsub.Message
 	if err == nil && from != l.store.Self() && !l.gossip.owners.admit(h.Peer) {
 		err = errLater
 	}
+	m.ValidatorData = h
 	return judge(err, from, m)
 }
 
@@ -193,7 +270,9 @@ func (l *Ledger) takeHeads(sub *pubsub.Subscription) {
 			return
 		}
 		if m.GetFrom() != l.store.Self() {
-			l.alarm(l.heard(l.ctx, m.GetData()))
+			if h, ok := m.ValidatorData.(*wire.Head); ok {
+				l.alarm(l.heard(l.ctx, h))
+			}
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/lifetime"
+	"github.com/Agent-FM/caddy-agentfm/internal/limit"
 	"github.com/Agent-FM/caddy-agentfm/ledger/store"
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -31,7 +32,7 @@ type Ledger struct {
 	first   Settings // of the configuration that opened it
 	parts   *lifetime.Lifetime[*Part]
 	gate    gate
-	clients clients
+	clients *limit.Table[string]
 
 	gossip    gossip
 	cosigning cosigning
@@ -43,6 +44,8 @@ type Ledger struct {
 		sync.Mutex
 		seen map[peer.ID]headCursor
 		told map[peer.ID]wire.Hash // the root of the last that was shown to the mesh
+		// forks are who is known to have signed one that is not of the entries.
+		forks map[peer.ID]bool
 	}
 	logs     atomic.Uint64 // of which the first entry was stored
 	opened   time.Time
@@ -78,7 +81,7 @@ func Open(node mesh.Node, dir string, first Settings) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts(), serving: newCounter(), cosigning: newCosigning()}
+	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts(), serving: newCounter(), cosigning: newCosigning(), clients: newClients()}
 	l.gate.dirty, l.gate.fresh = make(chan struct{}, 1), make(map[string]store.Tally)
 	l.answered.of, l.answered.as = make(map[peer.ID]bool), make(map[peer.ID]bool)
 	l.ctx, l.cancel = context.WithCancel(node.Context)

@@ -100,10 +100,13 @@ func (l *Ledger) serveWitness(from peer.ID, r io.Reader) (reply, error) {
 		return nil, errLater
 	}
 	if sub.Head == nil {
-		held, err := l.store.Cosigned(from)
 		return func(w io.Writer) error {
+			held, err := l.store.Cosigned(from)
+			if err != nil {
+				return err
+			}
 			return wire.WriteVerdict(w, wire.Verdict{Status: wire.Conflict, Held: held})
-		}, err
+		}, nil
 	}
 	return func(w io.Writer) error { return l.judgeHead(sub, w) }, nil
 }

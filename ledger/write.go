@@ -5,11 +5,11 @@ package ledger
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/limit"
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
 
@@ -19,40 +19,13 @@ var ErrTooOften = errors.New("this client has rated too often")
 // Limits on what clients have this node sign: an hour's worth at once, and then one a minute.
 const (
 	clientRate  = 1.0 / 60
-	clientBurst = 60.0
+	clientBurst = 60
 	maxClients  = 4096
 )
 
-// clients remembers how much more clients may have this node sign.
-type clients struct {
-	mu      sync.Mutex
-	buckets map[string]*bucket
-}
-
-// take counts something that a client has signed; false when it was too much.
-func (c *clients) take(client string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := time.Now()
-	b, ok := c.buckets[client]
-	if !ok {
-		if len(c.buckets) >= maxClients {
-			for old, b := range c.buckets {
-				if now.Sub(b.last).Seconds()*clientRate > clientBurst {
-					delete(c.buckets, old)
-				}
-			}
-		}
-		if len(c.buckets) >= maxClients {
-			return false
-		}
-		if c.buckets == nil {
-			c.buckets = make(map[string]*bucket)
-		}
-		b = &bucket{tokens: clientBurst, last: now}
-		c.buckets[client] = b
-	}
-	return b.take(now, clientRate, clientBurst)
+// newClients remembers how much more clients may have this node sign.
+func newClients() *limit.Table[string] {
+	return limit.New[string](clientRate, clientBurst, maxClients)
 }
 
 // Opinion is what a client has this node say of a peer.
@@ -80,7 +53,7 @@ func (l *Ledger) Say(ctx context.Context, o Opinion) (*wire.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !l.clients.take(o.Client) {
+	if !l.clients.Take(o.Client, time.Now()) {
 		return nil, ErrTooOften
 	}
 	said := rating

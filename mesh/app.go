@@ -200,10 +200,11 @@ func (a *App) Cleanup() error {
 }
 
 // Lease gives access to the node for the time of one request. It returns
-// [ErrNotRunning] before the app has started and after its end.
+// [ErrNotRunning] before the app has started and after its end: a client that asks meanwhile
+// is told to ask again, and not that there are no workers.
 func (a *App) Lease() (*Lease, error) {
 	n := a.node.Load()
-	if n == nil || !n.Lifetime.Lease() {
+	if n == nil || n.directory.opening.Load() || !n.Lifetime.Lease() {
 		return nil, ErrNotRunning
 	}
 	return &Lease{app: a, node: n}, nil

@@ -188,7 +188,7 @@ func TestEntryOfAStranger(t *testing.T) {
 // gets no task before they have.
 func TestOpening(t *testing.T) {
 	d := newDirectory(zap.NewNop)
-	d.opening = true
+	d.opening.Store(true)
 	d.update(wire.Telemetry{PeerID: "a", Model: "m", MaxTasks: 1, Status: wire.StatusAvailable})
 	acquire := func() error {
 		s, err := d.router.Acquire(&router.Request{Model: "m"}, router.LeastLoaded{})

@@ -7,6 +7,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -39,7 +40,7 @@ type directory struct {
 	mu      sync.RWMutex
 	workers map[string]*WorkerInfo
 	up      int                     // workers that are online
-	opening bool                    // nobody gets tasks before the services of the app have started
+	opening atomic.Bool             // nobody gets tasks before the services of the app have started
 	trust   func(peer string) Trust // how far each is trusted
 }
 
@@ -94,21 +95,28 @@ func (d *directory) serves(w *WorkerInfo) {
 func (d *directory) open() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.opening {
+	if !d.opening.Load() {
 		return
 	}
-	d.opening = false
 	for _, w := range d.workers {
 		if w.Online {
-			d.offer(w)
+			d.enlist(w)
 		}
+	}
+	d.opening.Store(false)
+}
+
+// offer gives a worker to the router, unless it gets no tasks or nobody does yet.
+func (d *directory) offer(w *WorkerInfo) {
+	if !d.opening.Load() {
+		d.enlist(w)
 	}
 }
 
-// offer gives a worker to the router, unless it gets no tasks.
-func (d *directory) offer(w *WorkerInfo) {
+// enlist gives a worker to the router, unless it gets no tasks.
+func (d *directory) enlist(w *WorkerInfo) {
 	trust := d.trust(w.PeerID)
-	if d.opening || trust == Barred {
+	if trust == Barred {
 		return
 	}
 	d.router.Update(router.Worker{

@@ -86,7 +86,7 @@ func openNode(s Settings, loadKey func() (crypto.PrivKey, error), log *zap.Logge
 	n := &node{settings: s, host: h, tasks: newTaskTable(), streams: newStreamPool(h), responses: newResponses(), emit: make(chan struct{}), emitted: make(chan struct{}), ctx: ctx, cancel: cancel}
 	n.Lifetime = lifetime.New[*App](n.shut)
 	n.directory = newDirectory(n.log)
-	n.directory.opening = true
+	n.directory.opening.Store(true)
 	n.profiles = newProfiles(ctx, n.streams, n.directory.tookProfile)
 	n.directory.ask = n.profiles.ask
 	if err := n.start(ctx); err != nil {

@@ -11,22 +11,24 @@ import (
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/time/rate"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/limit"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 // Limits on the telemetry of one sender and on the number of senders. A worker
 // publishes every two seconds, and sooner when its tasks change.
 const (
-	senderRate   = 4.0 // messages a second
-	senderBurst  = 20.0
+	senderRate   = 4 // messages a second
+	senderBurst  = 20
 	maxSenders   = 16384
 	senderExpiry = 5 * time.Minute
 
 	// A peer can make up senders as it likes, and so cannot bring us as many as
 	// the table holds before the first of them expire.
-	newcomerRate  = 20.0
-	newcomerBurst = 2000.0
+	newcomerRate  = 20
+	newcomerBurst = 2000
 )
 
 // senders remembers, of everyone who sent telemetry lately, the sequence number
@@ -34,35 +36,19 @@ const (
 type senders struct {
 	mu    sync.Mutex
 	byID  map[peer.ID]*sender
-	from  map[peer.ID]*bucket // newcomers by who forwards their messages
+	from  *limit.Table[peer.ID] // newcomers by who forwards their messages
 	now   func() time.Time
 	swept time.Time
 }
 
 type sender struct {
-	bucket
+	rate  *rate.Limiter
+	last  time.Time // when it sent anything new
 	seqno uint64
 }
 
-// bucket is a token bucket.
-type bucket struct {
-	tokens float64
-	last   time.Time // when tokens were added
-}
-
-// take takes a token, of which there is a new one rate times a second, up to burst.
-func (b *bucket) take(now time.Time, rate, burst float64) bool {
-	b.tokens = min(burst, b.tokens+now.Sub(b.last).Seconds()*rate)
-	b.last = now
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
-}
-
 func newSenders() *senders {
-	return &senders{byID: make(map[peer.ID]*sender), from: make(map[peer.ID]*bucket), now: time.Now}
+	return &senders{byID: make(map[peer.ID]*sender), from: limit.New[peer.ID](newcomerRate, newcomerBurst, maxSenders), now: time.Now}
 }
 
 // admit reports whether a message is newer than all before it from its sender,
@@ -74,33 +60,24 @@ func (s *senders) admit(from, id peer.ID, seqno uint64) bool {
 	now := s.now()
 	e, ok := s.byID[id]
 	if !ok {
-		if len(s.byID) >= maxSenders || len(s.from) >= maxSenders {
+		if len(s.byID) >= maxSenders {
 			s.sweep(now)
 		}
-		if len(s.byID) >= maxSenders || !s.mayIntroduce(from, now) {
+		if len(s.byID) >= maxSenders || !s.from.Take(from, now) {
 			return false
 		}
-		e = &sender{bucket: bucket{tokens: senderBurst, last: now}}
+		e = &sender{rate: rate.NewLimiter(senderRate, senderBurst), last: now}
 		s.byID[id] = e
 	}
 	if seqno <= e.seqno {
 		return false // replayed, or overtaken
 	}
-	if !e.bucket.take(now, senderRate, senderBurst) {
+	e.last = now
+	if !e.rate.AllowN(now, 1) {
 		return false
 	}
 	e.seqno = seqno
 	return true
-}
-
-// mayIntroduce reports whether a peer may bring us a sender that we do not know.
-func (s *senders) mayIntroduce(from peer.ID, now time.Time) bool {
-	b, ok := s.from[from]
-	if !ok {
-		b = &bucket{tokens: newcomerBurst, last: now}
-		s.from[from] = b
-	}
-	return b.take(now, newcomerRate, newcomerBurst)
 }
 
 // sweep forgets the silent, at most once a second.
@@ -112,11 +89,6 @@ func (s *senders) sweep(now time.Time) {
 	for id, e := range s.byID {
 		if now.Sub(e.last) > senderExpiry {
 			delete(s.byID, id)
-		}
-	}
-	for id, b := range s.from {
-		if now.Sub(b.last) > senderExpiry {
-			delete(s.from, id)
 		}
 	}
 }

@@ -111,7 +111,7 @@ func TestSendersRateIsOne(t *testing.T) {
 			admitted++
 		}
 	}
-	if want := senderBurst + 10*senderRate; float64(admitted) > want+1 || float64(admitted) < want-1 {
+	if want := senderBurst + 10*senderRate; admitted > want+1 || admitted < want-1 {
 		t.Errorf("%d admitted, want %v", admitted, want)
 	}
 }

@@ -294,7 +294,7 @@ func TestOperator(t *testing.T) {
 		t.Errorf("the stream of events ended with %v after %q", err, rest)
 	}
 	out, err := p.agentfm(t, "peers", "--address", p.admin).CombinedOutput()
-	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 1 || !strings.Contains(string(out), "asking the admin API at "+p.admin) {
+	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 3 || !strings.Contains(string(out), "asking the admin API at "+p.admin) {
 		t.Errorf("nobody there: %s, %v", out, err)
 	}
 }

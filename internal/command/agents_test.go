@@ -191,6 +191,9 @@ func TestScatterCommand(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
+	if _, _, err := run("scatter", "--model", "m", file+".none"); exitCode(err) != exitUsage || !strings.Contains(err.Error(), ".none") {
+		t.Error(err)
+	}
 	if _, _, err := run("scatter", "--model", "none", file); !errors.Is(err, client.ErrModelNotFound) || !strings.Contains(err.Error(), "`models`") {
 		t.Error(err)
 	}

@@ -73,10 +73,11 @@ func exitCode(err error) int {
 	if e, ok := errors.AsType[coded](err); ok {
 		return e.code
 	}
-	if errors.Is(err, context.DeadlineExceeded) { // of what was waited for
-		return exitBusy
+	e, ok := errors.AsType[*client.Error](err)
+	if (!ok || e.Kind == client.ErrContext) && errors.Is(err, context.DeadlineExceeded) {
+		return exitBusy // what was waited for; a dial that takes too long is one, too, by its error
 	}
-	if e, ok := errors.AsType[*client.Error](err); ok {
+	if ok {
 		if code, ok := kindCodes[e.Kind]; ok {
 			return code
 		}

@@ -8,6 +8,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net"
 	"net/http"
 	"os"
 	"reflect"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
@@ -130,9 +132,23 @@ func TestKindCodes(t *testing.T) {
 		usage(errStopped): exitUsage,
 		&client.Error{Kind: client.ErrContext, Err: context.Canceled}:         exitInterrupted,
 		&client.Error{Kind: client.ErrContext, Err: context.DeadlineExceeded}: exitBusy,
+		&client.Error{Kind: client.ErrConnection, Err: dialTimeout(t)}:        exitGateway,
 	} {
 		if got := exitCode(err); got != want {
 			t.Errorf("%v: %d, want %d", err, got, want)
 		}
 	}
+}
+
+// dialTimeout returns the error of a dial that takes too long, which is one of a deadline, too.
+func dialTimeout(t *testing.T) error {
+	t.Helper()
+	conn, err := (&net.Dialer{Timeout: time.Nanosecond}).Dial("tcp", "127.0.0.1:1")
+	if err == nil {
+		_ = conn.Close()
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	return err
 }

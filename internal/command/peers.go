@@ -95,28 +95,31 @@ func peersGetCommand() *cobra.Command {
 		Short:             "Shows what a gateway knows of a peer",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: first(knownPeers),
-		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error {
-			p, err := c.Peers.Get(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			fields := [][]string{
-				{"peer", p.PeerID}, {"status", presence(p.Online)}, {"last seen", when(p.LastSeen)}, {"agent", p.Agent}, {"author", p.Author},
-				{"honesty", score(p.HonestyScore)}, {"dispatch", dispatch(p.DispatchAllowed, p.RefuseReason, p.OnProbation)},
-				{"entries", strconv.Itoa(p.EntriesCount)}, {"last entry", when(p.LastEntryAt)},
-				{"image", p.ImageRef}, {"digest", p.ImageDigest}, {"capability", p.Capability},
-			}
-			if p.IsEquivocator {
-				fields = append(fields, []string{"equivocator", "yes"})
-			}
-			if r := p.Raters; r != nil {
-				fields = append(fields, []string{"verified raters", strconv.Itoa(r.Verified)}, []string{"other raters", strconv.Itoa(r.Unverified)})
-			}
-			return printFields(cmd, p, fields)
-		}),
+		RunE:              withClient(getPeer),
 	})
 	jsonFlag(cmd)
 	return cmd
+}
+
+// getPeer prints what a gateway knows of a peer.
+func getPeer(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error {
+	p, err := c.Peers.Get(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	fields := [][]string{
+		{"peer", p.PeerID}, {"status", presence(p.Online)}, {"last seen", when(p.LastSeen)}, {"agent", p.Agent}, {"author", p.Author},
+		{"honesty", score(p.HonestyScore)}, {"dispatch", dispatch(p.DispatchAllowed, p.RefuseReason, p.OnProbation)},
+		{"entries", strconv.Itoa(p.EntriesCount)}, {"last entry", when(p.LastEntryAt)},
+		{"image", p.ImageRef}, {"digest", p.ImageDigest}, {"capability", p.Capability},
+	}
+	if p.IsEquivocator {
+		fields = append(fields, []string{"equivocator", "yes"})
+	}
+	if r := p.Raters; r != nil {
+		fields = append(fields, []string{"verified raters", strconv.Itoa(r.Verified)}, []string{"other raters", strconv.Itoa(r.Unverified)})
+	}
+	return printFields(cmd, p, fields)
 }
 
 // peersLogCommand is `caddy agentfm peers log`.
@@ -140,7 +143,7 @@ func peersLogCommand() *cobra.Command {
 					break
 				}
 			}
-			return printList(cmd, []string{"RECEIVED", "KIND", "SAYS", "RATER", "RATER IS", "ENTRY"}, entries, logRow)
+			return printList(cmd, []string{"RECEIVED", "KIND", "SAYS", "WHY", "RATER", "RATER IS", "ENTRY"}, entries, logRow)
 		}),
 	})
 	listFlags(cmd)
@@ -153,7 +156,7 @@ func logRow(e client.LogEntry) []string {
 	if e.Kind == "Rating" {
 		says = e.Dimension + " " + score(e.Score)
 	}
-	return []string{when(e.ReceivedAt), e.Kind, says, e.RaterPeerID, e.RaterStatus, e.Hash}
+	return []string{when(e.ReceivedAt), e.Kind, says, e.Context, e.RaterPeerID, e.RaterStatus, e.Hash}
 }
 
 // peersCommentCommand is `caddy agentfm peers comment`.

@@ -32,7 +32,7 @@ func TestPeersCommands(t *testing.T) {
 		case "GET /v1/peers/12D3N":
 			_, _ = io.WriteString(w, `{"peer_id":"12D3N","online":true,"honesty_score":0.1,"dispatch_allowed":true,"on_probation":true}`)
 		case "GET /v1/peers/12D3A/log?limit=50&offset=0":
-			_, _ = io.WriteString(w, `{"entries":[{"kind":"Rating","dimension":"honesty","score":0.5,"entry_hash":"ab","rater_peer_id":"12D3R","rater_status":"verified","received_at":"2026-01-02T03:04:05Z"},{"kind":"Comment","text_cid":"`+cid+`","entry_hash":"cd"}]}`)
+			_, _ = io.WriteString(w, `{"entries":[{"kind":"Rating","dimension":"honesty","score":0.5,"context":"a\tb","entry_hash":"ab","rater_peer_id":"12D3R","rater_status":"verified","received_at":"2026-01-02T03:04:05Z"},{"kind":"Comment","text_cid":"`+cid+`","entry_hash":"cd"}]}`)
 		case "POST /v1/peers/12D3A/comments/self":
 			b, _ := io.ReadAll(r.Body)
 			comment = string(b)
@@ -48,8 +48,8 @@ func TestPeersCommands(t *testing.T) {
 		{"peers list", "online\t0.26\tallowed\tHR?\tm\tann\t\t12D3A\noffline\t-1.00\trefused peer_is_equivocator\tb\tm\t\t\t12D3B\n"},
 		{"peers get 12D3A", "peer\t12D3A\nstatus\tonline\nagent\tHR\nhonesty\t0.50\ndispatch\trefused reputation_below_floor\nentries\t2\nequivocator\tyes\nverified raters\t1\nother raters\t3\n"},
 		{"peers get 12D3N", "peer\t12D3N\nstatus\tonline\nhonesty\t0.10\ndispatch\tallowed, on probation\nentries\t0\n"},
-		{"peers log 12D3A", "2026-01-02T03:04:05Z\tRating\thonesty 0.50\t12D3R\tverified\tab\n\tComment\t" + cid + "\t\t\tcd\n"},
-		{"peers log 12D3A -n 1", "2026-01-02T03:04:05Z\tRating\thonesty 0.50\t12D3R\tverified\tab\n"},
+		{"peers log 12D3A", "2026-01-02T03:04:05Z\tRating\thonesty 0.50\ta?b\t12D3R\tverified\tab\n\tComment\t" + cid + "\t\t\t\tcd\n"},
+		{"peers log 12D3A -n 1", "2026-01-02T03:04:05Z\tRating\thonesty 0.50\ta?b\t12D3R\tverified\tab\n"},
 		{"peers comment 12D3A --rating -0.5 --language en Quick, and right.", "cid\t" + cid + "\nentry\tab\n"},
 		{"peers text 12D3A " + cid, text + "\n"},
 		{"workers", "AVAILABLE\tHR?\tm\t0/2\t0%\tann\t\t12D3A\nOFFLINE\tb\tm\t0/0\t0%\t\t\t12D3B\n"},

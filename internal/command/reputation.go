@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -34,95 +33,33 @@ func reputationCommand() *cobra.Command {
 // reputationShowCommand is `caddy agentfm reputation show`.
 func reputationShowCommand() *cobra.Command {
 	cmd := askGateway(&cobra.Command{
-		Use:   "show <peer id> [--entries <n> [--proofs]] [--json] [--gateway <url>]",
-		Short: "Shows what a gateway thinks of a peer, or what is said of it",
+		Use:   "show <peer id> [--proofs [--entries <n>]] [--json] [--gateway <url>]",
+		Short: "Shows what a gateway thinks of a peer, or the proofs of what is said of it",
 		Long: `
-Shows what a gateway thinks of a peer: its score, and whether it gets tasks. With
---entries, the newest entries that speak of it. With --proofs, these as lines of JSON,
-each with the proof that it is in the log of its author, for ` + "`reputation verify`" + `.`,
-		Args: cobra.ExactArgs(1),
+Shows what a gateway thinks of a peer, as ` + "`peers get`" + ` does. With --proofs, the entries
+that speak of it, the newest first, as lines of JSON: each with the proof that it is in the
+log of its author, for ` + "`reputation verify`" + `. The entries alone are in ` + "`peers log`" + `.`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: first(knownPeers),
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error {
 			entries, _ := cmd.Flags().GetInt("entries")
 			proofs, _ := cmd.Flags().GetBool("proofs")
 			switch {
 			case entries < 0:
-				return errors.New("--entries: want a number from 0 on")
+				return usage(fmt.Errorf("--entries %d: want a number from 0 on", entries))
 			case proofs:
 				return showProofs(ctx, cmd, c, args[0], entries)
 			case entries > 0:
-				return showEntries(ctx, cmd, c, args[0], entries)
+				return usage(errors.New("--entries is for --proofs: `peers log` lists the entries alone"))
 			}
-			return showPeer(ctx, cmd, c, args[0])
+			return getPeer(ctx, cmd, c, args)
 		}),
 	})
-	cmd.Flags().IntP("entries", "n", 0, "How many of the newest entries to show (with --proofs, 0 is all)")
+	cmd.Flags().IntP("entries", "n", 0, "How many of the newest entries, with --proofs; 0 is all")
 	cmd.Flags().Bool("proofs", false, "Print the entries with their proofs, as lines of JSON")
-	cmd.Flags().Bool("json", false, "Print the answer of the gateway")
+	jsonFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("proofs", "json")
 	return cmd
-}
-
-// showPeer prints what a gateway thinks of a peer.
-func showPeer(ctx context.Context, cmd *cobra.Command, c *client.Client, id string) error {
-	p, err := c.Peers.Get(ctx, id)
-	if err != nil {
-		return err
-	}
-	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
-		return printValue(cmd, p)
-	}
-	rows := [][]string{
-		{"peer", p.PeerID}, {"agent", p.Agent}, {"author", p.Author}, {"online", strconv.FormatBool(p.Online)},
-		{"score", fmt.Sprintf("%+.2f", p.HonestyScore)}, {"tasks", standing(p)}, {"entries", strconv.Itoa(p.EntriesCount)}, {"last entry", timeOf(p.LastEntryAt)},
-	}
-	if p.Raters != nil {
-		rows = append(rows, []string{"raters", fmt.Sprintf("%d found honest, %d others", p.Raters.Verified, p.Raters.Unverified)})
-	}
-	return printRows(cmd.OutOrStdout(), []string{"WHAT", "IS"}, rows)
-}
-
-// standing says whether a peer gets tasks.
-func standing(p *client.PeerSummary) string {
-	switch {
-	case !p.DispatchAllowed:
-		return "none: " + p.RefuseReason
-	case p.OnProbation:
-		return "few: it is on probation"
-	}
-	return "as others"
-}
-
-// timeOf is a time as it is shown; empty for none.
-func timeOf(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return t.UTC().Format(time.RFC3339)
-}
-
-// showEntries prints the newest entries about a peer.
-func showEntries(ctx context.Context, cmd *cobra.Command, c *client.Client, id string, most int) error {
-	var entries []client.LogEntry
-	for e, err := range c.Peers.Log(ctx, id) {
-		if err != nil {
-			return err
-		}
-		if entries = append(entries, e); len(entries) == most {
-			break
-		}
-	}
-	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
-		return printValue(cmd, entries)
-	}
-	rows := make([][]string, len(entries))
-	for i, e := range entries {
-		said := e.Dimension + " " + fmt.Sprintf("%+.2f", e.Score)
-		if e.TextCID != "" {
-			said = "text " + e.TextCID
-		}
-		rows[i] = []string{timeOf(e.ReceivedAt), e.Kind, said, e.Context, e.RaterStatus, e.RaterPeerID, e.Hash}
-	}
-	return printRows(cmd.OutOrStdout(), []string{"RECEIVED", "KIND", "SAYS", "WHY", "RATER IS", "RATER", "ENTRY"}, rows)
 }
 
 // showProofs prints the newest entries about a peer with their proofs.
@@ -140,11 +77,7 @@ func showProofs(ctx context.Context, cmd *cobra.Command, c *client.Client, id st
 		case err != nil:
 			return err
 		}
-		b, err := json.Marshal(p)
-		if err == nil {
-			err = printJSON(cmd.OutOrStdout(), append(b, '\n'))
-		}
-		if err != nil {
+		if err := printLine(cmd.OutOrStdout(), p); err != nil {
 			return err
 		}
 		if shown++; shown == most {
@@ -184,14 +117,7 @@ a file of - is standard input. When anything is wrong, the exit code is 1.`,
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
-			if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
-				return printValue(cmd, said)
-			}
-			rows := make([][]string, len(said))
-			for i, s := range said {
-				rows[i] = s.row()
-			}
-			return printRows(cmd.OutOrStdout(), []string{"SAID", "KIND", "SAYS", "WHY", "OF", "RATER", "PLACE", "ENTRY"}, rows)
+			return printList(cmd, []string{"SAID", "KIND", "SAYS", "WHY", "OF", "RATER", "PLACE", "ENTRY"}, said, verified.row)
 		},
 	}
 	cmd.Flags().Bool("json", false, "Print the entries as JSON")
@@ -221,7 +147,7 @@ func (v verified) row() []string {
 	if v.Score != nil {
 		said = v.Dimension + " " + fmt.Sprintf("%+.2f", *v.Score)
 	}
-	return []string{timeOf(v.Time), v.Kind, said, v.Context, v.Subject, v.Rater, fmt.Sprintf("%d of %d", v.Position+1, v.Size), v.Hash}
+	return []string{when(v.Time), v.Kind, said, v.Context, v.Subject, v.Rater, fmt.Sprintf("%d of %d", v.Position+1, v.Size), v.Hash}
 }
 
 // maxProof bounds one proof in a file, in bytes, and maxProofs their number.
@@ -270,20 +196,11 @@ func verifyProofs(in io.Reader) (all []verified, err error) {
 
 // verifyProof verifies a proof with nothing but what is in it.
 func verifyProof(p *client.Proof) (v verified, err error) {
-	switch {
-	case !p.Head.Signed():
-		return v, errors.New("its head is not signed: nobody but the gateway has vouched for it")
-	case len(p.SignedEntry) == 0:
-		return v, errors.New("it has no signed_entry: the proof is of a hash, and nobody can tell what was said")
-	}
 	if err := p.Verify(); err != nil {
 		return v, err
 	}
 	e, err := wire.ParseEntry(p.SignedEntry)
 	if err != nil {
-		return v, fmt.Errorf("signed_entry: %w", err)
-	}
-	if err := e.Verify(); err != nil {
 		return v, fmt.Errorf("signed_entry: %w", err)
 	}
 	v = verified{
@@ -294,12 +211,6 @@ func verifyProof(p *client.Proof) (v verified, err error) {
 		v.Score = &e.Score
 	} else {
 		v.TextCID = fmt.Sprintf("%x", e.TextCID)
-	}
-	switch {
-	case !strings.EqualFold(v.Hash, p.EntryHash):
-		return v, errors.New("signed_entry: it is another than the one that is proven")
-	case v.Rater != p.Head.PeerID:
-		return v, errors.New("the log is not that of the rater")
 	}
 	return v, nil
 }

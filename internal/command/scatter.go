@@ -92,7 +92,7 @@ func readPrompts(cmd *cobra.Command, file string) ([]string, error) {
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {
-			return nil, err
+			return nil, usage(err)
 		}
 		defer f.Close()
 		in = f

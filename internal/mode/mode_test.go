@@ -8,6 +8,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -137,6 +138,21 @@ func TestHelp(t *testing.T) {
 		if !strings.Contains(string(page), "`"+m.name+"`") {
 			t.Errorf("no %s in docs/modes.md", m.name)
 		}
+	}
+}
+
+// TestAgentKey wants a key for each name, which is the name where it can be.
+func TestAgentKey(t *testing.T) {
+	form, same := regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`), regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+	names := map[string]string{}
+	for _, name := range []string{
+		"hr", "agent", "hr-assistant", "HR Assistant", "hr.assistant", "hr--assistant", "客服", "翻译", "Übersetzer", "ubersetzer", strings.Repeat("long ", 20),
+	} {
+		key := agentKey(name)
+		if other, taken := names[key]; taken || !form.MatchString(key) || len(key) > 63 || same.MatchString(name) && key != name {
+			t.Errorf("%q has the key %q, and so has %q", name, key, other)
+		}
+		names[key] = name
 	}
 }
 

@@ -4,6 +4,7 @@ package mode
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -326,7 +327,13 @@ func agentName(dir, image string) string {
 // noKey is what an agent's key cannot have.
 var noKey = regexp.MustCompile(`[^a-z0-9]+`)
 
-// agentKey makes the key of an agent from its name: the key of its identity goes by it.
+// agentKey makes the key of an agent from its name: the key of its identity goes by it. Where
+// the key cannot say all of the name, it ends with a hash of it: no two agents share a key.
 func agentKey(name string) string {
-	return cmp.Or(strings.Trim(noKey.ReplaceAllString(strings.ToLower(name), "-"), "-"), "agent")
+	key := cmp.Or(strings.Trim(noKey.ReplaceAllString(strings.ToLower(name), "-"), "-"), "agent")
+	if key == name {
+		return key
+	}
+	sum := sha256.Sum256([]byte(name))
+	return fmt.Sprintf("%.50s-%x", key, sum[:4])
 }

@@ -234,7 +234,7 @@ func (t *tx) evidence(small, large *wire.Head, author int64) (*wire.Alert, error
 }
 
 // Heads returns a page of the heads that are kept of others, after a row. The newer a head
-// came, the later is its row.
+// came, the later is its row. Of one log there are three at most.
 func (s *Store) Heads(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 	if r.From > 1<<62 {
 		return nil, nil

@@ -105,6 +105,9 @@ func verify(id peer.ID, canonical, signature []byte) error {
 	if err != nil || pub.Type() != crypto.Ed25519 {
 		return fmt.Errorf("%w: the author has no Ed25519 key", ErrSignature)
 	}
+	if !names(id, pub) {
+		return fmt.Errorf("%w: the author's peer id is not that of its key", ErrSignature)
+	}
 	if len(signature) != ed25519.SignatureSize {
 		return fmt.Errorf("%w: it has %d bytes", ErrSignature, len(signature))
 	}
@@ -113,6 +116,13 @@ func verify(id peer.ID, canonical, signature []byte) error {
 		return ErrSignature
 	}
 	return nil
+}
+
+// names reports whether a peer id is the one of the key in it: the bytes of a key can be written
+// in more than one way.
+func names(id peer.ID, key crypto.PubKey) bool {
+	one, err := peer.IDFromPublicKey(key)
+	return err == nil && one == id
 }
 
 // message is a message in the making. A field that is empty or 0 is left out, as
@@ -216,13 +226,16 @@ func sole(given, form []byte) error {
 	return nil
 }
 
-// checkPeer refuses what is no peer id.
+// checkPeer refuses what is no peer id, or not the one of the key in it.
 func checkPeer(what string, id peer.ID) error {
 	if len(id) == 0 || len(id) > maxPeer {
 		return fmt.Errorf("%w: %s is not a peer id", ErrBad, what)
 	}
 	if p, err := peer.IDFromBytes([]byte(id)); err != nil || p != id {
 		return fmt.Errorf("%w: %s is not a peer id", ErrBad, what)
+	}
+	if key, err := id.ExtractPublicKey(); err == nil && !names(id, key) {
+		return fmt.Errorf("%w: %s is not the peer id of its key", ErrBad, what)
 	}
 	return nil
 }

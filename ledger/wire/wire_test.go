@@ -390,3 +390,45 @@ func TestFormIsProtobufs(t *testing.T) {
 		}
 	}
 }
+
+// TestOneKeyHasOneID writes the fields of a key in the other order: the peer id of that names the
+// same key, and nobody.
+func TestOneKeyHasOneID(t *testing.T) {
+	a := newAuthor(t)
+	raw, err := a.key.GetPublic().Raw()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := append(append([]byte{0x12, byte(len(raw))}, raw...), 0x08, 0x01)
+	alias, err := peer.IDFromBytes(append([]byte{0x00, byte(len(key))}, key...))
+	if err != nil || alias == a.id {
+		t.Fatal(alias, err)
+	}
+	h := a.head(t, 1, 1)
+	w, err := h.Cosign(newAuthor(t).key)
+	if err != nil || h.VerifyWitness(w) != nil {
+		t.Fatal(err)
+	}
+	h.Peer = alias
+	if err := h.Sign(a.key); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Verify(); !errors.Is(err, ErrSignature) {
+		t.Errorf("a head: %v", err)
+	}
+	if _, err := ParseHead(h.Marshal()); !errors.Is(err, ErrBad) {
+		t.Errorf("a head is read: %v", err)
+	}
+	other := newAuthor(t).head(t, 1, 1)
+	if w, err = other.Cosign(a.key); err != nil {
+		t.Fatal(err)
+	}
+	w.Peer = alias
+	if err := other.VerifyWitness(w); !errors.Is(err, ErrSignature) {
+		t.Errorf("a witness: %v", err)
+	}
+	e := newAuthor(t).rating(t, func(e *Entry) { e.Subject = alias })
+	if _, err := ParseEntry(e.Marshal()); !errors.Is(err, ErrBad) {
+		t.Errorf("an entry about it is read: %v", err)
+	}
+}
