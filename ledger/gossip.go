@@ -265,11 +265,16 @@ func (l *Ledger) equivocated(evidence *wire.Alert) {
 		return
 	}
 	l.accuse(&alert)
+	l.spread(&alert)
+}
+
+// spread sends an alert to the mesh.
+func (l *Ledger) spread(a *wire.Alert) {
 	topic := l.gossip.equivocation
-	if alert.A.Size != alert.B.Size {
+	if a.A.Size != a.B.Size {
 		topic = l.gossip.inconsistency
 	}
-	if err := topic.Publish(l.ctx, alert.Marshal()); err != nil {
+	if err := topic.Publish(l.ctx, a.Marshal()); err != nil {
 		l.node.Log().Debug("publishing an alert", zap.Error(err))
 	}
 }

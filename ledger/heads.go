@@ -187,7 +187,8 @@ func (l *Ledger) askAlerts(ctx context.Context, id peer.ID) error {
 }
 
 // accusation takes in an alert that a peer holds. One against a known equivocator, or of which
-// there are too many, is not even verified.
+// there are too many, is not even verified. One that is news is told to the mesh: what gossip
+// brings of it will be none here any more, and is not relayed to those behind this node.
 func (l *Ledger) accusation(ctx context.Context, b []byte) error {
 	a, err := wire.ParseAlert(b)
 	if err != nil {
@@ -200,6 +201,9 @@ func (l *Ledger) accusation(ctx context.Context, b []byte) error {
 		return err
 	}
 	l.accuse(a)
+	if l.gossip.accused.admit(a.Peer) {
+		l.spread(a)
+	}
 	return nil
 }
 
