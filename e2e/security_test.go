@@ -64,7 +64,7 @@ func startFrontOn(t *testing.T, mesh, global, site string, agents ...string) *fr
 			return false
 		}
 		resp.Body.Close()
-		return true
+		return resp.StatusCode != http.StatusServiceUnavailable // the gateway is starting
 	})
 	return f
 }

@@ -139,6 +139,7 @@ func TestExecuteCancelled(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = io.ReadFull(resp.Body, make([]byte, 4))
+	await.Until(t, "a task that runs", func() bool { return g.do(t, "GET", "/api/tasks/gone", "").status == 200 })
 	cancel()
 	resp.Body.Close()
 	if v := g.endedTask(t, "gone"); v["status"] != "cancelled" || v["reason"] != "client_gone" {

@@ -43,7 +43,7 @@ func TestPowerCut(t *testing.T) {
 		return nil
 	}
 	mountDisk := fmt.Sprintf("mount -o loop %s %s", image, mount)
-	if err := shell(fmt.Sprintf("truncate -s 256M %[1]s && mkfs.ext4 -q %[1]s && mkdir %s && %s", image, mount, mountDisk)); err != nil {
+	if err := shell(fmt.Sprintf("truncate -s 2G %[1]s && mkfs.ext4 -q %[1]s && mkdir %s && %s", image, mount, mountDisk)); err != nil {
 		t.Skipf("a disk that can lose its power takes root: %v", err)
 	}
 	defer func() { _ = shell("umount -l " + mount) }()
