@@ -78,8 +78,9 @@ func (l *Ledger) readHeads(ctx context.Context, id peer.ID, anew time.Duration) 
 }
 
 // readHeadPage fetches and takes in a page of a peer's heads, and reports whether there are
-// more to be read now. A peer that shows what it cannot have verified itself is left. The page begins with the last row that is known: when there is none, or it is another,
-// the peer has a new store, of which nothing was read.
+// more to be read now. A peer that shows what it cannot have verified itself is left. The page
+// begins with the last row that is known: when there is none, or it is another, the peer has a
+// new store, of which nothing was read.
 func (l *Ledger) readHeadPage(ctx context.Context, id peer.ID, c *headCursor, signatures *int) (more bool, err error) {
 	items, err := l.page(ctx, id, wire.HeadsProtocol, max(c.row, 1)-1, wire.MaxPage)
 	if err != nil {

@@ -65,8 +65,8 @@ const (
 // Dispatch sends a task to a worker and returns when its output begins, or when
 // the agent ended well without any. A worker that fails before that is replaced
 // by another, up to c.Retries times, and one that refuses because it is full by up
-// to four, or as many as there is time for where the call may wait. When none answers, the error is an [*AttemptError]. The caller must Close
-// the run. The end of ctx stops the agent.
+// to four, or by up to 64 where the call may wait. When none answers, the error is an
+// [*AttemptError]. The caller must Close the run. The end of ctx stops the agent.
 func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	if c.TaskID == "" {
 		c.TaskID = wire.NewTaskID()
