@@ -212,7 +212,7 @@ func scoreText(v any) string {
 func standingText(p peerAnswer) string {
 	switch {
 	case p.Equivocator:
-		return "This peer has signed two different logs of one length. It gets no tasks, for good."
+		return "This peer has signed two different logs. It gets no tasks, for good."
 	case p.Refused == ledger.ReasonFloor:
 		return "This gateway sends it no tasks: its score is below the floor."
 	case p.Refused != "":
