@@ -95,9 +95,9 @@ func (s *session) handle(msg jetstream.Msg) {
 			pause(s.ctx, time.Second)
 		}
 	}
-	if s.store.shared { // another gateway need not wait until the lease is over
-		_ = msg.Nak()
-	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = append(s.left, msg)
 }
 
 // acknowledge takes a message off its queue, and waits until that is written. The message

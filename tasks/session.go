@@ -46,6 +46,7 @@ type session struct {
 
 	mu     sync.Mutex
 	claims map[string]*claim // tasks under way, by their keys
+	left   []jetstream.Msg   // of tasks that were under way when the session ended
 }
 
 // claim is a task under way.
@@ -123,9 +124,20 @@ func (s *session) consume(ctx context.Context, queue jetstream.Stream, name, sub
 func (s *session) close() {
 	s.cancel(errClosing)
 	for _, messages := range s.queues {
-		messages.Stop()
+		if s.store.shared {
+			messages.Drain()
+		} else {
+			messages.Stop()
+		}
 	}
 	s.running.Wait()
+	if s.store.shared {
+		// Another gateway need not wait until the lease is over. What is given back while
+		// this one still asks for more comes to this one.
+		for _, msg := range s.left {
+			_ = msg.Nak()
+		}
+	}
 	s.poster.close()
 	s.store.close()
 }
