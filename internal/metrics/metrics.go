@@ -58,6 +58,21 @@ const (
 	LoginRateLimited Login = "rate_limited"
 )
 
+// Witnessed is what a witness of the ledger said to a head.
+type Witnessed string
+
+// Answers of a witness.
+const (
+	// WitnessSigned says that it signed.
+	WitnessSigned Witnessed = "signed"
+	// WitnessConflict says that it had signed a head of another size.
+	WitnessConflict Witnessed = "conflict"
+	// WitnessRefused says that the head was not one that a witness signs.
+	WitnessRefused Witnessed = "refused"
+	// WitnessFull says that it takes no more logs that it has no entries of.
+	WitnessFull Witnessed = "full"
+)
+
 // Protocol is a protocol of the mesh.
 type Protocol string
 
@@ -93,6 +108,8 @@ var (
 		"outcome", AttemptOK, AttemptBusy, AttemptFailed, AttemptCancelled)
 	logins = newCounters("agentfm_auth_attempts_total", "Requests that needed a key, by what came of it.",
 		"outcome", LoginOK, LoginMissing, LoginMalformed, LoginInvalid, LoginRateLimited)
+	witnessed = newCounters("agentfm_witness_answers_total", "Heads of others' logs that this node was to sign as their witness, by what it said.",
+		"outcome", WitnessSigned, WitnessConflict, WitnessRefused, WitnessFull)
 	streams = newStreams(
 		[]Protocol{Task, Artifacts}, []Reason{Dial, Deadline, Reset, Malformed, Refused, Local})
 
@@ -109,7 +126,7 @@ var (
 
 // collectors are all of them.
 var collectors = []prometheus.Collector{
-	tasks.vec, attempts.vec, logins.vec, streams, duration, workersOnline, queueWaiting, tasksInFlight, bytesSent, built,
+	tasks.vec, attempts.vec, logins.vec, witnessed.vec, streams, duration, workersOnline, queueWaiting, tasksInFlight, bytesSent, built,
 	requestDuration, firstToken, outputToken, tokenUsage,
 	asyncRunning, asyncStored, webhookStored, asyncEnds.vec, asyncWait, deliveries.vec, webhookEnds.vec, webhookDelay,
 }
@@ -144,6 +161,9 @@ func Attempt(o Outcome) { attempts.inc(o) }
 
 // Auth counts a request that needed a key.
 func Auth(l Login) { logins.inc(l) }
+
+// Witness counts what this node said to a head as its witness.
+func Witness(w Witnessed) { witnessed.inc(w) }
 
 // StreamError counts a failure of a stream of the mesh, on either side.
 func StreamError(p Protocol, r Reason) { streams.WithLabelValues(string(p), string(r)).Inc() }

@@ -97,6 +97,9 @@ func TestCounts(t *testing.T) {
 	for _, l := range []Login{"ok", "missing", "malformed", "invalid", "rate_limited"} {
 		counts = append(counts, count{func() { Auth(l) }, "agentfm_auth_attempts_total " + string(l), 1})
 	}
+	for _, w := range []Witnessed{WitnessSigned, WitnessConflict, WitnessRefused, WitnessFull} {
+		counts = append(counts, count{func() { Witness(w) }, "agentfm_witness_answers_total " + string(w), 1})
+	}
 	for _, p := range []Protocol{"task", "artifacts"} {
 		for _, r := range []Reason{"dial", "deadline", "reset", "malformed", "refused", "local"} {
 			counts = append(counts, count{func() { StreamError(p, r) }, "agentfm_stream_errors_total " + string(p) + " " + string(r), 1})
