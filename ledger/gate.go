@@ -53,6 +53,7 @@ type Standing struct {
 // gate holds the scores, and what follows from them.
 type gate struct {
 	now   atomic.Pointer[standings]
+	read  *standings    // the last that were made of the ledger; of who makes them
 	dirty chan struct{} // holds a token when there is news
 
 	failures atomic.Int32 // to make scores, one after another
@@ -142,10 +143,10 @@ func (l *Ledger) watch() {
 		l.keepOutcomes(l.ctx)
 		if err := l.score(); err != nil && l.ctx.Err() == nil {
 			l.alarm(err)
-			if l.gate.failures.Add(1) == maxFailures && !l.settings().FailOpen {
-				l.node.Log().Error("no worker gets tasks: the ledger cannot be read, and fail_open is not set")
-				l.stand(unreadable)
+			if l.gate.failures.Add(1) >= maxFailures {
+				l.standUnread()
 			}
+			l.news() // to try again soon
 		} else {
 			l.gate.failures.Store(0)
 		}
@@ -207,8 +208,27 @@ func (l *Ledger) score() error {
 	if err != nil {
 		return err
 	}
-	l.stand(newStandings(e.judge(), s, e.liars))
+	l.gate.read = newStandings(e.judge(), s, e.liars)
+	l.stand(l.gate.read)
 	return nil
+}
+
+// standUnread has count what does while the ledger cannot be read: nobody gets tasks, or with
+// fail_open, who got some by what was read last.
+func (l *Ledger) standUnread() {
+	want := unreadable
+	if l.settings().FailOpen {
+		want = l.gate.read
+	}
+	switch {
+	case l.gate.now.Load() == want:
+		return
+	case want == unreadable:
+		l.node.Log().Error("no worker gets tasks: the ledger cannot be read, and fail_open is not set")
+	default:
+		l.node.Log().Warn("workers get tasks by what was read of the ledger last: fail_open is set")
+	}
+	l.stand(want)
 }
 
 // stand makes the standings those that count.
