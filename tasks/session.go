@@ -46,7 +46,7 @@ type session struct {
 
 	mu     sync.Mutex
 	claims map[string]*claim // tasks under way, by their keys
-	left   []jetstream.Msg   // of tasks that were under way when the session ended
+	left   []jetstream.Msg   // of tasks and webhooks that were under way when the session ended
 }
 
 // claim is a task under way.
