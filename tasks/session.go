@@ -23,8 +23,7 @@ const (
 	maxTurns   = 32
 )
 
-// maxLists bounds how many lists are made at one time: each looks at all tasks of an owner
-// that were begun.
+// maxLists bounds how many lists are made at one time.
 const maxLists = 4
 
 // session is an open store and the work on what it holds.
@@ -99,13 +98,12 @@ func (s *session) start() error {
 	}
 	s.running.Go(s.holdLeases)
 	s.running.Go(s.watch)
+	s.running.Go(s.forget)
 	if s.store.shared {
 		return s.share(ctx)
 	}
-	s.running.Go(func() {
-		s.sweep(last)
-		s.sweepCalls()
-	})
+	s.running.Go(func() { s.sweep(last) })
+	s.running.Go(s.sweepCalls)
 	return nil
 }
 
@@ -146,13 +144,14 @@ func (s *session) close() {
 // that nobody will take up, and webhooks that were not queued. What was written after the
 // revision is none of that.
 func (s *session) sweep(last uint64) {
-	_, err := s.store.eachRecord(s.ctx, ">", func(r *Record, revision uint64) {
-		if revision <= last {
+	s.readThrough(&s.store.records, func(*Record, uint64) {})
+	for _, key := range s.store.records.index.unfinished(last) {
+		if s.ctx.Err() != nil {
+			return
+		}
+		if r, revision, err := s.store.kept(s.ctx, key); err == nil && revision <= last {
 			s.mend(r, revision)
 		}
-	})
-	if err != nil && s.ctx.Err() == nil {
-		s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
 	}
 }
 

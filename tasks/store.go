@@ -59,8 +59,8 @@ type store struct {
 	conn     *nats.Conn
 	js       jetstream.JetStream
 
-	records  jetstream.KeyValue
-	calls    jetstream.KeyValue
+	records  shelf
+	calls    shelf
 	queue    jetstream.Stream
 	webhooks jetstream.Stream
 	output   jetstream.Stream
@@ -278,7 +278,8 @@ func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream
 // layOutRecords makes the bucket of the records.
 func (s *store) layOutRecords(ctx context.Context) error {
 	var err error
-	s.records, err = s.bucket(ctx, bucket, jetstream.StreamConfig{MaxBytes: recordBytes, MaxMsgSize: maxRecord, SubjectDeleteMarkerTTL: time.Minute})
+	s.records = shelf{stream: recordName, index: newIndex()}
+	s.records.KeyValue, err = s.bucket(ctx, bucket, jetstream.StreamConfig{MaxBytes: recordBytes, MaxMsgSize: maxRecord, SubjectDeleteMarkerTTL: time.Minute})
 	return err
 }
 
