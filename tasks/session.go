@@ -99,6 +99,7 @@ func (s *session) start() error {
 	s.running.Go(s.holdLeases)
 	s.running.Go(s.watch)
 	s.running.Go(s.forget)
+	s.running.Go(s.makeRoom)
 	if s.store.shared {
 		return s.share(ctx)
 	}
@@ -180,7 +181,7 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 	if err := s.roomy(); err != nil {
 		return err
 	}
-	if err := s.backlog.begin(ctx, s.store, limit); err != nil {
+	if err := s.backlog.begin(ctx, s.store, limit, s.limits.records); err != nil {
 		return err
 	}
 	err := s.store.submit(ctx, r, prompt)

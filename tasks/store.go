@@ -141,6 +141,12 @@ func (s *store) sync(stream string, message uint64) error {
 	return err
 }
 
+// force returns nil when what is gone from a stream is gone on disk.
+func (s *store) force(stream string) error {
+	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].force() })
+	return err
+}
+
 // step does a step that decides what is known after a crash. In tests, it can fail, before
 // it is done and after.
 func step[T any](s *store, verb, what string, do func() (T, error)) (v T, err error) {
