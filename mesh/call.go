@@ -144,5 +144,6 @@ type WorkerInfo struct {
 	FirstSeen, LastSeen time.Time
 
 	profile profileState
-	id      peer.ID // Telemetry.PeerID, decoded; empty when it cannot be
+	id      peer.ID   // Telemetry.PeerID, decoded; empty when it cannot be
+	probed  time.Time // when it was asked last whether it is there
 }
