@@ -208,7 +208,7 @@ func (l *Ledger) keepOutcomes(ctx context.Context) {
 // score makes the scores anew.
 func (l *Ledger) score() error {
 	s := l.settings()
-	e := evidence{self: l.store.Self(), floor: s.Floor, seeds: s.Seeds, liars: l.store.Equivocators()}
+	e := evidence{self: l.store.Self(), floor: s.Floor, seeds: s.Seeds, liars: l.store.Equivocators(), penitents: l.penitents(time.Now())}
 	var err error
 	if e.tallies, err = l.store.Tallies(l.ctx); err != nil {
 		return err

@@ -150,6 +150,7 @@ type WorkerInfo struct {
 	Text []byte
 
 	profile profileState
+	probed  time.Time // when it was asked last whether it is there
 }
 
 // ProvideText says what is made of each telemetry, at the time when it arrived, for lists of
