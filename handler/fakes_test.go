@@ -164,6 +164,7 @@ type script struct {
 	// response is the head of an answer that is passed on.
 	response *mesh.Response
 	closed   chan struct{} // closed by Close, when not nil
+	enough   *atomic.Bool  // set by Enough, when not nil
 }
 
 // fakeRun is a task by a script.
@@ -200,6 +201,12 @@ func (r *fakeRun) Close() error {
 		}
 	})
 	return nil
+}
+
+func (r *fakeRun) Enough() {
+	if r.enough != nil {
+		r.enough.Store(true)
+	}
 }
 
 func (r *fakeRun) Served() mesh.Served { return r.served }

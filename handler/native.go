@@ -150,9 +150,7 @@ func (p *passage) run(call mesh.Call) error {
 // refusedWorker is the error for statuses with which a model server refuses its
 // worker, or sends it elsewhere: a client would take them to be about itself.
 func refusedWorker(status int) error {
-	switch {
-	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusProxyAuthRequired,
-		status >= 300 && status < 400, status < 200:
+	if mesh.RefusesWorker(status) {
 		return streamFailed(fmt.Errorf("the worker's model server answered with status %d", status),
 			"the worker's model server refuses the worker")
 	}
@@ -257,6 +255,7 @@ func (p *passage) copyBody(task run, resp *mesh.Response) error {
 	p.out.begun, p.raw = true, true
 	p.x.writeHeader(resp.Status)
 	if p.x.r.Method == http.MethodHead {
+		task.Enough()
 		return nil
 	}
 	if _, werr := p.out.Write(first); werr != nil || err == io.EOF {

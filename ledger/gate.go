@@ -151,16 +151,29 @@ func (l *Ledger) watch() {
 			l.gate.failures.Store(0)
 		}
 		l.rate()
-		pause := time.NewTimer(scoreSoonest + scorePause*time.Since(begun))
-		select {
-		case <-pause.C:
-		case <-l.ctx.Done():
-			pause.Stop()
-			return
-		}
+		l.rest(scoreSoonest + scorePause*time.Since(begun))
 		select {
 		case <-l.gate.dirty:
 		case <-tick.C:
+		case <-l.ctx.Done():
+			return
+		}
+	}
+}
+
+// rest waits, which for a large ledger is long. What is counted meanwhile is stored all the
+// same, every second: else it would be lost with the process.
+func (l *Ledger) rest(d time.Duration) {
+	over := time.NewTimer(d)
+	defer over.Stop()
+	tick := time.NewTicker(scoreSoonest)
+	defer tick.Stop()
+	for {
+		select {
+		case <-over.C:
+			return
+		case <-tick.C:
+			l.keepOutcomes(l.ctx)
 		case <-l.ctx.Done():
 			return
 		}

@@ -3,9 +3,12 @@
 package ledger
 
 import (
+	"context"
 	"database/sql"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -55,6 +58,26 @@ func TestFailsClosed(t *testing.T) {
 			t.Error("a closed ledger bars a worker")
 		}
 	}
+}
+
+// TestOutcomesAreStoredSoon has a task end between two times at which scores are made, which for
+// a large ledger are minutes apart: it is on disk within two seconds.
+func TestOutcomesAreStoredSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, worker := newGame(t, 0), newID(t)
+		c, cancel := context.WithCancel(ctx)
+		g.ctx = c
+		rested := make(chan struct{})
+		go func() { defer close(rested); g.rest(time.Hour) }()
+		time.Sleep(10 * time.Minute)
+		g.judge(worker.String(), true)
+		time.Sleep(2 * time.Second)
+		if all, err := g.store.Tallies(ctx); err != nil || all[worker].Good == 0 {
+			t.Errorf("%+v, %v", all, err)
+		}
+		cancel()
+		<-rested
+	})
 }
 
 // TestRatingsAfterRestart has tasks end, and the node restart before the hour is over: what was

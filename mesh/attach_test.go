@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -117,6 +118,42 @@ func TestBar(t *testing.T) {
 	defer mu.Unlock()
 	if !slices.Equal(judged, []bool{true, true}) {
 		t.Errorf("judged %v", judged)
+	}
+}
+
+// TestUnreadIsUnjudged closes tasks of which the output was not read to its end: unless that was enough,
+// they say nothing of the worker.
+func TestUnreadIsUnjudged(t *testing.T) {
+	a := newTestApp(t, nil)
+	newWorker(t, a, say("ok"+noFiles))
+	var well atomic.Int32
+	judge := func(_ string, good bool) {
+		if !good {
+			t.Error("judged as bad")
+		}
+		well.Add(1)
+	}
+	a.node.Load().judge.Store(&judge)
+	for _, c := range []struct {
+		name string
+		read func(*Run)
+		want int32
+	}{
+		{"nothing read", func(*Run) {}, 0},
+		{"the begin read", func(r *Run) { _, _ = r.Read(make([]byte, 1)) }, 0},
+		{"enough", func(r *Run) { r.Enough() }, 1},
+		{"all read", func(r *Run) { _, _ = io.ReadAll(r) }, 1},
+	} {
+		well.Store(0)
+		r, err := lease(t, a).Dispatch(t.Context(), call("m"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.read(r)
+		_ = r.Close()
+		if got := well.Load(); got != c.want {
+			t.Errorf("%s: judged as good %d times, want %d", c.name, got, c.want)
+		}
 	}
 }
 
