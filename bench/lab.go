@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -109,7 +110,11 @@ func (l *lab) startAll(ctx context.Context) error {
 	}
 	if l.o.binary == "" {
 		l.o.binary = filepath.Join(l.dir, "agentfm.bin")
-		if out, err := exec.CommandContext(ctx, "go", "build", "-o", l.o.binary, "./xcaddy").CombinedOutput(); err != nil {
+		program := "./xcaddy"
+		if l.o.profile != "" {
+			program = "./bench/profiled"
+		}
+		if out, err := exec.CommandContext(ctx, "go", "build", "-o", l.o.binary, program).CombinedOutput(); err != nil {
 			return fmt.Errorf("building agentfm: %w\n%s", err, out)
 		}
 	}
@@ -159,10 +164,11 @@ func (l *lab) startAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !l.o.wants("B1", "B2", "B3", "B4") {
-		return nil
+	if l.o.wants("B1", "B2", "B3", "B4") {
+		err = l.addPeers(ctx, ports[0])
 	}
-	return l.addPeers(ctx, ports[0])
+	l.sides = slices.DeleteFunc(l.sides, func(s *side) bool { return len(l.o.sides) > 0 && !slices.Contains(l.o.sides, s.name) })
+	return err
 }
 
 // caddyProxy starts a Caddy with reverse_proxy.
@@ -194,8 +200,8 @@ type gateway struct {
 	addr        string // on the mesh
 }
 
-// gateway starts a gateway.
-func (l *lab) gateway(ctx context.Context, prefix, binary string) (*gateway, error) {
+// gateway starts a gateway, with these options of its handler beside the keys.
+func (l *lab) gateway(ctx context.Context, prefix, binary string, options ...string) (*gateway, error) {
 	ports, err := freePorts(3)
 	if err != nil {
 		return nil, err
@@ -215,9 +221,10 @@ func (l *lab) gateway(ctx context.Context, prefix, binary string) (*gateway, err
 http://127.0.0.1:%d {
 	agentfm {
 		api_keys %s
+		%s
 	}
 }
-`, ports[0], ports[1], ports[2], key))
+`, ports[0], ports[1], ports[2], key, strings.Join(options, "\n\t\t")))
 	if err != nil {
 		return nil, err
 	}
