@@ -88,6 +88,7 @@ var allowed = map[string][]string{
 	"client/localgateway":          {"client"},
 	"xcaddy":                       {"", "internal/mode", "mesh"},
 	"bench":                        {},
+	"bench/profiled":               {""},
 	"bench/simulation":             {},
 	"worker/docker/internal/probe": {"internal/way"},
 }

@@ -54,7 +54,7 @@ func newModel(w mesh.WorkerInfo, s ledger.Standing) openai.Model {
 		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,
 		Preparing: w.Preparing, Percent: w.PreparingPercent,
 		ImageRef: w.ImageRef, ImageDigest: w.ImageDigest, Capability: w.Capability,
-		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused,
+		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused, Probation: s.Probation,
 		Online: w.Online, LastSeen: timeText(w.LastSeen),
 	}
 }

@@ -74,6 +74,7 @@ type workerEntry struct {
 	IsEquivocator bool    `json:"is_equivocator"`
 	Dispatchable  bool    `json:"dispatch_allowed"`
 	RefuseReason  string  `json:"dispatch_refuse_reason,omitzero"`
+	Probation     bool    `json:"on_probation"`
 	Online        bool    `json:"online"`
 	LastSeen      string  `json:"last_seen,omitzero"`
 }
@@ -115,7 +116,7 @@ func newWorkerEntry(w mesh.WorkerInfo, s ledger.Standing) workerEntry {
 		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,
 		Preparing: w.Preparing, Percent: w.PreparingPercent,
 		ImageRef: w.ImageRef, ImageDigest: w.ImageDigest, Capability: w.Capability,
-		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused,
+		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused, Probation: s.Probation,
 		Online: w.Online, LastSeen: timeText(w.LastSeen),
 	}
 }

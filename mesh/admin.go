@@ -151,10 +151,13 @@ func adminWorkers(l *Lease, _ *http.Request) (any, error) {
 		Online    bool      `json:"online"`
 		FirstSeen time.Time `json:"first_seen"`
 		LastSeen  time.Time `json:"last_seen"`
+		Allowed   bool      `json:"dispatch_allowed"`
+		Probation bool      `json:"on_probation"`
 	}
 	out := []entry{}
 	for _, w := range l.Workers(true) {
-		out = append(out, entry{w.Telemetry, w.Online, w.FirstSeen.UTC(), w.LastSeen.UTC()})
+		trust := l.node.directory.trusted(w.PeerID)
+		out = append(out, entry{w.Telemetry, w.Online, w.FirstSeen.UTC(), w.LastSeen.UTC(), trust != Barred, trust == OnProbation})
 	}
 	return out, nil
 }

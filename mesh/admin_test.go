@@ -51,6 +51,13 @@ func TestAdminAnswers(t *testing.T) {
 	if len(workers) != 1 || workers[0]["peer_id"] != w.PeerID || workers[0]["online"] != true || workers[0]["model"] != "m" || workers[0]["Online"] != nil {
 		t.Errorf("got %v", workers)
 	}
+	for trust, want := range map[Trust][2]bool{Trusted: {true, false}, OnProbation: {true, true}, Barred: {false, false}} {
+		a.node.Load().directory.trusts(func(string) Trust { return trust })
+		ask("workers", &workers)
+		if got := [2]any{workers[0]["dispatch_allowed"], workers[0]["on_probation"]}; got != [2]any{want[0], want[1]} {
+			t.Errorf("trust %d: allowed and on probation: %v", trust, got)
+		}
+	}
 	var peers []PeerInfo
 	ask("peers", &peers)
 	if len(peers) != 1 || peers[0].ID != w.PeerID || len(peers[0].Connections) != 1 || peers[0].Connections[0].Direction != "inbound" || peers[0].Bootstrap {
