@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -207,6 +208,9 @@ func (p *passage) copyEvents(task run) error {
 
 // eventsEnd returns where the last whole event in b ends: after an empty line.
 func eventsEnd(b []byte) int {
+	if bytes.HasSuffix(b, []byte("\n\n")) { // as almost always
+		return len(b)
+	}
 	end := 0
 	for _, sep := range []string{"\n\n", "\n\r\n", "\r\r"} {
 		if i := bytes.LastIndex(b, []byte(sep)); i >= 0 {
@@ -248,9 +252,9 @@ func (p *passage) copyBody(task run, resp *mesh.Response) error {
 	h := p.x.w.Header()
 	p.x.passHeaders(resp)
 	if err == io.EOF {
-		h.Set("Content-Length", fmt.Sprint(len(first)))
+		h.Set("Content-Length", strconv.Itoa(len(first)))
 	} else if resp.Length >= 0 {
-		h.Set("Content-Length", fmt.Sprint(resp.Length))
+		h.Set("Content-Length", strconv.FormatInt(resp.Length, 10))
 	}
 	p.out.begun, p.raw = true, true
 	p.x.writeHeader(resp.Status)

@@ -64,7 +64,7 @@ func (r *Run) Response() *Response {
 	if !ok {
 		return nil
 	}
-	return &Response{Status: a.resp.StatusCode, Header: a.resp.Header, Length: a.resp.ContentLength}
+	return &a.head
 }
 
 // open sends the task to the worker, by the newest protocol that it speaks.
