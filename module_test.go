@@ -60,6 +60,7 @@ var allowed = map[string][]string{
 	"router":                       {},
 	"internal/await":               {},
 	"internal/command":             {"client", "handler/auth", "internal/way", "ledger/wire", "mesh/wire", "openai", "worker"},
+	"internal/freeport":            {},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/limit":               {},
@@ -88,6 +89,7 @@ var allowed = map[string][]string{
 	"client/localgateway":          {"client"},
 	"xcaddy":                       {"", "internal/mode", "mesh"},
 	"bench":                        {},
+	"bench/profiled":               {""},
 	"bench/simulation":             {},
 	"worker/docker/internal/probe": {"internal/way"},
 }

@@ -14,6 +14,7 @@ import (
 type options struct {
 	form    form
 	only    []string
+	sides   []string // empty for all
 	rounds  int
 	round   time.Duration // of each side in a round
 	warm    time.Duration
@@ -72,6 +73,7 @@ func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	kind := flags.String("form", string(short), "smoke, short or long")
 	only := flags.String("only", "", "benchmarks to run, as B1,B2; default: those of the form")
+	sides := flags.String("sides", "", "sides of B1 to B4 to measure, as agentfm,reverse_proxy; default: all")
 	rounds := flags.Int("rounds", 0, "rounds of each; default: those of the form")
 	round := flags.Duration("time", 0, "time of each side in a round; default: that of the form")
 	warm := flags.Duration("warm", 0, "time to warm each side up; default: that of the form")
@@ -80,7 +82,7 @@ func parse(args []string) (options, error) {
 	write := flags.Bool("write", false, "write the tables into README.md and bench/README.md, and plots and numbers into bench/results")
 	binary := flags.String("binary", "", "agentfm to measure, in place of one that is built")
 	base := flags.String("base", "", "another agentfm, to be measured beside it")
-	profile := flags.String("profile", "", "folder for CPU profiles of ours, taken while warming up")
+	profile := flags.String("profile", "", "folder for profiles of ours (CPU, allocations, block, mutex), taken while warming up")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
@@ -91,6 +93,9 @@ func parse(args []string) (options, error) {
 	o.form, o.out, o.from, o.write, o.binary, o.base, o.profile = form(*kind), *out, *from, *write, *binary, *base, *profile
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
+	}
+	if *sides != "" {
+		o.sides = strings.Split(*sides, ",")
 	}
 	for _, name := range o.only {
 		if !slices.Contains(allNames, name) {

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -41,7 +42,14 @@ func (r *report) runSuite(ctx context.Context, o options, s suite) error {
 	if s.times != "" && o.form != smoke {
 		times = s.times
 	}
-	args := []string{"test", "-run", "^$", "-bench", s.run, "-benchtime", times, "-count", strconv.Itoa(o.rounds), "-timeout", "30m", s.pkg}
+	args := []string{"test", "-run", "^$", "-bench", s.run, "-benchtime", times, "-count", strconv.Itoa(o.rounds), "-timeout", "30m"}
+	if o.profile != "" {
+		for _, kind := range []string{"cpu", "mem", "block", "mutex"} {
+			args = append(args, "-"+kind+"profile", filepath.Join(o.profile, s.bench+"."+kind))
+		}
+		args = append(args, "-o", filepath.Join(o.profile, s.bench+".test")) // or it would lie about
+	}
+	args = append(args, s.pkg)
 	out, err := goTest(ctx, s.env, args...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.bench, err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -109,7 +110,11 @@ func (l *lab) startAll(ctx context.Context) error {
 	}
 	if l.o.binary == "" {
 		l.o.binary = filepath.Join(l.dir, "agentfm.bin")
-		if out, err := exec.CommandContext(ctx, "go", "build", "-o", l.o.binary, "./xcaddy").CombinedOutput(); err != nil {
+		program := "./xcaddy"
+		if l.o.profile != "" {
+			program = "./bench/profiled"
+		}
+		if out, err := exec.CommandContext(ctx, "go", "build", "-o", l.o.binary, program).CombinedOutput(); err != nil {
 			return fmt.Errorf("building agentfm: %w\n%s", err, out)
 		}
 	}
@@ -159,10 +164,11 @@ func (l *lab) startAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !l.o.wants("B1", "B2", "B3", "B4") {
-		return nil
+	if l.o.wants("B1", "B2", "B3", "B4") {
+		err = l.addPeers(ctx, ports[0])
 	}
-	return l.addPeers(ctx, ports[0])
+	l.sides = slices.DeleteFunc(l.sides, func(s *side) bool { return len(l.o.sides) > 0 && !slices.Contains(l.o.sides, s.name) })
+	return err
 }
 
 // caddyProxy starts a Caddy with reverse_proxy.

@@ -50,6 +50,11 @@ func run(ctx context.Context, o options) error {
 			return err
 		}
 	} else {
+		if o.profile != "" {
+			if err := os.MkdirAll(o.profile, 0o755); err != nil {
+				return err
+			}
+		}
 		rep = newReport(o)
 		err = errors.Join(runSides(ctx, o, rep), runRest(ctx, o, rep))
 		rep.sort()

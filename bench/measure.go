@@ -111,17 +111,26 @@ func (l *lab) warmUp(ctx context.Context, name string, sides []*side, f func(*si
 	return nil
 }
 
+// profileKinds are the profiles that are taken, at one time.
+var profileKinds = []string{"profile", "allocs", "block", "mutex"}
+
 // profile takes profiles of our processes while they warm up, if they are wanted.
 func (l *lab) profile(s *side, name string) error {
 	if l.o.profile == "" {
 		return nil
 	}
 	for i, port := range s.admin {
-		for _, kind := range []string{"profile", "allocs"} {
-			url := fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/%s?seconds=%d", port, kind, max(1, int(l.o.warm.Seconds()/4)-1))
-			if err := fetch(url, filepath.Join(l.o.profile, s.procs[i].name+"-"+name+"."+kind)); err != nil {
-				return err
-			}
+		errs := make(chan error, len(profileKinds))
+		for _, kind := range profileKinds {
+			url := fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/%s?seconds=%d", port, kind, max(1, int(l.o.warm.Seconds()/2)-1))
+			go func() { errs <- fetch(url, filepath.Join(l.o.profile, s.procs[i].name+"-"+name+"."+kind)) }()
+		}
+		var err error
+		for range profileKinds {
+			err = errors.Join(err, <-errs)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

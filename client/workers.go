@@ -54,6 +54,7 @@ type Worker struct {
 	IsEquivocator   bool      `json:"is_equivocator"`
 	DispatchAllowed bool      `json:"dispatch_allowed"`
 	RefuseReason    string    `json:"dispatch_refuse_reason,omitzero"`
+	OnProbation     bool      `json:"on_probation,omitzero"`
 	Online          bool      `json:"online"`
 	LastSeen        time.Time `json:"last_seen,omitzero"`
 }

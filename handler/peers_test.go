@@ -309,6 +309,14 @@ func TestFeedback(t *testing.T) {
 func TestGate(t *testing.T) {
 	n := openLedger(t, ledger.Settings{Floor: -0.5})
 	g := serveLedger(t, n)
+	for path, want := range map[string]string{
+		"/api/workers": `"dispatch_allowed":true,"on_probation":true`, "/v1/models": `"agentfm_dispatch_allowed":true,"agentfm_on_probation":true`,
+		"/v1/peers/" + peerA: `"dispatch_allowed":true,"on_probation":true`,
+	} {
+		if a := g.do(t, "GET", path, ""); !strings.Contains(a.body, want) {
+			t.Errorf("%s of a newcomer: %s", path, a.body)
+		}
+	}
 	for range 10 {
 		n.judge(peerA, false)
 	}

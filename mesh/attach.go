@@ -127,6 +127,13 @@ func (d *directory) trusts(how func(string) Trust) {
 	}
 }
 
+// trusted is how far a worker is.
+func (d *directory) trusted(worker string) Trust {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.trust(worker)
+}
+
 // judged tells whoever wants to know how a worker's task ended. Against a worker counts only
 // what no honest one does: it sends what is no frame, or files that are not those that it
 // announced. A client can bring about all else, by what it asks or how long it waits, or this

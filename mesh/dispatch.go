@@ -33,9 +33,12 @@ type Lease struct {
 func (l *Lease) Release() { l.once.Do(l.node.Release) }
 
 // Workers returns the known workers: online first, newest first.
-func (l *Lease) Workers(includeOffline bool) []WorkerInfo {
+func (l *Lease) Workers(includeOffline bool) []*WorkerInfo {
 	return l.node.directory.list(includeOffline)
 }
+
+// Worker returns what is known of a worker; nil for none.
+func (l *Lease) Worker(peer string) *WorkerInfo { return l.node.directory.worker(peer) }
 
 // Serves returns the routes that workers serve to whom a request may go, and
 // whether any takes a text instead; see [router.Router.Serves].

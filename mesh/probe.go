@@ -84,9 +84,9 @@ func (d *directory) quiet(most int) (ids []peer.ID) {
 		if len(ids) >= most {
 			break
 		}
-		if w.Online && w.id != "" && now.Sub(w.LastSeen) >= workerQuiet && now.Sub(w.probed) >= workerQuiet {
+		if w.Online && w.ID != "" && now.Sub(w.LastSeen) >= workerQuiet && now.Sub(w.probed) >= workerQuiet {
 			w.probed = now
-			ids = append(ids, w.id)
+			ids = append(ids, w.ID)
 		}
 	}
 	return ids

@@ -43,6 +43,7 @@ type Model struct {
 	IsEquivocator bool     `json:"agentfm_is_equivocator"`
 	Dispatchable  bool     `json:"agentfm_dispatch_allowed"`
 	RefuseReason  string   `json:"agentfm_dispatch_refuse_reason,omitzero"`
+	Probation     bool     `json:"agentfm_on_probation"`
 	Online        bool     `json:"agentfm_online"`
 	LastSeen      string   `json:"agentfm_last_seen,omitzero"` // RFC 3339
 }

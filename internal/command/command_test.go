@@ -58,7 +58,7 @@ func admin(t *testing.T, answers map[string]string) string {
 }
 
 const workersJSON = `[
-{"peer_id":"12D3A","agent_name":"HR \u001b[2J\nAssistant\u202e","model":"llama3.2","author":"","status":"BUSY","cpu_usage_pct":12.6,"current_tasks":1,"max_tasks":4,"online":true,"last_seen":"2026-01-02T03:04:05Z","more":1},
+{"peer_id":"12D3A","agent_name":"HR \u001b[2J\nAssistant\u202e","model":"llama3.2","author":"","status":"BUSY","cpu_usage_pct":12.6,"current_tasks":1,"max_tasks":4,"online":true,"last_seen":"2026-01-02T03:04:05Z","dispatch_allowed":true,"on_probation":true,"more":1},
 {"peer_id":"12D3B","agent_name":"b","model":"m","author":"ann","status":"AVAILABLE","max_tasks":1,"online":false,"last_seen":"2026-01-02T03:04:05Z"}]`
 
 const peersJSON = `[{"peer_id":"12D3A","connections":[{"address":"/ip4/1.2.3.4/tcp/1","direction":"inbound"},{"address":"x"}],"agent_version":"a\u0007","latency_ms":1.234,"is_bootstrap":true},
@@ -71,11 +71,11 @@ func TestLists(t *testing.T) {
 		table   bool
 		want    string
 	}{
-		{"workers", false, "BUSY\tHR ?[2J?Assistant?\tllama3.2\t1/4\t13%\t\t2026-01-02T03:04:05Z\t12D3A\n" +
-			"OFFLINE\tb\tm\t0/1\t0%\tann\t2026-01-02T03:04:05Z\t12D3B\n"},
-		{"workers", true, "STATUS   NAME                MODEL     TASKS  CPU  AUTHOR  LAST SEEN             PEER\n" +
-			"BUSY     HR ?[2J?Assistant?  llama3.2  1/4    13%  -       2026-01-02T03:04:05Z  12D3A\n" +
-			"OFFLINE  b                   m         0/1    0%   ann     2026-01-02T03:04:05Z  12D3B\n"},
+		{"workers", false, "BUSY\tHR ?[2J?Assistant?\tllama3.2\t1/4\t13%\tallowed, on probation\t\t2026-01-02T03:04:05Z\t12D3A\n" +
+			"OFFLINE\tb\tm\t0/1\t0%\trefused\tann\t2026-01-02T03:04:05Z\t12D3B\n"},
+		{"workers", true, "STATUS   NAME                MODEL     TASKS  CPU  DISPATCH               AUTHOR  LAST SEEN             PEER\n" +
+			"BUSY     HR ?[2J?Assistant?  llama3.2  1/4    13%  allowed, on probation  -       2026-01-02T03:04:05Z  12D3A\n" +
+			"OFFLINE  b                   m         0/1    0%   refused                ann     2026-01-02T03:04:05Z  12D3B\n"},
 		{"peers", false, "12D3A\tinbound\t1.23 ms\tyes\ta?\t/ip4/1.2.3.4/tcp/1\n12D3B\t\t\t\t\t\n"},
 	} {
 		old := terminal

@@ -20,8 +20,17 @@ import (
 // tasksLogsCommand is `caddy agentfm tasks logs`.
 func tasksLogsCommand() *cobra.Command {
 	cmd := askGateway(&cobra.Command{
-		Use:               "logs <task id> [-f] [--json] [--gateway <url>]",
-		Short:             "Prints what a task's agent has said so far, or with -f as it comes",
+		Use:   "logs <task id> [-f] [--json] [--gateway <url>]",
+		Short: "Prints what a task's agent has said so far, or with -f as it comes",
+		Long: `
+Prints what a task's agent has said so far, or with -f as it comes. With -f and --json
+there is a line of JSON for each part, one without a text where the task was begun anew
+and what came before is void, and one with the status when it has ended:
+
+	{"task_id":"task_...","text":"The report"}
+	{"task_id":"task_...","restarted":true}
+	{"task_id":"task_...","text":"The report is done."}
+	{"task_id":"task_...","status":"completed"}`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: first(knownTasks),
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error {
@@ -42,7 +51,6 @@ func tasksLogsCommand() *cobra.Command {
 	})
 	cmd.Flags().BoolP("follow", "f", false, "Wait for more until the task ends; fails when the task does")
 	jsonFlag(cmd)
-	cmd.MarkFlagsMutuallyExclusive("follow", "json")
 	return cmd
 }
 
@@ -51,6 +59,15 @@ type logs struct {
 	ID     string            `json:"task_id"`
 	Status client.TaskStatus `json:"status"`
 	Text   string            `json:"text"`
+}
+
+// logLine is a line of `tasks logs -f --json`.
+type logLine struct {
+	ID        string            `json:"task_id"`
+	Text      string            `json:"text,omitempty"`
+	Restarted bool              `json:"restarted,omitempty"`
+	Status    client.TaskStatus `json:"status,omitempty"`
+	Reason    client.Code       `json:"reason,omitempty"`
 }
 
 // followRetries is how often, in a row, an output that is followed may break off: some of them
@@ -65,24 +82,33 @@ func followLogs(ctx context.Context, cmd *cobra.Command, c *client.Client, id st
 		return err
 	}
 	out := answers(cmd)
+	say := func(line logLine) error {
+		if line.ID = id; asJSON(cmd) {
+			return printLine(cmd.OutOrStdout(), line)
+		}
+		if line.Restarted {
+			fmt.Fprintln(cmd.ErrOrStderr(), "\nthe connection to the worker was lost, and the task runs again: its output from the beginning")
+		}
+		_, err := io.WriteString(out, line.Text)
+		return err
+	}
 	for again := true; again; {
 		again = false
 		for text, err := range c.Tasks.Follow(ctx, id) {
-			switch {
-			case errors.Is(err, client.CodeOutputRestarted):
-				again = true
-				fmt.Fprintln(cmd.ErrOrStderr(), "\nthe connection to the worker was lost, and the task runs again: its output from the beginning")
-			case err != nil:
+			again = errors.Is(err, client.CodeOutputRestarted)
+			if err != nil && !again {
 				return err
-			default:
-				if _, err := io.WriteString(out, text); err != nil {
-					return err
-				}
+			}
+			if err := say(logLine{Text: text, Restarted: again}); err != nil {
+				return err
 			}
 		}
 	}
 	t, err := c.Tasks.Wait(ctx, id)
 	if err != nil {
+		return err
+	}
+	if err := say(logLine{Status: t.Status, Reason: t.Reason}); err != nil {
 		return err
 	}
 	return t.Err()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -79,7 +80,7 @@ func peersListCommand() *cobra.Command {
 			}
 			head := []string{"STATUS", "HONESTY", "DISPATCH", "NAME", "MODEL", "AUTHOR", "LAST SEEN", "PEER"}
 			return printList(cmd, head, peers, func(w client.Worker) []string {
-				return []string{presence(w.Online), score(w.HonestyScore), dispatch(w.DispatchAllowed, w.RefuseReason, false), w.Name, w.Model, w.Author, when(w.LastSeen), w.PeerID}
+				return []string{presence(w.Online), score(w.HonestyScore), dispatch(w.DispatchAllowed, w.RefuseReason, w.OnProbation), w.Name, w.Model, w.Author, when(w.LastSeen), w.PeerID}
 			})
 		}),
 	})
@@ -232,7 +233,7 @@ func presence(online bool) string {
 func dispatch(allowed bool, reason string, probation bool) string {
 	switch {
 	case !allowed:
-		return "refused " + reason
+		return strings.TrimSpace("refused " + reason)
 	case probation:
 		return "allowed, on probation"
 	}

@@ -25,7 +25,7 @@ func TestPeersCommands(t *testing.T) {
 	useGateway(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.Method + " " + r.URL.RequestURI() {
 		case "GET /api/workers?include_offline=true", "GET /api/workers":
-			_, _ = io.WriteString(w, `{"agents":[{"peer_id":"12D3A","name":"HR\u001b","model":"m","author":"ann","online":true,"status":"AVAILABLE","honesty_score":0.256,"dispatch_allowed":true,"max_tasks":2},
+			_, _ = io.WriteString(w, `{"agents":[{"peer_id":"12D3A","name":"HR\u001b","model":"m","author":"ann","online":true,"status":"AVAILABLE","honesty_score":0.256,"dispatch_allowed":true,"on_probation":true,"max_tasks":2},
 				{"peer_id":"12D3B","name":"b","model":"m","honesty_score":-1,"dispatch_refuse_reason":"peer_is_equivocator"}]}`)
 		case "GET /v1/peers/12D3A":
 			_, _ = io.WriteString(w, `{"peer_id":"12D3A","agent_name":"HR","online":true,"honesty_score":0.5,"dispatch_allowed":false,"dispatch_refuse_reason":"reputation_below_floor","entries_count":2,"is_equivocator":true,"rater_summary":{"verified_raters_count":1,"unverified_raters_count":3}}`)
@@ -45,15 +45,15 @@ func TestPeersCommands(t *testing.T) {
 		}
 	})
 	for _, c := range []struct{ args, want string }{
-		{"peers list", "online\t0.26\tallowed\tHR?\tm\tann\t\t12D3A\noffline\t-1.00\trefused peer_is_equivocator\tb\tm\t\t\t12D3B\n"},
+		{"peers list", "online\t0.26\tallowed, on probation\tHR?\tm\tann\t\t12D3A\noffline\t-1.00\trefused peer_is_equivocator\tb\tm\t\t\t12D3B\n"},
 		{"peers get 12D3A", "peer\t12D3A\nstatus\tonline\nagent\tHR\nhonesty\t0.50\ndispatch\trefused reputation_below_floor\nentries\t2\nequivocator\tyes\nverified raters\t1\nother raters\t3\n"},
 		{"peers get 12D3N", "peer\t12D3N\nstatus\tonline\nhonesty\t0.10\ndispatch\tallowed, on probation\nentries\t0\n"},
 		{"peers log 12D3A", "2026-01-02T03:04:05Z\tRating\thonesty 0.50\ta?b\t12D3R\tverified\tab\n\tComment\t" + cid + "\t\t\t\tcd\n"},
 		{"peers log 12D3A -n 1", "2026-01-02T03:04:05Z\tRating\thonesty 0.50\ta?b\t12D3R\tverified\tab\n"},
 		{"peers comment 12D3A --rating -0.5 --language en Quick, and right.", "cid\t" + cid + "\nentry\tab\n"},
 		{"peers text 12D3A " + cid, text + "\n"},
-		{"workers", "AVAILABLE\tHR?\tm\t0/2\t0%\tann\t\t12D3A\nOFFLINE\tb\tm\t0/0\t0%\t\t\t12D3B\n"},
-		{"workers --author Ann --wait 1 --available", "AVAILABLE\tHR?\tm\t0/2\t0%\tann\t\t12D3A\n"},
+		{"workers", "AVAILABLE\tHR?\tm\t0/2\t0%\tallowed, on probation\tann\t\t12D3A\nOFFLINE\tb\tm\t0/0\t0%\trefused peer_is_equivocator\t\t\t12D3B\n"},
+		{"workers --author Ann --wait 1 --available", "AVAILABLE\tHR?\tm\t0/2\t0%\tallowed, on probation\tann\t\t12D3A\n"},
 	} {
 		if got, _, err := run(strings.Fields(c.args)...); got != c.want || err != nil {
 			t.Errorf("%s: %v\n%q, want\n%q", c.args, err, got, c.want)

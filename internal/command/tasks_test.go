@@ -160,6 +160,11 @@ func TestTaskLogs(t *testing.T) {
 	if got != "one\ntw\x1b[o\n." || !strings.Contains(notes, "runs again") || err != nil {
 		t.Errorf("got %q, %q, %v", got, notes, err)
 	}
+	step = 0
+	want := strings.ReplaceAll(`{TASK,"text":"one\n"}|{TASK,"restarted":true}|{TASK,"text":"tw\u001b["}|{TASK,"text":"o\n."}|{TASK,"status":"completed"}|`, "TASK", `"task_id":"`+taskID+`"`)
+	if got, notes, err := run("tasks", "logs", "-f", taskID, "--json"); strings.ReplaceAll(got, "\n", "|") != want || notes != "" || err != nil {
+		t.Errorf("got %s, %q, %v", got, notes, err)
+	}
 	task, step = strings.Replace(task, "completed", `failed","reason":"exit_code","message":"bad`, 1), 3
 	steps[3].want = "follow=true"
 	if got, _, err := run("tasks", "logs", "--follow", taskID); got != "o\n." || exitCode(err) != exitAgent || !errors.Is(err, client.ReasonExitCode) {

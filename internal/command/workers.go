@@ -14,7 +14,7 @@ import (
 )
 
 // workersHead names the fields of a worker.
-var workersHead = []string{"STATUS", "NAME", "MODEL", "TASKS", "CPU", "AUTHOR", "LAST SEEN", "PEER"}
+var workersHead = []string{"STATUS", "NAME", "MODEL", "TASKS", "CPU", "DISPATCH", "AUTHOR", "LAST SEEN", "PEER"}
 
 // workersCommand is `caddy agentfm workers`.
 func workersCommand() *cobra.Command {
@@ -89,6 +89,7 @@ func gatewayWorkers(ctx context.Context, cmd *cobra.Command, c *client.Client, _
 		return workerEntry{
 			Peer: w.PeerID, Name: w.Name, Model: w.Model, Author: w.Author, Status: w.Status, CPU: w.CPUPercent,
 			Tasks: w.CurrentTasks, MaxTasks: w.MaxTasks, Online: w.Online, LastSeen: w.LastSeen,
+			Allowed: w.DispatchAllowed, Refused: w.RefuseReason, Probation: w.OnProbation,
 		}.row()
 	})
 }
@@ -105,6 +106,10 @@ type workerEntry struct {
 	MaxTasks int       `json:"max_tasks"`
 	Online   bool      `json:"online"`
 	LastSeen time.Time `json:"last_seen"`
+
+	Allowed   bool   `json:"dispatch_allowed"`
+	Refused   string `json:"-"` // which the running Caddy does not say
+	Probation bool   `json:"on_probation"`
 }
 
 // row returns the fields of the table.
@@ -115,6 +120,6 @@ func (w workerEntry) row() []string {
 	}
 	return []string{
 		status, w.Name, w.Model, fmt.Sprintf("%d/%d", w.Tasks, w.MaxTasks), fmt.Sprintf("%.0f%%", w.CPU),
-		w.Author, when(w.LastSeen), w.Peer,
+		dispatch(w.Allowed, w.Refused, w.Probation), w.Author, when(w.LastSeen), w.Peer,
 	}
 }

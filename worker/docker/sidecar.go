@@ -10,10 +10,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/go-units"
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/way"
@@ -218,7 +220,8 @@ func (s *spec) sidecarConfig(id string) *container.Config {
 	return c
 }
 
-// sidecarHost returns what it may do and use: less than an agent.
+// sidecarHost returns what it may do and use: less than an agent. Of the agent's limits of a
+// process it has nproc, without which Podman may not be able to start a container.
 func (s *spec) sidecarHost(dir string) *container.HostConfig {
 	c := s.commonHost()
 	c.NetworkMode = networkNone
@@ -226,7 +229,7 @@ func (s *spec) sidecarHost(dir string) *container.HostConfig {
 	c.Memory, c.MemorySwap = sidecarMemory, sidecarMemory
 	pids := int64(sidecarPIDs)
 	c.PidsLimit, c.DeviceRequests = &pids, nil
-	c.Ulimits = (&spec{}).ulimitList()
+	c.Ulimits = (&spec{ulimits: slices.DeleteFunc(slices.Clone(s.ulimits), func(u units.Ulimit) bool { return u.Name != "nproc" })}).ulimitList()
 	return c
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/docker/go-units"
+
 	"github.com/Agent-FM/caddy-agentfm/worker"
 )
 
@@ -96,10 +98,14 @@ func TestSidecarEnds(t *testing.T) {
 
 // A sidecar has less than an agent.
 func TestSidecarSandbox(t *testing.T) {
-	s := (&spec{agent: worker.Agent{PeerID: "p"}, image: "i", user: "0", network: &outlet{mode: networkModel, port: 1}, program: "/caddy"})
+	s := (&spec{agent: worker.Agent{PeerID: "p"}, image: "i", user: "0", network: &outlet{mode: networkModel, port: 1}, program: "/caddy",
+		ulimits: []units.Ulimit{{Name: "nofile", Soft: 9, Hard: 9}, {Name: "nproc", Soft: 7, Hard: 8}}})
 	c, h := s.sidecarConfig("x"), s.sidecarHost("/d")
 	if c.User != nobody || len(c.Env) > 0 || h.NetworkMode != networkNone || !h.ReadonlyRootfs || h.Memory != sidecarMemory || len(h.Mounts) != 2 || h.CapDrop[0] != "ALL" {
 		t.Errorf("%+v %+v", c, h)
+	}
+	if got := fmt.Sprint(h.Ulimits); got != "[nofile=1024:1024 core=0:0 nproc=7:8]" {
+		t.Errorf("its limits are %s", got)
 	}
 	for _, m := range h.Mounts {
 		if !m.ReadOnly {
