@@ -82,7 +82,6 @@ func (l *fakeLease) Workers(includeOffline bool) []*mesh.WorkerInfo {
 	for i := range l.f.workers {
 		w := l.f.workers[i]
 		if w.Online || includeOffline {
-			w.Text = workerText(&w.Telemetry, w.LastSeen)
 			out = append(out, &w)
 		}
 	}
