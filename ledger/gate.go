@@ -147,11 +147,15 @@ func (l *Ledger) watch() {
 				l.standUnread()
 			}
 			l.news() // to try again soon
-		} else {
-			l.gate.failures.Store(0)
+		} else if l.gate.failures.Swap(0) >= maxFailures {
+			l.node.Log().Info("the ledger can be read again")
 		}
 		l.rate()
-		l.rest(scoreSoonest + scorePause*time.Since(begun))
+		pause := scoreSoonest
+		if n := l.gate.failures.Load(); n == 0 || n >= maxFailures { // whether it is to close is soon decided
+			pause += scorePause * time.Since(begun)
+		}
+		l.rest(pause)
 		select {
 		case <-l.gate.dirty:
 		case <-tick.C:

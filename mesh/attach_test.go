@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -181,6 +182,9 @@ func TestJudged(t *testing.T) {
 		{"unreachable", router.Failed, ErrUnreachable, nil},
 		{"ended early", router.Failed, wire.ErrTruncated, nil},
 		{"a failed agent", router.AgentFailed, wire.ErrAgentFailed, nil},
+		{"full", router.Refused, wire.ErrCapacity, nil},
+		{"a client that left", router.Unjudged, context.Canceled, nil},
+		{"an answer that nobody took", router.Unjudged, errUnread, nil},
 	} {
 		told = nil
 		n.judged("w", c.o, c.err)
