@@ -145,7 +145,7 @@ func TestFailingSteps(t *testing.T) {
 func TestBadDisk(t *testing.T) {
 	slow, n := 100*time.Millisecond, 15
 	if nightly() {
-		slow, n = 2*time.Second, 500
+		slow, n = 2*time.Second, 50
 	}
 	old := defaultLimits
 	t.Cleanup(func() { defaultLimits = old })
