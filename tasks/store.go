@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -125,7 +126,7 @@ func (s *store) followTails(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
-		s.tails[name] = &tail{dir: filepath.Join(dir, "jetstream", "$G", "streams", name, "msgs")}
+		s.tails[name] = &tail{dir: filepath.Join(streamsOf(dir), name, "msgs")}
 		s.tails[name].safe.Store(last)
 		if err := safeRename(s.tails[name].dir); err != nil {
 			return err
@@ -163,10 +164,31 @@ func (s *store) openFolder(dir string, log *zap.Logger) error {
 		err = s.acquire(dir)
 	}
 	if err == nil {
+		err = forgetConsumers(dir)
+	}
+	if err == nil {
 		err = s.serve(dir, log)
 	}
 	return err
 }
+
+// forgetConsumers removes what the server has kept of those who read from streams. It does not
+// sync that, and would refuse to make one anew of which the power has left a damaged file.
+// All are made anew: who had a lease on a message is gone with the process that gave it.
+func forgetConsumers(dir string) error {
+	streams := streamsOf(dir)
+	entries, err := os.ReadDir(streams)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(streams, e.Name(), "obs")))
+	}
+	return err
+}
+
+// streamsOf returns the folder of the streams, in the server's folder.
+func streamsOf(dir string) string { return filepath.Join(dir, "jetstream", "$G", "streams") }
 
 // acquire takes the lock of the folder: two servers on one folder would destroy it.
 func (s *store) acquire(dir string) error {
@@ -304,14 +326,8 @@ func (s *store) workQueue(ctx context.Context, name, subject string, size int64)
 }
 
 // consume begins to take messages of some subjects off a queue, without their bodies, at
-// most limit at one time; -1 for any number. When nobody shares the store, the consumer is
-// made anew: who had a lease on a message is gone with the process that gave it.
+// most limit at one time; -1 for any number.
 func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects string, limit int, lease time.Duration) (jetstream.MessagesContext, error) {
-	if !s.shared {
-		if err := q.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return nil, err
-		}
-	}
 	c, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Consumer, error) {
 		return q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
 			Durable: name, FilterSubject: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1,
