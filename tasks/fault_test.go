@@ -5,6 +5,7 @@
 package tasks
 
 import (
+	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -181,6 +182,29 @@ func TestBadDisk(t *testing.T) {
 		}
 	}
 	t.Logf("%d syncs, of which %d failed", syncs.Load(), failed.Load())
+}
+
+// TestDamagedConsumers wants the store to open, and to do what is queued, when the power has left
+// damaged what the server keeps of those who read.
+func TestDamagedConsumers(t *testing.T) {
+	dir := t.TempDir()
+	p := open(t, dir, &fakeRunner{run: func(context.Context, Job) (Attempt, error) { return nil, &Failure{Kind: Busy} }}, Options{})
+	id := submit(t, p, "")
+	state := filepath.Join(streamDir(dir, queueName), "obs", "gateway-"+string(lanes[0]), "o.dat")
+	await.Until(t, "the server to write "+state, func() bool { _, err := os.Stat(state); return err == nil })
+	if err := p.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(state, []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(filepath.Dir(state), "meta.inf")); err != nil {
+		t.Fatal(err)
+	}
+	p = open(t, dir, &fakeRunner{run: says("done", nil)}, Options{})
+	if r := ended(t, p, id); r.State != Completed {
+		t.Errorf("got %+v", r)
+	}
 }
 
 // submitMany has tasks accepted, and cancels one. While the store is being opened anew it

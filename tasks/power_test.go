@@ -122,6 +122,7 @@ type writer struct {
 	cmd   *exec.Cmd
 	mu    sync.Mutex
 	lines []string
+	other string // what it said beside, such as why it ended
 	done  chan struct{}
 }
 
@@ -144,6 +145,8 @@ func startWriter(t *testing.T, dir string) *writer {
 				w.mu.Lock()
 				w.lines = append(w.lines, line)
 				w.mu.Unlock()
+			} else if len(w.other) < 4096 {
+				w.other += s.Text() + "\n"
 			}
 		}
 	}()
@@ -160,7 +163,7 @@ func (w *writer) await(t *testing.T, n int) {
 		}
 		if time.Now().After(deadline) {
 			w.stop()
-			t.Fatalf("the writer has only seen %d", got)
+			t.Fatalf("the writer has only seen %d, and says: %s", got, w.other)
 		}
 	}
 }
