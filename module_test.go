@@ -60,6 +60,7 @@ var allowed = map[string][]string{
 	"router":                       {},
 	"internal/await":               {},
 	"internal/command":             {"client", "handler/auth", "internal/way", "ledger/wire", "mesh/wire", "openai", "worker"},
+	"internal/freeport":            {},
 	"internal/ipclass":             {},
 	"internal/lifetime":            {},
 	"internal/limit":               {},

@@ -106,7 +106,7 @@ func (l *lab) build(ctx context.Context, build func(context.Context, []int) (*cl
 }
 
 func (l *lab) meshCluster(ctx context.Context, to []int) (*cluster, error) {
-	g, err := l.gateway(ctx, "b12", l.o.binary)
+	g, err := l.gateway(ctx, "b12", l.o.binary, "queue {\n\t\t\twait 5s\n\t\t}")
 	if err != nil {
 		return nil, err
 	}

@@ -200,8 +200,8 @@ type gateway struct {
 	addr        string // on the mesh
 }
 
-// gateway starts a gateway.
-func (l *lab) gateway(ctx context.Context, prefix, binary string) (*gateway, error) {
+// gateway starts a gateway, with these options of its handler beside the keys.
+func (l *lab) gateway(ctx context.Context, prefix, binary string, options ...string) (*gateway, error) {
 	ports, err := freePorts(3)
 	if err != nil {
 		return nil, err
@@ -221,9 +221,10 @@ func (l *lab) gateway(ctx context.Context, prefix, binary string) (*gateway, err
 http://127.0.0.1:%d {
 	agentfm {
 		api_keys %s
+		%s
 	}
 }
-`, ports[0], ports[1], ports[2], key))
+`, ports[0], ports[1], ports[2], key, strings.Join(options, "\n\t\t")))
 	if err != nil {
 		return nil, err
 	}

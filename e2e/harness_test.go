@@ -15,12 +15,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/e2e/internal/build"
+	"github.com/Agent-FM/caddy-agentfm/internal/freeport"
 )
 
 const (
@@ -415,16 +416,7 @@ func freePorts(t *testing.T, n int) []string {
 	t.Helper()
 	var ports []string
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close() // only at the end, so that no port comes twice
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ports = append(ports, port)
+		ports = append(ports, strconv.Itoa(freeport.Get(t)))
 	}
 	return ports
 }

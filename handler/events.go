@@ -94,11 +94,12 @@ func (x *exchange) eventText(ev mesh.Event) (string, error) {
 	var data any
 	switch ev.Name {
 	case mesh.WorkerOnline:
+		id, _ := decodePeer(ev.Peer) // that of a worker
 		data = struct {
 			Peer    string  `json:"peer_id"`
 			Agent   string  `json:"agent_name"`
 			Honesty float64 `json:"honesty_score"`
-		}{ev.Peer, ev.Agent, x.h.ledger.Standing(ev.Peer).Score}
+		}{ev.Peer, ev.Agent, x.h.ledger.Standing(id).Score}
 	case mesh.EntryAppended:
 		id, err := decodePeer(ev.Peer)
 		if err != nil {

@@ -157,7 +157,8 @@ func (c *countedRun) ended(r *tasks.Record) {
 
 // trusted refuses a worker that is online and gets no tasks.
 func (x *exchange) trusted(worker string) error {
-	standing := x.h.ledger.Standing(worker)
+	id, _ := peer.Decode(worker)
+	standing := x.h.ledger.Standing(id)
 	if standing.Refused == "" {
 		return nil
 	}
@@ -165,10 +166,8 @@ func (x *exchange) trusted(worker string) error {
 	if err != nil {
 		return err
 	}
-	for _, w := range x.workersFor(l.Workers(false)) {
-		if w.PeerID == worker {
-			return &problem{status: http.StatusForbidden, code: "dispatch_refused", message: "dispatch refused: " + standing.Refused}
-		}
+	if w := x.workerFor(l.Worker(worker)); w != nil && w.Online {
+		return &problem{status: http.StatusForbidden, code: "dispatch_refused", message: "dispatch refused: " + standing.Refused}
 	}
 	return nil // who is not there is not found
 }

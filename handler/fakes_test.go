@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
@@ -29,8 +31,9 @@ const (
 type fakeMesh struct {
 	dir      string // of artifacts
 	workers  []mesh.WorkerInfo
-	off      bool  // not running
-	full     error // what there is no room for
+	listed   []*mesh.WorkerInfo // where there are too many to make a list of them each time
+	off      bool               // not running
+	full     error              // what there is no room for
 	dispatch func(ctx context.Context, c mesh.Call) (run, error)
 	routes   router.Routes // of its workers
 	noText   bool          // no worker takes a text
@@ -74,14 +77,25 @@ func (l *fakeLease) Release() {
 	})
 }
 
-func (l *fakeLease) Workers(includeOffline bool) []mesh.WorkerInfo {
-	var out []mesh.WorkerInfo
-	for _, w := range l.f.workers {
+func (l *fakeLease) Workers(includeOffline bool) []*mesh.WorkerInfo {
+	out := l.f.listed
+	for i := range l.f.workers {
+		w := l.f.workers[i]
 		if w.Online || includeOffline {
-			out = append(out, w)
+			w.Text = workerText(&w.Telemetry, w.LastSeen)
+			out = append(out, &w)
 		}
 	}
 	return out
+}
+
+func (l *fakeLease) Worker(peer string) *mesh.WorkerInfo {
+	for _, w := range l.Workers(true) {
+		if w.PeerID == peer {
+			return w
+		}
+	}
+	return nil
 }
 
 func (l *fakeLease) Online() int { return len(l.Workers(false)) }
@@ -227,10 +241,12 @@ func fails(err error) func(context.Context, mesh.Call) (run, error) {
 }
 
 // worker returns an online worker.
-func worker(peer, agent, model string) mesh.WorkerInfo {
+func worker(id, agent, model string) mesh.WorkerInfo {
+	decoded, _ := peer.Decode(id)
 	return mesh.WorkerInfo{
+		ID: decoded,
 		Telemetry: wire.Telemetry{
-			PeerID: peer, AgentName: agent, Model: model, Status: wire.StatusAvailable,
+			PeerID: id, AgentName: agent, Model: model, Status: wire.StatusAvailable,
 			CPUCores: 8, CPUPercent: 12.5, RAMFreeGB: 3.25, CurrentTasks: 1, MaxTasks: 4,
 			Author: "ann", Description: "d",
 		},

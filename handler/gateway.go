@@ -22,7 +22,9 @@ type gateway interface {
 // lease is the use of the mesh by one request.
 type lease interface {
 	// Workers returns the known workers: online first, newest first.
-	Workers(includeOffline bool) []mesh.WorkerInfo
+	Workers(includeOffline bool) []*mesh.WorkerInfo
+	// Worker returns what is known of a worker; nil for none.
+	Worker(peer string) *mesh.WorkerInfo
 	// Online counts the workers that are online.
 	Online() int
 	// Serves returns the routes that workers serve to whom a request may go, and

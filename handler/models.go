@@ -19,7 +19,7 @@ func (x *exchange) models() error {
 	}
 	list := openai.ModelList{Object: openai.ObjectList, Data: []openai.Model{}}
 	for _, w := range x.workersFor(l.Workers(false)) {
-		list.Data = append(list.Data, newModel(w, x.h.ledger.Standing(w.PeerID)))
+		list.Data = append(list.Data, newModel(w, x.h.ledger.Standing(w.ID)))
 	}
 	return x.answerJSON(list)
 }
@@ -36,7 +36,7 @@ func (x *exchange) model() error {
 	if len(found) == 0 {
 		return modelNotFound(x.param)
 	}
-	m := newModel(found[0], x.h.ledger.Standing(found[0].PeerID))
+	m := newModel(found[0], x.h.ledger.Standing(found[0].ID))
 	if asked := strings.TrimSpace(x.param); asked != m.ID {
 		m.ID, m.PeerID = asked, m.ID
 	}
@@ -44,11 +44,11 @@ func (x *exchange) model() error {
 }
 
 // newModel returns the entry of a worker.
-func newModel(w mesh.WorkerInfo, s ledger.Standing) openai.Model {
+func newModel(w *mesh.WorkerInfo, s ledger.Standing) openai.Model {
 	return openai.Model{
 		ID: w.PeerID, Object: openai.ObjectModel, Created: w.FirstSeen.Unix(), OwnedBy: w.Author,
 		Description: w.Description,
-		Name:        w.AgentName, Engine: w.Model, Models: w.Models, Status: w.Status, Hardware: hardware(w),
+		Name:        w.AgentName, Engine: w.Model, Models: w.Models, Status: w.Status, Hardware: hardware(&w.Telemetry),
 		CurrentTasks: w.CurrentTasks, MaxTasks: w.MaxTasks,
 		CPUPercent: w.CPUPercent, RAMFreeGB: w.RAMFreeGB,
 		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,

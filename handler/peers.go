@@ -55,8 +55,8 @@ func findPeers(rest string) (rt route, ok bool) {
 // subject is the peer of the path, with what is known of it as a worker.
 type subject struct {
 	id       peer.ID
-	worker   mesh.WorkerInfo
-	rest     string // of the path
+	worker   *mesh.WorkerInfo // empty for none
+	rest     string           // of the path
 	standing ledger.Standing
 }
 
@@ -72,16 +72,14 @@ func (x *exchange) subject() (*subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &subject{id: id, rest: rest, standing: x.h.ledger.Standing(id.String())}
-	known := false
-	for _, w := range x.workersFor(l.Workers(true)) {
-		if w.PeerID == id.String() {
-			s.worker, known = w, true
-		}
+	s := &subject{id: id, rest: rest, worker: x.workerFor(l.Worker(id.String())), standing: x.h.ledger.Standing(id)}
+	if s.worker != nil {
+		return s, nil
 	}
-	if !known && x.identity.Restricted() {
+	if x.identity.Restricted() {
 		return nil, &problem{status: http.StatusNotFound, code: "worker_not_found", message: "there is no worker of this peer id"}
 	}
+	s.worker = new(mesh.WorkerInfo)
 	return s, nil
 }
 

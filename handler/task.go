@@ -107,24 +107,35 @@ func (x *exchange) affinity(conversation func() string) string {
 }
 
 // workersFor returns those of the workers that the client may see.
-func (x *exchange) workersFor(workers []mesh.WorkerInfo) []mesh.WorkerInfo {
+func (x *exchange) workersFor(workers []*mesh.WorkerInfo) []*mesh.WorkerInfo {
 	if !x.identity.Restricted() {
 		return workers
 	}
-	var visible []mesh.WorkerInfo
+	var visible []*mesh.WorkerInfo
 	for _, w := range workers {
-		var models []string // a new list: that of the directory is shared
-		for _, m := range w.Models {
-			if x.identity.MayUse(w.PeerID, w.AgentName, m) {
-				models = append(models, m)
-			}
-		}
-		w.Models = models
-		if len(models) > 0 || x.identity.MayUse(w.PeerID, w.AgentName, w.Model) {
+		if w = x.workerFor(w); w != nil {
 			visible = append(visible, w)
 		}
 	}
 	return visible
+}
+
+// workerFor returns what the client may see of a worker; nil for nothing, and of nil.
+func (x *exchange) workerFor(w *mesh.WorkerInfo) *mesh.WorkerInfo {
+	if w == nil || !x.identity.Restricted() {
+		return w
+	}
+	seen := *w // the worker is shared
+	seen.Models = nil
+	for _, m := range w.Models {
+		if x.identity.MayUse(w.PeerID, w.AgentName, m) {
+			seen.Models = append(seen.Models, m)
+		}
+	}
+	if len(seen.Models) == 0 && !x.identity.MayUse(w.PeerID, w.AgentName, w.Model) {
+		return nil
+	}
+	return &seen
 }
 
 // client tells clients apart: by the user or the key, and else by the address.
@@ -174,7 +185,7 @@ const (
 // wasOnline reports whether a worker matches that was online lately.
 func (x *exchange) wasOnline(target router.Request) bool {
 	lately := time.Now().Add(-offlineWait)
-	gone := slices.DeleteFunc(x.workersFor(x.lease.Workers(true)), func(w mesh.WorkerInfo) bool {
+	gone := slices.DeleteFunc(x.workersFor(x.lease.Workers(true)), func(w *mesh.WorkerInfo) bool {
 		return w.Online || w.LastSeen.Before(lately)
 	})
 	return len(matching(gone, target)) > 0
@@ -214,8 +225,8 @@ func (x *exchange) promptLimit(target router.Request) int {
 }
 
 // matching returns the workers that a request may go to, as the router decides it.
-func matching(workers []mesh.WorkerInfo, target router.Request) []mesh.WorkerInfo {
-	return router.Match(slices.Values(workers), target, func(w mesh.WorkerInfo) router.Worker {
+func matching(workers []*mesh.WorkerInfo, target router.Request) []*mesh.WorkerInfo {
+	return router.Match(slices.Values(workers), target, func(w *mesh.WorkerInfo) router.Worker {
 		return router.Worker{Peer: w.PeerID, Agent: w.AgentName, Model: w.Model, Models: w.Models}
 	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/Agent-FM/caddy-agentfm/ledger"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 // health serves GET /health: that the gateway can take requests, and keep tasks, and
@@ -41,43 +42,51 @@ func (x *exchange) answerJSON(v any) error {
 	return nil
 }
 
-// workerList is the answer of GET /api/workers.
-type workerList struct {
-	Success bool          `json:"success"`
-	Online  int           `json:"online_count"`
-	Offline int           `json:"offline_count"`
-	Agents  []workerEntry `json:"agents"`
+func init() { mesh.ProvideText(workerText) }
+
+// listedWorker is what the telemetry says in an entry of GET /api/workers. What this gateway
+// thinks of the worker comes after it; see [appendWorker].
+type listedWorker struct {
+	PeerID       string  `json:"peer_id"`
+	Author       string  `json:"author"`
+	Name         string  `json:"name"`
+	Status       string  `json:"status"`
+	Hardware     string  `json:"hardware"`
+	Description  string  `json:"description"`
+	CPUPercent   float64 `json:"cpu_usage_pct"`
+	RAMFreeGB    float64 `json:"ram_free_gb"`
+	CurrentTasks int     `json:"current_tasks"`
+	MaxTasks     int     `json:"max_tasks"`
+	HasGPU       bool    `json:"has_gpu"`
+	GPUUsedGB    float64 `json:"gpu_used_gb"`
+	GPUTotalGB   float64 `json:"gpu_total_gb"`
+	GPUPercent   float64 `json:"gpu_usage_pct"`
+	Preparing    string  `json:"preparing,omitzero"`
+	Percent      float64 `json:"preparing_pct,omitzero"`
+	ImageRef     string  `json:"agent_image_ref,omitzero"`
+	ImageDigest  string  `json:"agent_image_digest,omitzero"`
+	Capability   string  `json:"agent_capability,omitzero"`
+	LastSeen     string  `json:"last_seen,omitzero"`
 }
 
-// workerEntry is one worker of the list.
-type workerEntry struct {
-	PeerID        string  `json:"peer_id"`
-	Author        string  `json:"author"`
-	Name          string  `json:"name"`
-	Status        string  `json:"status"`
-	Hardware      string  `json:"hardware"`
-	Description   string  `json:"description"`
-	CPUPercent    float64 `json:"cpu_usage_pct"`
-	RAMFreeGB     float64 `json:"ram_free_gb"`
-	CurrentTasks  int     `json:"current_tasks"`
-	MaxTasks      int     `json:"max_tasks"`
-	HasGPU        bool    `json:"has_gpu"`
-	GPUUsedGB     float64 `json:"gpu_used_gb"`
-	GPUTotalGB    float64 `json:"gpu_total_gb"`
-	GPUPercent    float64 `json:"gpu_usage_pct"`
-	Preparing     string  `json:"preparing,omitzero"`
-	Percent       float64 `json:"preparing_pct,omitzero"`
-	ImageRef      string  `json:"agent_image_ref,omitzero"`
-	ImageDigest   string  `json:"agent_image_digest,omitzero"`
-	Capability    string  `json:"agent_capability,omitzero"`
-	HonestyScore  float64 `json:"honesty_score"`
-	IsEquivocator bool    `json:"is_equivocator"`
-	Dispatchable  bool    `json:"dispatch_allowed"`
-	RefuseReason  string  `json:"dispatch_refuse_reason,omitzero"`
-	Probation     bool    `json:"on_probation"`
-	Online        bool    `json:"online"`
-	LastSeen      string  `json:"last_seen,omitzero"`
+// workerText returns that of a worker as JSON, or nothing. It is made when the telemetry
+// arrives: a list of 10,000 workers has no time for it.
+func workerText(t *wire.Telemetry, seen time.Time) []byte {
+	b, err := encode(listedWorker{
+		PeerID: t.PeerID, Author: t.Author, Name: t.AgentName, Status: t.Status, Hardware: hardware(t), Description: t.Description,
+		CPUPercent: t.CPUPercent, RAMFreeGB: t.RAMFreeGB, CurrentTasks: t.CurrentTasks, MaxTasks: t.MaxTasks,
+		HasGPU: t.HasGPU, GPUUsedGB: t.GPUUsedGB, GPUTotalGB: t.GPUTotalGB, GPUPercent: t.GPUPercent,
+		Preparing: t.Preparing, Percent: t.PreparingPercent,
+		ImageRef: t.ImageRef, ImageDigest: t.ImageDigest, Capability: t.Capability, LastSeen: timeText(seen),
+	})
+	if err != nil {
+		return nil
+	}
+	return b
 }
+
+// ledgerText is about as long as what [appendWorker] adds.
+const ledgerText = 160
 
 // workers serves GET /api/workers.
 func (x *exchange) workers() error {
@@ -92,42 +101,62 @@ func (x *exchange) workers() error {
 	if err != nil {
 		return err
 	}
-	list := workerList{Success: true, Agents: []workerEntry{}}
-	for _, w := range x.workersFor(l.Workers(true)) {
+	list, online, size := x.workersFor(l.Workers(true)), 0, 0
+	for _, w := range list {
 		if w.Online {
-			list.Online++
-		} else {
-			list.Offline++
+			online++
 		}
-		if w.Online || includeOffline {
-			list.Agents = append(list.Agents, newWorkerEntry(w, x.h.ledger.Standing(w.PeerID)))
-		}
+		size += len(w.Text) + ledgerText
 	}
-	return x.answerJSON(list)
+	offline := len(list) - online
+	if !includeOffline {
+		list = list[:online] // which come first
+	}
+	body := append(make([]byte, 0, size+ledgerText), `{"success":true,"online_count":`...)
+	body = strconv.AppendInt(body, int64(online), 10)
+	body = append(body, `,"offline_count":`...)
+	body = strconv.AppendInt(body, int64(offline), 10)
+	body = append(body, `,"agents":[`...)
+	for _, w := range list {
+		if len(w.Text) == 0 {
+			continue // it says what JSON cannot hold
+		}
+		if body[len(body)-1] != '[' {
+			body = append(body, ',')
+		}
+		body = appendWorker(body, w, x.h.ledger.Standing(w.ID))
+	}
+	x.answer(http.StatusOK, append(body, "]}"...))
+	return nil
 }
 
-// newWorkerEntry returns the entry of a worker.
-func newWorkerEntry(w mesh.WorkerInfo, s ledger.Standing) workerEntry {
-	return workerEntry{
-		PeerID: w.PeerID, Author: w.Author, Name: w.AgentName, Status: w.Status,
-		Hardware: hardware(w), Description: w.Description,
-		CPUPercent: w.CPUPercent, RAMFreeGB: w.RAMFreeGB,
-		CurrentTasks: w.CurrentTasks, MaxTasks: w.MaxTasks,
-		HasGPU: w.HasGPU, GPUUsedGB: w.GPUUsedGB, GPUTotalGB: w.GPUTotalGB, GPUPercent: w.GPUPercent,
-		Preparing: w.Preparing, Percent: w.PreparingPercent,
-		ImageRef: w.ImageRef, ImageDigest: w.ImageDigest, Capability: w.Capability,
-		HonestyScore: s.Score, IsEquivocator: s.Equivocator, Dispatchable: s.Refused == "", RefuseReason: s.Refused, Probation: s.Probation,
-		Online: w.Online, LastSeen: timeText(w.LastSeen),
+// appendWorker adds the entry of a worker.
+func appendWorker(b []byte, w *mesh.WorkerInfo, s ledger.Standing) []byte {
+	b = append(b, w.Text[:len(w.Text)-len("}")]...)
+	b = append(b, `,"honesty_score":`...)
+	b = strconv.AppendFloat(b, s.Score, 'g', -1, 64)
+	b = append(b, `,"is_equivocator":`...)
+	b = strconv.AppendBool(b, s.Equivocator)
+	b = append(b, `,"dispatch_allowed":`...)
+	b = strconv.AppendBool(b, s.Refused == "")
+	if s.Refused != "" {
+		b = append(b, `,"dispatch_refuse_reason":"`...)
+		b = append(append(b, s.Refused...), '"')
 	}
+	b = append(b, `,"on_probation":`...)
+	b = strconv.AppendBool(b, s.Probation)
+	b = append(b, `,"online":`...)
+	b = strconv.AppendBool(b, w.Online)
+	return append(b, '}')
 }
 
 // hardware describes a worker in a line. Clients take the model from before the
 // first " (".
-func hardware(w mesh.WorkerInfo) string {
-	if w.HasGPU {
-		return fmt.Sprintf("%s (GPU VRAM: %.1f/%.1f GB)", w.Model, w.GPUUsedGB, w.GPUTotalGB)
+func hardware(t *wire.Telemetry) string {
+	if t.HasGPU {
+		return fmt.Sprintf("%s (GPU VRAM: %.1f/%.1f GB)", t.Model, t.GPUUsedGB, t.GPUTotalGB)
 	}
-	return fmt.Sprintf("%s (CPU: %d Cores)", w.Model, w.CPUCores)
+	return fmt.Sprintf("%s (CPU: %d Cores)", t.Model, t.CPUCores)
 }
 
 // timeText writes a time as RFC 3339; empty for none.

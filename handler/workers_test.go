@@ -33,7 +33,7 @@ func TestWorkers(t *testing.T) {
 		`"hardware":"meta/llama-3 (GPU VRAM: 3.1/24.0 GB)","description":"d","cpu_usage_pct":12.5,"ram_free_gb":3.25,"current_tasks":1,"max_tasks":4,` +
 		`"has_gpu":true,"gpu_used_gb":3.14159,"gpu_total_gb":24,"gpu_usage_pct":13,` +
 		`"preparing":"pulling image","preparing_pct":42,"agent_image_ref":"hr:v1","agent_image_digest":"sha256:ab","agent_capability":"hr-questions",` +
-		`"honesty_score":0,"is_equivocator":false,"dispatch_allowed":true,"on_probation":false,"online":true,"last_seen":"2023-11-14T22:15:00Z"}`
+		`"last_seen":"2023-11-14T22:15:00Z","honesty_score":0,"is_equivocator":false,"dispatch_allowed":true,"on_probation":false,"online":true}`
 	const plain = `{"peer_id":"` + peerB + `","author":"","name":"Legal","status":"AVAILABLE",` +
 		`"hardware":"llama3.2 (CPU: 8 Cores)","description":"","cpu_usage_pct":12.5,"ram_free_gb":3.25,"current_tasks":1,"max_tasks":4,` +
 		`"has_gpu":false,"gpu_used_gb":0,"gpu_total_gb":0,"gpu_usage_pct":0,` +
@@ -41,7 +41,7 @@ func TestWorkers(t *testing.T) {
 	const off = `{"peer_id":"12D3off","author":"ann","name":"Old","status":"AVAILABLE",` +
 		`"hardware":"old (CPU: 8 Cores)","description":"d","cpu_usage_pct":12.5,"ram_free_gb":3.25,"current_tasks":1,"max_tasks":4,` +
 		`"has_gpu":false,"gpu_used_gb":0,"gpu_total_gb":0,"gpu_usage_pct":0,` +
-		`"honesty_score":0,"is_equivocator":false,"dispatch_allowed":true,"on_probation":false,"online":false,"last_seen":"2023-11-14T22:15:00Z"}`
+		`"last_seen":"2023-11-14T22:15:00Z","honesty_score":0,"is_equivocator":false,"dispatch_allowed":true,"on_probation":false,"online":false}`
 	const head = `{"success":true,"online_count":2,"offline_count":1,"agents":[`
 	for query, want := range map[string]string{
 		"":                       head + full + "," + plain + "]}",
@@ -134,9 +134,10 @@ func TestModels(t *testing.T) {
 
 // The tiers of the matcher: peer id, agent name, model engine.
 func TestMatching(t *testing.T) {
-	workers := []mesh.WorkerInfo{
+	f := &fakeMesh{workers: []mesh.WorkerInfo{
 		worker("p1", "shared", "engine"), worker("p2", "p1", "shared"), worker("p3", "Shared", "other"), worker("p4", "x", "engine"),
-	}
+	}}
+	workers := (&fakeLease{f: f}).Workers(true)
 	for _, r := range []struct {
 		target router.Request
 		want   string

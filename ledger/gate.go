@@ -53,6 +53,7 @@ type Standing struct {
 // gate holds the scores, and what follows from them.
 type gate struct {
 	now   atomic.Pointer[standings]
+	read  *standings    // the last that were made of the ledger; of who makes them
 	dirty chan struct{} // holds a token when there is news
 
 	failures atomic.Int32 // to make scores, one after another
@@ -61,27 +62,41 @@ type gate struct {
 	fresh map[string]store.Tally // outcomes that are not stored yet
 }
 
-// standings are those of everybody at one time.
+// standings are those of everybody at one time. They are made once, to be looked up by each
+// request and for each line of a list.
 type standings struct {
-	verdicts
-	liars  map[peer.ID]bool
-	floor  float64
-	trusts bool // newcomers as those who are proven
-	broken bool // the ledger cannot be read, and that is no reason to trust
+	known    map[peer.ID]Standing
+	stranger Standing // who is not known
+}
+
+// unreadable are the standings when the ledger cannot be read, and that is no reason to trust.
+var unreadable = &standings{stranger: Standing{Refused: ReasonUnreadable, Probation: true}}
+
+// newStandings returns those that follow from verdicts.
+func newStandings(v verdicts, s Settings, liars map[peer.ID]bool) *standings {
+	of := func(id peer.ID) Standing {
+		st := Standing{Score: v.scores[id], Equivocator: liars[id], Proven: v.proven[id], Probation: !s.TrustNewcomers && !v.proven[id]}
+		switch {
+		case st.Equivocator:
+			st.Refused = ReasonEquivocator
+		case st.Score < s.Floor:
+			st.Refused = ReasonFloor
+		}
+		return st
+	}
+	out := &standings{make(map[peer.ID]Standing, len(v.scores)), of("")}
+	for id := range v.scores {
+		out.known[id] = of(id)
+	}
+	return out
 }
 
 // of returns the standing of a peer.
 func (s *standings) of(id peer.ID) Standing {
-	st := Standing{Score: s.scores[id], Equivocator: s.liars[id], Proven: s.proven[id], Probation: !s.trusts && !s.proven[id]}
-	switch {
-	case s.broken:
-		st.Refused = ReasonUnreadable
-	case st.Equivocator:
-		st.Refused = ReasonEquivocator
-	case st.Score < s.floor:
-		st.Refused = ReasonFloor
+	if st, ok := s.known[id]; ok {
+		return st
 	}
-	return st
+	return s.stranger
 }
 
 // trust is how far the node is to trust a worker of that standing.
@@ -128,10 +143,10 @@ func (l *Ledger) watch() {
 		l.keepOutcomes(l.ctx)
 		if err := l.score(); err != nil && l.ctx.Err() == nil {
 			l.alarm(err)
-			if l.gate.failures.Add(1) == maxFailures && !l.settings().FailOpen {
-				l.node.Log().Error("no worker gets tasks: the ledger cannot be read, and fail_open is not set")
-				l.stand(&standings{broken: true})
+			if l.gate.failures.Add(1) >= maxFailures {
+				l.standUnread()
 			}
+			l.news() // to try again soon
 		} else {
 			l.gate.failures.Store(0)
 		}
@@ -180,7 +195,7 @@ func (l *Ledger) keepOutcomes(ctx context.Context) {
 // score makes the scores anew.
 func (l *Ledger) score() error {
 	s := l.settings()
-	e := evidence{self: l.store.Self(), floor: s.Floor, seeds: s.Seeds, liars: l.store.Equivocators()}
+	e := evidence{self: l.store.Self(), floor: s.Floor, seeds: s.Seeds, liars: l.store.Equivocators(), penitents: l.penitents(time.Now())}
 	var err error
 	if e.tallies, err = l.store.Tallies(l.ctx); err != nil {
 		return err
@@ -193,17 +208,36 @@ func (l *Ledger) score() error {
 	if err != nil {
 		return err
 	}
-	l.stand(&standings{verdicts: e.judge(), liars: e.liars, floor: s.Floor, trusts: s.TrustNewcomers})
+	l.gate.read = newStandings(e.judge(), s, e.liars)
+	l.stand(l.gate.read)
 	return nil
+}
+
+// standUnread has count what does while the ledger cannot be read: nobody gets tasks, or with
+// fail_open, who got some by what was read last.
+func (l *Ledger) standUnread() {
+	want := unreadable
+	if l.settings().FailOpen {
+		want = l.gate.read
+	}
+	switch {
+	case l.gate.now.Load() == want:
+		return
+	case want == unreadable:
+		l.node.Log().Error("no worker gets tasks: the ledger cannot be read, and fail_open is not set")
+	default:
+		l.node.Log().Warn("workers get tasks by what was read of the ledger last: fail_open is set")
+	}
+	l.stand(want)
 }
 
 // stand makes the standings those that count.
 func (l *Ledger) stand(s *standings) {
 	l.gate.now.Store(s)
-	stranger := s.of("").trust()
+	stranger := s.stranger.trust()
 	others := make(map[string]mesh.Trust) // by text: each worker is looked up
-	for id := range s.scores {
-		if t := s.of(id).trust(); t != stranger {
+	for id, st := range s.known {
+		if t := st.trust(); t != stranger {
 			others[id.String()] = t
 		}
 	}

@@ -35,19 +35,21 @@ type gossip struct {
 	ps            *pubsub.PubSub
 	feedback      *pubsub.Topic
 	equivocation  *pubsub.Topic
-	inconsistency *pubsub.Topic // what AgentFM 1.3 does not know, as is the next
+	inconsistency *pubsub.Topic // what AgentFM 1.3 does not know, as are the next
 	heads         *pubsub.Topic
+	epochs        *pubsub.Topic
 	subscriptions []*pubsub.Subscription
 	out           chan *wire.Entry
 	authors       *authors // of entries
 	accused       *authors // of the heads that alerts show
 	owners        *authors // of heads
+	declared      *authors // of epochs
 }
 
 // join joins the topics.
 func (g *gossip) join(l *Ledger) error {
 	g.ps, g.out = l.node.PubSub, make(chan *wire.Entry, gossipBuffer)
-	g.authors, g.accused, g.owners = newAuthors(), newAuthors(), newAuthors()
+	g.authors, g.accused, g.owners, g.declared = newAuthors(), newAuthors(), newAuthors(), newAuthors()
 	for _, t := range []struct {
 		name     string
 		topic    **pubsub.Topic
@@ -58,6 +60,7 @@ func (g *gossip) join(l *Ledger) error {
 		{wire.EquivocationTopic, &g.equivocation, l.validateAlert, l.takeAlerts},
 		{wire.InconsistencyTopic, &g.inconsistency, l.validateAlert, l.takeAlerts},
 		{wire.HeadsTopic, &g.heads, l.validateHead, l.takeHeads},
+		{wire.EpochsTopic, &g.epochs, l.validateEpoch, l.takeEpochs},
 	} {
 		if err := g.ps.RegisterTopicValidator(t.name, t.validate); err != nil {
 			return err
@@ -90,7 +93,7 @@ func (g *gossip) leave() {
 	for _, s := range g.subscriptions {
 		s.Cancel()
 	}
-	for _, t := range []*pubsub.Topic{g.feedback, g.equivocation, g.inconsistency, g.heads} {
+	for _, t := range []*pubsub.Topic{g.feedback, g.equivocation, g.inconsistency, g.heads, g.epochs} {
 		if t != nil {
 			_ = g.ps.UnregisterTopicValidator(t.String())
 			_ = t.Close()
@@ -149,10 +152,11 @@ func (l *Ledger) validateEntry(_ context.Context, from peer.ID, m *pubsub.Messag
 	return judge(err, from, m)
 }
 
-// validateAlert is the validator of alerts. One against a known equivocator is no news.
+// validateAlert is the validator of alerts. One against a known equivocator is no news, nor is one
+// that an epoch has cleared.
 func (l *Ledger) validateAlert(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	a, err := wire.ParseAlert(m.GetData())
-	if err == nil && from != l.store.Self() && l.store.Equivocators()[a.Peer] {
+	if err == nil && (from != l.store.Self() && l.store.Equivocators()[a.Peer] || l.store.Cleared(a)) {
 		return pubsub.ValidationIgnore
 	}
 	if err == nil && (a.A.Size == a.B.Size) != (m.GetTopic() == wire.EquivocationTopic) {

@@ -29,10 +29,6 @@ const (
 	headsOfOne = 3
 	// headSignatures is how many signatures of witnesses are verified at once, about.
 	headSignatures = 1024
-	// alertsEvery is how often a peer is asked for its evidence against equivocators, and
-	// alertPages how many pages that has at most.
-	alertsEvery = 10 * time.Minute
-	alertPages  = 12
 )
 
 // headCursor is how far the heads of a peer were read.
@@ -42,7 +38,7 @@ type headCursor struct {
 	logs uint64    // that were known then
 	anew time.Time // when they were read from the first on
 
-	alerts time.Time // when its evidence was read
+	notices notices
 }
 
 // askHeads fetches the heads that a peer holds and has got since it was asked last: of this
@@ -61,7 +57,7 @@ func (l *Ledger) readHeads(ctx context.Context, id peer.ID, anew time.Duration) 
 	}
 	c, logs := l.headsSeen(id), l.logs.Load()
 	if c.logs != logs && time.Since(c.anew) >= anew {
-		c = headCursor{logs: logs, anew: time.Now(), alerts: c.alerts}
+		c = headCursor{logs: logs, anew: time.Now(), notices: c.notices}
 	}
 	signatures := 0
 	for range headPages {
@@ -159,55 +155,6 @@ func (l *Ledger) warnFork(id peer.ID, err error) {
 	l.node.Log().Warn("a peer has signed a head that is not that of its entries", zap.Stringer("peer", id), zap.Error(err))
 }
 
-// askAlerts fetches the evidence that a peer holds against equivocators, once in a while: what
-// gossip tells of them comes to who is there at that moment. A peer that shows what proves
-// nothing is not asked for more.
-func (l *Ledger) askAlerts(ctx context.Context, id peer.ID) error {
-	has, err := l.node.Host.Peerstore().SupportsProtocols(id, wire.AlertsProtocol)
-	c := l.headsSeen(id)
-	if err != nil || len(has) == 0 || time.Since(c.alerts) < alertsEvery {
-		return err
-	}
-	c.alerts = time.Now()
-	l.sawHeads(id, c)
-	for page := range uint64(alertPages) {
-		items, err := l.page(ctx, id, wire.AlertsProtocol, page*wire.MaxPage, wire.MaxPage)
-		if err != nil {
-			return err
-		}
-		for _, i := range items {
-			if err := l.accusation(ctx, i.Entry); err != nil {
-				return err
-			}
-		}
-		if len(items) < wire.MaxPage {
-			return nil
-		}
-	}
-	return nil
-}
-
-// accusation takes in an alert that a peer holds. One against a known equivocator, or of which
-// there are too many, is not even verified. One that is news is told to the mesh: what gossip
-// brings of it will be none here any more, and is not relayed to those behind this node.
-func (l *Ledger) accusation(ctx context.Context, b []byte) error {
-	a, err := wire.ParseAlert(b)
-	if err != nil {
-		return err
-	}
-	if l.store.Equivocators()[a.Peer] || l.store.MayAccuse(ctx, a.Peer) != nil {
-		return nil
-	}
-	if err := a.Verify(); err != nil {
-		return err
-	}
-	l.accuse(a)
-	if l.gossip.accused.admit(a.Peer) {
-		l.spread(a)
-	}
-	return nil
-}
-
 // headsSeen returns how far the heads of a peer were read.
 func (l *Ledger) headsSeen(id peer.ID) headCursor {
 	l.heads.Lock()
@@ -256,6 +203,9 @@ func (l *Ledger) validateHead(_ context.Context, from peer.ID, m *pubsub.Message
 	h, err := wire.ParseHead(m.GetData())
 	if err == nil && (len(h.Witnesses) > 0 || h.Anchor != "") {
 		err = fmt.Errorf("%w: a head has nothing but its owner's signature here", wire.ErrBad)
+	}
+	if err == nil && l.store.Voided(h) {
+		return pubsub.ValidationIgnore
 	}
 	if err == nil {
 		err = h.Verify()

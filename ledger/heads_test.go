@@ -58,7 +58,7 @@ func TestEndlessPages(t *testing.T) {
 		"junk":             {wire.HeadsProtocol, func(n *testNode, id peer.ID) error { return n.readHeads(ctx, id, 0) }, []byte("x"), headPages, false},
 		"heads of one log": {wire.HeadsProtocol, func(n *testNode, id peer.ID) error { return n.readHeads(ctx, id, 0) }, head, 1, true},
 		"alerts that are none": {wire.AlertsProtocol, func(n *testNode, id peer.ID) error {
-			return n.askAlerts(ctx, id)
+			return n.askNotices(ctx, id)
 		}, []byte("x"), 1, true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -181,9 +181,13 @@ func (l *Ledger) pause(d time.Duration) bool {
 // confirm says that the own log may be shown, once a peer was asked, and those who know the most
 // of it: the bootstrap nodes and the witnesses.
 func (l *Ledger) confirm() {
-	if l.confirmed.Load() || l.waiting() {
-		return
+	if !l.confirmed.Load() && !l.waiting() {
+		l.publishAll()
 	}
+}
+
+// publishAll shows all of the own log to others.
+func (l *Ledger) publishAll() {
 	l.showing.Lock()
 	fresh, err := l.store.Publish(l.ctx)
 	if err == nil {
@@ -262,7 +266,7 @@ func (l *Ledger) alarm(err error) {
 	}
 	switch {
 	case errors.Is(err, store.ErrForked):
-		l.node.Log().Error("this node signs no more: its log was continued by another process with its key, or a store was restored that is older than what was published", zap.Error(err))
+		l.node.Log().Error("this node signs no more: its log was continued by another process with its key, or a store was restored that is older than what was published; see `caddy agentfm reputation recover`", zap.Error(err))
 	case errors.Is(err, store.ErrBehind):
 		l.node.Log().Warn("this node does not sign before a peer has given back what its store has lost", zap.Error(err))
 	default:

@@ -67,6 +67,7 @@ type testNode struct {
 	*Ledger
 	node   mesh.Node
 	trusts atomic.Pointer[func(string) mesh.Trust] // how far it trusts whom
+	log    atomic.Pointer[zap.Logger]
 	close  func()
 }
 
@@ -89,13 +90,14 @@ func newNodeWith(t testing.TB, key crypto.PrivKey, dir string, s Settings, boots
 		t.Fatal(err)
 	}
 	n := new(testNode)
+	n.log.Store(zap.NewNop())
 	n.node = mesh.Node{
 		Context: c, Host: h, PubSub: ps, Key: key,
 		Bootstrap: func() []peer.AddrInfo { return bootstrap },
 		Entry:     func(peer.ID, string) {},
 		Trust:     func(trusts func(string) mesh.Trust) { n.trusts.Store(&trusts) },
 		Judge:     func(func(string, bool)) {},
-		Log:       zap.NewNop,
+		Log:       n.log.Load,
 	}
 	if n.Ledger, err = Open(n.node, dir, s); err != nil {
 		t.Fatal(err)
@@ -368,32 +370,5 @@ func TestLostEntries(t *testing.T) {
 	e := &wire.Entry{Kind: wire.Rating, Subject: subject, Dimension: wire.Honesty}
 	if err := a.Append(ctx, e, nil); !errors.Is(err, store.ErrBehind) {
 		t.Errorf("signed: %v", err)
-	}
-}
-
-// TestFailsClosed breaks the store while the ledger is in use: nobody gets tasks then, unless
-// the settings say otherwise.
-func TestFailsClosed(t *testing.T) {
-	for _, open := range []bool{false, true} {
-		n := fresh(t)
-		n.parts.Join(&Part{s: Settings{Floor: -0.5, FailOpen: open}})
-		worker := newID(t)
-		n.judge(worker.String(), true)
-		await.Until(t, "the task counts", func() bool { return n.Standing(worker).Score > 0 })
-		if err := n.store.Close(); err != nil {
-			t.Fatal(err)
-		}
-		failed := n.gate.failures.Load()
-		await.Until(t, "scores cannot be made", func() bool { n.news(); return n.gate.failures.Load() > failed+maxFailures })
-		if got := n.Standing(worker).Refused; open && got != "" || !open && got != ReasonUnreadable {
-			t.Errorf("fail open %t: refused %q", open, got)
-		}
-		if barred := (*n.trusts.Load())(worker.String()) == mesh.Barred; barred == open {
-			t.Errorf("fail open %t: barred %t", open, barred)
-		}
-		n.close()
-		if (*n.trusts.Load())(worker.String()) != mesh.Trusted {
-			t.Error("a closed ledger bars a worker")
-		}
 	}
 }

@@ -164,16 +164,12 @@ func (p *Part) Ledger() (*Ledger, error) {
 }
 
 // Standing returns what this gateway thinks of a peer.
-func (p *Part) Standing(id string) Standing {
+func (p *Part) Standing(id peer.ID) Standing {
 	l, err := p.Ledger()
 	if err != nil {
 		return Standing{}
 	}
-	pid, err := peer.Decode(id)
-	if err != nil {
-		return Standing{}
-	}
-	return l.Standing(pid)
+	return l.Standing(id)
 }
 
 // Store returns what is kept, to read.

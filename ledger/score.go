@@ -19,7 +19,7 @@ import (
 //
 // A worker is proven when what this gateway and its seeds have seen of it is good, by several
 // tasks of this gateway or by the word of a seed, and hardly any of its tasks ended badly
-// lately. What others say proves nobody and takes that from nobody, nor does what this gateway
+// lately. Who has begun an epoch of its log is not, for a while. What others say proves nobody and takes that from nobody, nor does what this gateway
 // has signed for its clients. All who are not proven are on probation, and their word is a
 // stranger's.
 const (
@@ -71,6 +71,8 @@ type evidence struct {
 	tallies map[peer.ID]store.Tally
 	votes   []store.Vote // weights are those of now
 	liars   map[peer.ID]bool
+	// penitents have begun an epoch not long ago.
+	penitents map[peer.ID]bool
 
 	met, unmet int // how many votes are of whom
 }
@@ -145,6 +147,9 @@ func (e evidence) judge() verdicts {
 			out[id] = 0
 		}
 	}
+	for id := range e.penitents {
+		out[id] = min(out[id], 0)
+	}
 	out[e.self] = 1
 	for id := range e.liars {
 		out[id] = -1
@@ -197,8 +202,10 @@ func (e evidence) provenBy(seeds map[peer.ID]opinion) map[peer.ID]bool {
 			proven[id] = true
 		}
 	}
-	for id := range e.liars {
-		delete(proven, id)
+	for _, bad := range []map[peer.ID]bool{e.liars, e.penitents} {
+		for id := range bad {
+			delete(proven, id)
+		}
 	}
 	return proven
 }

@@ -43,11 +43,11 @@ type request func(io.Reader) (reply, error)
 type reply func(io.Writer) error
 
 // protocols are those that the ledger serves.
-var protocols = []protocol.ID{wire.HeadProtocol, wire.LogProtocol, wire.InboxProtocol, wire.CommentProtocol, wire.HeadsProtocol, wire.AlertsProtocol}
+var protocols = []protocol.ID{wire.HeadProtocol, wire.LogProtocol, wire.InboxProtocol, wire.CommentProtocol, wire.HeadsProtocol, wire.AlertsProtocol, wire.EpochsProtocol}
 
 // serve registers the protocols.
 func (l *Ledger) serve() {
-	for i, read := range []request{l.serveHead, l.pages(l.store.Log), l.pages(l.store.Inbox), l.serveComment, l.pages(l.store.Heads), l.pages(l.store.Alerts)} {
+	for i, read := range []request{l.serveHead, l.pages(l.store.Log), l.pages(l.store.Inbox), l.serveComment, l.pages(l.store.Heads), l.pages(l.store.Alerts), l.pages(l.store.EpochPage)} {
 		l.node.Host.SetStreamHandler(protocols[i], func(s network.Stream) { l.answer(s, &l.serving, read) })
 	}
 	l.witnessing()

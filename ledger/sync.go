@@ -186,6 +186,9 @@ func (l *Ledger) each(ids []peer.ID, within time.Duration, ask func(context.Cont
 
 // ask asks one peer for its log, the heads that it holds, and its inbox.
 func (l *Ledger) ask(ctx context.Context, id peer.ID) error {
+	if err := l.askNotices(ctx, id); err != nil {
+		return fmt.Errorf("notices: %w", err)
+	}
 	if err := l.askHeads(ctx, id); err != nil {
 		return fmt.Errorf("heads: %w", err)
 	}
@@ -197,9 +200,6 @@ func (l *Ledger) ask(ctx context.Context, id peer.ID) error {
 	}
 	if err := l.readHeads(ctx, id, 0); err != nil { // of the logs that have just come
 		return fmt.Errorf("heads: %w", err)
-	}
-	if err := l.askAlerts(ctx, id); err != nil {
-		return fmt.Errorf("alerts: %w", err)
 	}
 	return nil
 }

@@ -291,6 +291,8 @@ func (l *Ledger) held(id peer.ID) (*wire.Head, error) {
 		return nil, err
 	case v.Status != wire.Conflict:
 		return nil, fmt.Errorf("%w: status %d", errWitness, v.Status)
+	case v.Held != nil && l.store.Voided(v.Held):
+		return nil, fmt.Errorf("%w: it has not heard of the new epoch of this node's log", errWitness)
 	case v.Held != nil:
 		if err := l.store.Claim(l.ctx, v.Held); err != nil {
 			return nil, fmt.Errorf("%w: %w", errWitness, err)

@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ const maxAdminBody = 4 << 10
 //	GET  /agentfm/workers  the workers that are known, also those that are offline
 //	GET  /agentfm/peers    the peers that are connected
 //	POST /agentfm/ping     {"peer": "<peer id or multiaddress>"}
+//	POST /agentfm/recover  {}: begins the one epoch of the node's log of ratings
 //
 // Caddy's rules for the admin API say who may ask.
 type adminAPI struct{}
@@ -60,6 +62,7 @@ var adminRoutes = map[string]struct {
 	"workers": {http.MethodGet, adminWorkers},
 	"peers":   {http.MethodGet, adminPeers},
 	"ping":    {http.MethodPost, adminPing},
+	"recover": {http.MethodPost, adminRecover},
 }
 
 // serve serves one request.
@@ -172,25 +175,33 @@ type pingAnswer struct {
 	Error string  `json:"error,omitzero"`
 }
 
-// adminPing serves POST /agentfm/ping. It wants JSON by name: that a web page
+// adminBody reads the body of a request. It wants JSON by name: that a web page
 // cannot send without asking.
-func adminPing(l *Lease, r *http.Request) (any, error) {
+func adminBody(r *http.Request, into any) error {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-		return nil, apiError(http.StatusUnsupportedMediaType, "the Content-Type is not application/json")
-	}
-	var req struct {
-		Peer string `json:"peer"`
+		return apiError(http.StatusUnsupportedMediaType, "the Content-Type is not application/json")
 	}
 	dec := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxAdminBody))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&req); err != nil {
+	if err := dec.Decode(into); err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, apiError(http.StatusRequestEntityTooLarge, "the body is over %d bytes", maxAdminBody)
+			return apiError(http.StatusRequestEntityTooLarge, "the body is over %d bytes", maxAdminBody)
 		}
-		return nil, apiError(http.StatusBadRequest, "reading the body: %w", err)
+		return apiError(http.StatusBadRequest, "reading the body: %w", err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, apiError(http.StatusBadRequest, "the body has more than one object")
+		return apiError(http.StatusBadRequest, "the body has more than one object")
+	}
+	return nil
+}
+
+// adminPing serves POST /agentfm/ping.
+func adminPing(l *Lease, r *http.Request) (any, error) {
+	var req struct {
+		Peer string `json:"peer"`
+	}
+	if err := adminBody(r, &req); err != nil {
+		return nil, err
 	}
 	rtt, err := l.Ping(r.Context(), req.Peer)
 	switch {
@@ -200,6 +211,31 @@ func adminPing(l *Lease, r *http.Request) (any, error) {
 		return pingAnswer{Error: err.Error()}, nil
 	}
 	return pingAnswer{OK: true, RTTMS: milliseconds(rtt)}, nil
+}
+
+// recoverer is the ledger, as its operator sees it who recovers from a log that was continued twice.
+type recoverer interface {
+	Recover(context.Context) (kept uint64, err error)
+}
+
+// adminRecover serves POST /agentfm/recover.
+func adminRecover(l *Lease, r *http.Request) (any, error) {
+	if err := adminBody(r, new(struct{})); err != nil {
+		return nil, err
+	}
+	l.node.attaching.Lock()
+	ledger, ok := l.node.attached["ledger"].(recoverer)
+	l.node.attaching.Unlock()
+	if !ok {
+		return nil, apiError(http.StatusNotFound, "this node keeps no ledger")
+	}
+	kept, err := ledger.Recover(r.Context())
+	if err != nil {
+		return nil, caddy.APIError{HTTPStatus: http.StatusConflict, Err: err}
+	}
+	return struct {
+		Kept uint64 `json:"entries_kept"`
+	}{kept}, nil
 }
 
 // Interface guard

@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -108,6 +109,41 @@ func TestAdminPing(t *testing.T) {
 			t.Errorf("%.80s: got %d %s, want %d …%s…", c.body, status, got, c.status, c.want)
 		}
 	}
+}
+
+// recovering is a ledger whose log was continued twice, or was not.
+type recovering struct{ err error }
+
+func (recovering) Close()                                    {}
+func (r recovering) Recover(context.Context) (uint64, error) { return 3, r.err }
+
+func TestAdminRecover(t *testing.T) {
+	a := newTestApp(t, nil)
+	l := lease(t, a)
+	const jsonType = "application/json"
+	for _, c := range []struct {
+		ledger            Attachment
+		contentType, body string
+		status            int
+		want              string
+	}{
+		{nil, jsonType, "{}", 404, "keeps no ledger"},
+		{recovering{}, jsonType, "{}", 200, `{"entries_kept":3}`},
+		{recovering{errors.New("not forked")}, jsonType, "{}", 409, "not forked"},
+		{recovering{}, jsonType, `{"size":1}`, 400, "unknown field"},
+		{recovering{}, jsonType, "", 400, "reading the body"},
+		{recovering{}, "text/plain", "{}", 415, "Content-Type"},
+	} {
+		l.node.attaching.Lock()
+		l.node.attached = map[string]Attachment{"ledger": c.ledger}
+		l.node.attaching.Unlock()
+		if got, status := askAdmin(t, l, "recover", c.contentType, c.body); status != c.status || !strings.Contains(got, c.want) {
+			t.Errorf("got %d %s, want %d …%s…", status, got, c.status, c.want)
+		}
+	}
+	l.node.attaching.Lock()
+	l.node.attached = nil
+	l.node.attaching.Unlock()
 }
 
 // TestAdminWithoutApp wants a plain answer where nothing runs.

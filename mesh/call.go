@@ -130,7 +130,8 @@ type Served struct {
 	Queued time.Duration
 }
 
-// WorkerInfo is an entry of the directory of workers.
+// WorkerInfo is what is known of a worker at one time. It is shared by all who have it, and
+// not to be changed.
 type WorkerInfo struct {
 	wire.Telemetry
 	// Models are the models that the worker offers beside [wire.Telemetry.Model].
@@ -143,6 +144,18 @@ type WorkerInfo struct {
 	// telemetry arrived.
 	FirstSeen, LastSeen time.Time
 
+	// ID is [wire.Telemetry.PeerID], decoded; empty when it cannot be.
+	ID peer.ID
+	// Text is made of the telemetry when it arrives, by the function of [ProvideText].
+	Text []byte
+
 	profile profileState
-	id      peer.ID // Telemetry.PeerID, decoded; empty when it cannot be
+	probed  time.Time // when it was asked last whether it is there
 }
+
+// ProvideText says what is made of each telemetry, at the time when it arrived, for lists of
+// workers: to make it for each list would take longer than all else.
+func ProvideText(text func(t *wire.Telemetry, seen time.Time) []byte) { workerText = text }
+
+// workerText is the function of [ProvideText].
+var workerText = func(*wire.Telemetry, time.Time) []byte { return nil }

@@ -38,32 +38,52 @@ type directory struct {
 	ask    func(peer, tag string) bool // for a worker's profile; nil in tests that have none
 
 	mu      sync.RWMutex
-	workers map[string]*WorkerInfo
+	workers map[string]*entry
+	order   []*entry                // the newest first
 	up      int                     // workers that are online
 	opening atomic.Bool             // nobody gets tasks before the services of the app have started
 	trust   func(peer string) Trust // how far each is trusted
 }
 
+// entry is a worker of the directory. What is known of it is replaced, and not changed: lists
+// of workers still have it.
+type entry struct{ *WorkerInfo }
+
+// renew replaces what is known of the worker by a copy, to change.
+func (e *entry) renew() {
+	w := *e.WorkerInfo
+	e.WorkerInfo = &w
+}
+
+// byAge orders the newest first.
+func byAge(a, b *entry) int {
+	return cmp.Or(b.FirstSeen.Compare(a.FirstSeen), cmp.Compare(a.PeerID, b.PeerID))
+}
+
 func newDirectory(log func() *zap.Logger) *directory {
-	return &directory{router: router.New(), now: time.Now, log: log, events: NewEvents(), workers: make(map[string]*WorkerInfo),
+	return &directory{router: router.New(), now: time.Now, log: log, events: NewEvents(), workers: make(map[string]*entry),
 		trust: func(string) Trust { return Trusted }}
 }
 
 // update takes in valid telemetry.
 func (d *directory) update(t wire.Telemetry) {
+	now := d.now()
+	text := workerText(&t, now)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	now := d.now()
 	w, ok := d.workers[t.PeerID]
 	if !ok {
 		if len(d.workers) >= maxWorkers && !d.evict() {
 			return
 		}
-		w = &WorkerInfo{FirstSeen: now}
-		w.id, _ = peer.Decode(t.PeerID)
+		w = &entry{&WorkerInfo{Telemetry: t, FirstSeen: now}}
+		w.ID, _ = peer.Decode(t.PeerID)
 		d.workers[t.PeerID] = w
+		i, _ := slices.BinarySearchFunc(d.order, w, byAge)
+		d.order = slices.Insert(d.order, i, w)
 	}
-	w.Telemetry, w.LastSeen = t, now
+	w.renew()
+	w.Telemetry, w.LastSeen, w.Text = t, now, text
 	if d.learn(w) {
 		d.serves(w)
 	}
@@ -72,23 +92,20 @@ func (d *directory) update(t wire.Telemetry) {
 // id returns the peer id of a worker. To decode it each time would cost more than to
 // look it up.
 func (d *directory) id(worker string) (peer.ID, error) {
-	d.mu.RLock()
-	w := d.workers[worker]
-	d.mu.RUnlock()
-	if w != nil && w.id != "" {
-		return w.id, nil
+	if w := d.worker(worker); w != nil && w.ID != "" {
+		return w.ID, nil
 	}
 	return peer.Decode(worker)
 }
 
 // serves makes a worker one that requests may go to, by what it last said.
-func (d *directory) serves(w *WorkerInfo) {
+func (d *directory) serves(w *entry) {
 	if !w.Online {
 		w.Online = true
 		d.log().Info("worker is online", zap.String("peer", w.PeerID), zap.String("agent", w.AgentName), zap.String("model", w.Model))
 		d.changed(w, WorkerOnline, 1)
 	}
-	d.offer(w)
+	d.offer(w.WorkerInfo)
 }
 
 // open lets workers have tasks.
@@ -100,7 +117,7 @@ func (d *directory) open() {
 	}
 	for _, w := range d.workers {
 		if w.Online {
-			d.enlist(w)
+			d.enlist(w.WorkerInfo)
 		}
 	}
 	d.opening.Store(false)
@@ -141,7 +158,8 @@ func (d *directory) offline(peer string) {
 	}
 }
 
-func (d *directory) setOffline(w *WorkerInfo, why string) {
+func (d *directory) setOffline(w *entry, why string) {
+	w.renew()
 	w.Online = false
 	d.router.Remove(w.PeerID)
 	d.log().Info("worker is offline", zap.String("peer", w.PeerID), zap.String("agent", w.AgentName), zap.String("reason", why))
@@ -149,7 +167,7 @@ func (d *directory) setOffline(w *WorkerInfo, why string) {
 }
 
 // changed tells that a worker came or went. It blocks on nobody.
-func (d *directory) changed(w *WorkerInfo, event string, by int) {
+func (d *directory) changed(w *entry, event string, by int) {
 	d.up += by
 	metrics.WorkersOnline(d.up)
 	d.events.Publish(Event{Name: event, Peer: w.PeerID, Agent: w.AgentName, Model: w.Model})
@@ -158,7 +176,7 @@ func (d *directory) changed(w *WorkerInfo, event string, by int) {
 // evict forgets the worker that has been offline the longest; false when all
 // are online.
 func (d *directory) evict() bool {
-	var oldest *WorkerInfo
+	var oldest *entry
 	for _, w := range d.workers {
 		if !w.Online && (oldest == nil || w.LastSeen.Before(oldest.LastSeen)) {
 			oldest = w
@@ -167,8 +185,16 @@ func (d *directory) evict() bool {
 	if oldest == nil {
 		return false
 	}
-	delete(d.workers, oldest.PeerID)
+	d.forget(oldest)
 	return true
+}
+
+// forget takes a worker out of the directory.
+func (d *directory) forget(w *entry) {
+	delete(d.workers, w.PeerID)
+	if i, ok := slices.BinarySearchFunc(d.order, w, byAge); ok {
+		d.order = slices.Delete(d.order, i, i+1)
+	}
 }
 
 // sweep takes out who has been silent, every second until ctx ends.
@@ -189,36 +215,42 @@ func (d *directory) expire() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.now()
-	for id, w := range d.workers {
+	for _, w := range d.workers {
 		switch silent := now.Sub(w.LastSeen); {
 		case w.Online && silent > workerStale:
 			d.setOffline(w, "no telemetry")
 		case !w.Online && silent > workerForget:
-			delete(d.workers, id)
+			d.forget(w)
 		}
 	}
 }
 
 // list returns the workers, online first, newest first.
-func (d *directory) list(includeOffline bool) []WorkerInfo {
+func (d *directory) list(includeOffline bool) []*WorkerInfo {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	out := make([]WorkerInfo, 0, len(d.workers))
-	for _, w := range d.workers {
-		if w.Online || includeOffline {
-			out = append(out, *w)
+	out := make([]*WorkerInfo, 0, len(d.order))
+	for _, w := range d.order {
+		if w.Online {
+			out = append(out, w.WorkerInfo)
 		}
 	}
-	slices.SortFunc(out, func(a, b WorkerInfo) int {
-		if a.Online != b.Online {
-			if a.Online {
-				return -1
-			}
-			return 1
+	for _, w := range d.order {
+		if !w.Online && includeOffline {
+			out = append(out, w.WorkerInfo)
 		}
-		return cmp.Or(b.FirstSeen.Compare(a.FirstSeen), cmp.Compare(a.PeerID, b.PeerID))
-	})
+	}
 	return out
+}
+
+// worker returns what is known of a worker; nil for none.
+func (d *directory) worker(id string) *WorkerInfo {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if w, ok := d.workers[id]; ok {
+		return w.WorkerInfo
+	}
+	return nil
 }
 
 // online counts the workers that are online.

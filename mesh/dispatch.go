@@ -33,9 +33,12 @@ type Lease struct {
 func (l *Lease) Release() { l.once.Do(l.node.Release) }
 
 // Workers returns the known workers: online first, newest first.
-func (l *Lease) Workers(includeOffline bool) []WorkerInfo {
+func (l *Lease) Workers(includeOffline bool) []*WorkerInfo {
 	return l.node.directory.list(includeOffline)
 }
+
+// Worker returns what is known of a worker; nil for none.
+func (l *Lease) Worker(peer string) *WorkerInfo { return l.node.directory.worker(peer) }
 
 // Serves returns the routes that workers serve to whom a request may go, and
 // whether any takes a text instead; see [router.Router.Serves].
@@ -134,8 +137,9 @@ type dispatch struct {
 	whole    []byte // see wholeFrame
 	begun    time.Time
 	queued   time.Duration
-	deadline time.Time // of the task; set with the first slot
-	first    time.Time // of the first output of the attempt
+	waited   time.Duration // for slots, of Queue.Wait
+	deadline time.Time     // of the task; set with the first slot
+	first    time.Time     // of the first output of the attempt
 	attempts int
 	bounces  int
 }
@@ -202,8 +206,8 @@ func (d *dispatch) acquire(ctx context.Context) (router.Slot, error) {
 	if d.Aside {
 		return d.acquired(workers.Visit(&d.Target))
 	}
-	rest := time.Until(d.begun.Add(d.Queue.Wait))
-	if d.Queue.Wait == 0 || rest <= 0 {
+	rest := d.Queue.Wait - d.waited
+	if rest <= 0 {
 		slot, err := workers.Acquire(&d.Target, d.Selector)
 		return d.acquired(slot, err)
 	}
@@ -211,7 +215,9 @@ func (d *dispatch) acquire(ctx context.Context) (router.Slot, error) {
 	defer cancel()
 	metrics.Waiting(1)
 	defer metrics.Waiting(-1)
+	from := time.Now()
 	slot, err := workers.Wait(waitCtx, &d.Target, d.Selector, d.Queue.Client, d.Queue.Size)
+	d.waited += time.Since(from)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}

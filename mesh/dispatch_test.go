@@ -152,7 +152,7 @@ func TestBegin(t *testing.T) {
 	good.publish(t)
 	l := lease(t, a)
 	await.Until(t, "the load is known", func() bool {
-		return slices.ContainsFunc(l.Workers(false), func(w WorkerInfo) bool { return w.PeerID == good.PeerID && w.CurrentTasks == 3 })
+		return slices.ContainsFunc(l.Workers(false), func(w *WorkerInfo) bool { return w.PeerID == good.PeerID && w.CurrentTasks == 3 })
 	})
 	c := call("m")
 	var told []string

@@ -124,6 +124,7 @@ func (n *node) start(ctx context.Context) error {
 	n.running.Go(wait)
 	n.running.Go(func() { n.streams.sweep(ctx) })
 	n.running.Go(func() { n.directory.sweep(ctx) })
+	n.running.Go(func() { n.probe(ctx) })
 	n.running.Go(func() { n.sweepArtifacts(ctx) })
 	n.running.Go(func() { n.host.KeepConnected(ctx, n.bootstrap, n.log) })
 	n.running.Go(func() { n.host.Discover(ctx, RoleGateway, n.settings, n.log) })

@@ -99,7 +99,7 @@ type profileState struct {
 // learn asks for a worker's profile when it has changed, and reports whether the
 // worker can serve meanwhile: by what was known of it, or, when it does not give
 // its profile, as one that takes a text.
-func (d *directory) learn(w *WorkerInfo) bool {
+func (d *directory) learn(w *entry) bool {
 	p := &w.profile
 	if w.Protocol < wire.ProtocolHTTP || w.ProfileTag == "" {
 		*p, w.Models, w.Routes = profileState{}, nil, 0
@@ -123,6 +123,7 @@ func (d *directory) tookProfile(peer, tag string, p wire.Profile, err error) {
 	if !ok {
 		return
 	}
+	w.renew()
 	if w.profile.asking = false; err != nil {
 		w.profile.failed = d.now()
 		w.profile.again = min(max(2*w.profile.again, profileAgain), profileAgainMax)

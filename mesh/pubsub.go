@@ -28,7 +28,7 @@ const (
 )
 
 // topics are those of the mesh; what a peer says of others is not kept.
-var topics = []string{wire.TelemetryTopic, "agentfm-feedback-v1", "agentfm-equivocation-v1", "agentfm-inconsistency-v1", "agentfm-heads-v1"}
+var topics = []string{wire.TelemetryTopic, "agentfm-feedback-v1", "agentfm-equivocation-v1", "agentfm-inconsistency-v1", "agentfm-heads-v1", "agentfm-epochs-v1"}
 
 // NewPubSub starts GossipSub on a host as the mesh uses it. trusted says which
 // peers are bootstrap nodes.

@@ -2,10 +2,7 @@
 
 package router
 
-import (
-	"cmp"
-	"iter"
-)
+import "iter"
 
 // pool is the workers of one agent name, or of one model engine, or one worker alone: those
 // that are known, and those on probation.
@@ -67,10 +64,13 @@ func (n *pool) any(req *Request) bool {
 // size. Each worker knows its place.
 type group []member
 
-// member is a worker in a group.
+// member is a worker in a group, with what a look at many of them needs: to go to each
+// worker for that would be a wait for memory each time.
 type member struct {
 	*worker
-	at int // which of the worker's places this is
+	rank rank
+	hash uint64 // the worker's
+	at   int    // which of the worker's places this is
 }
 
 // place is where a worker is in a group.
@@ -79,30 +79,40 @@ type place struct {
 	index int
 }
 
-// less reports whether a goes before b: those with a free slot first, then those
-// that rest, then the rest; among these the one with the smallest share of its slots in use,
+// rank is what decides who goes before whom in a group: who has a free slot, then who rests,
+// then the others; among these the one with the smallest share of its slots in use,
 // then the one with the lowest CPU use, and of equals the one that was not chosen for the
-// longest time. Of two on probation it is the one to which this gateway has sent the least of
-// what it runs: what they say of their load, and that one was never chosen, does not make them
-// more likely, for the one is their own word, and new names are free.
-func less(a, b *worker) bool {
-	if c := cmp.Compare(a.state(), b.state()); c != 0 {
-		return c < 0
+// longest time.
+type rank struct {
+	state  state
+	share  float64
+	cpu    float64
+	picked uint64
+	tie    float64
+}
+
+// rank returns the worker's rank as it is now. Of two on probation the one goes first to
+// which this gateway has sent the least of what it runs: what they say of their load, and that
+// one was never chosen, does not make them more likely, for the one is their own word, and new
+// names are free.
+func (e *worker) rank() rank {
+	if e.Probation {
+		return rank{state: e.state(), share: float64(e.inflight), tie: e.tie}
 	}
-	if a.Probation {
-		if a.inflight != b.inflight {
-			return a.inflight < b.inflight
-		}
-		return a.tie < b.tie
-	}
-	if c := cmp.Compare(a.share(), b.share()); c != 0 {
-		return c < 0
-	}
-	if c := cmp.Compare(a.CPU, b.CPU); c != 0 {
-		return c < 0
-	}
-	if c := cmp.Compare(a.picked, b.picked); c != 0 {
-		return c < 0
+	return rank{e.state(), e.share(), e.CPU, e.picked, e.tie}
+}
+
+// less reports whether a goes before b.
+func (a *rank) less(b *rank) bool {
+	switch {
+	case a.state != b.state:
+		return a.state < b.state
+	case a.share != b.share:
+		return a.share < b.share
+	case a.cpu != b.cpu:
+		return a.cpu < b.cpu
+	case a.picked != b.picked:
+		return a.picked < b.picked
 	}
 	return a.tie < b.tie
 }
@@ -110,46 +120,56 @@ func less(a, b *worker) bool {
 // share is the load as a share of the worker's slots. What this gateway runs there is also
 // held against how many it is believed to have.
 func (e *worker) share() float64 {
-	return max(float64(e.load())/float64(e.MaxTasks), float64(e.inflight)/float64(e.slots))
+	return max(float64(e.load())/float64(max(e.MaxTasks, 1)), float64(e.inflight)/float64(e.slots))
 }
 
 // add puts a worker into the group.
 func (g *group) add(e *worker) {
-	*g = append(*g, member{e, len(e.places)})
-	e.places = append(e.places, place{group: g, index: len(*g) - 1})
+	e.places = append(e.places, place{group: g, index: len(*g)})
+	*g = append(*g, member{e, e.rank(), e.hash, len(e.places) - 1})
 	g.up(len(*g) - 1)
 }
 
 // remove takes the worker at an index out of the group.
 func (g *group) remove(i int) {
 	last := len(*g) - 1
-	g.swap(i, last)
+	m := (*g)[last]
 	(*g)[last] = member{}
 	*g = (*g)[:last]
 	if i < last {
+		g.put(i, m)
 		g.fix(i)
 	}
 }
 
 // moved restores the order after a change of the worker.
 func (e *worker) moved() {
+	now := e.rank()
 	for _, p := range e.places {
-		if len(*p.group) > 1 {
-			p.group.fix(p.index)
-		}
+		(*p.group)[p.index].rank = now
+		p.group.fix(p.index)
 	}
 }
 
 func (g group) fix(i int) {
-	if !g.down(i) {
+	if len(g) > 1 && !g.down(i) {
 		g.up(i)
 	}
 }
 
+// put puts a member at an index.
+func (g group) put(i int, m member) {
+	g[i] = m
+	m.places[m.at].index = i
+}
+
+// children is how many members stand below each: more than two make the heap less deep.
+const children = 4
+
 func (g group) up(i int) {
 	for i > 0 {
-		parent := (i - 1) / 2
-		if !less(g[i].worker, g[parent].worker) {
+		parent := (i - 1) / children
+		if !g[i].rank.less(&g[parent].rank) {
 			return
 		}
 		g.swap(i, parent)
@@ -160,22 +180,26 @@ func (g group) up(i int) {
 // down reports whether it moved the worker.
 func (g group) down(i int) (moved bool) {
 	for {
-		child := 2*i + 1
-		if child >= len(g) {
+		first := children*i + 1
+		if first >= len(g) {
 			return moved
 		}
-		if right := child + 1; right < len(g) && less(g[right].worker, g[child].worker) {
-			child = right
+		best := first
+		for child := first + 1; child < min(first+children, len(g)); child++ {
+			if g[child].rank.less(&g[best].rank) {
+				best = child
+			}
 		}
-		if !less(g[child].worker, g[i].worker) {
+		if !g[best].rank.less(&g[i].rank) {
 			return moved
 		}
-		g.swap(i, child)
-		i, moved = child, true
+		g.swap(i, best)
+		i, moved = best, true
 	}
 }
 
 func (g group) swap(i, j int) {
-	g[i], g[j] = g[j], g[i]
-	g[i].places[g[i].at].index, g[j].places[g[j].at].index = i, j
+	m := g[i]
+	g.put(i, g[j])
+	g.put(j, m)
 }

@@ -47,10 +47,10 @@ func (c *Choices) Share(i int) float64 { return c.workers[i].share() }
 
 // Less reports whether worker i is to be preferred to worker j by load, then CPU,
 // then by which was not chosen for longer.
-func (c *Choices) Less(i, j int) bool { return less(c.workers[i].worker, c.workers[j].worker) }
+func (c *Choices) Less(i, j int) bool { return c.workers[i].rank.less(&c.workers[j].rank) }
 
 // Picked tells, by comparison, which of two workers was chosen later.
-func (c *Choices) Picked(i int) uint64 { return c.workers[i].picked }
+func (c *Choices) Picked(i int) uint64 { return c.workers[i].rank.picked }
 
 // Affinity is the affinity of the request; see [Request.Affinity].
 func (c *Choices) Affinity() string { return c.req.Affinity }
@@ -110,7 +110,7 @@ func (c *Choices) Least() int {
 	}
 	best := -1
 	for i := range c.workers {
-		if c.Free(i) && (best < 0 || c.Less(i, best)) {
+		if (best < 0 || c.Less(i, best)) && c.Free(i) {
 			best = i
 		}
 	}
@@ -212,7 +212,7 @@ type RoundRobin struct{}
 func (RoundRobin) Select(c *Choices) int {
 	best := -1
 	for i := range c.Len() {
-		if c.Free(i) && (best < 0 || c.Picked(i) < c.Picked(best)) {
+		if (best < 0 || c.Picked(i) < c.Picked(best)) && c.Free(i) {
 			best = i
 		}
 	}
@@ -239,10 +239,8 @@ func (Sticky) Select(c *Choices) int {
 	best, bestRank := least, uint64(0)
 	affinity := hashText(c.Affinity())
 	for i := range c.Len() {
-		if !c.Free(i) || c.Share(i) > limit {
-			continue
-		}
-		if rank := mix(affinity ^ c.workers[i].hash); rank >= bestRank {
+		rank := mix(affinity ^ c.workers[i].hash) // most are out by that, without a look at them
+		if rank >= bestRank && c.Share(i) <= limit && c.Free(i) {
 			best, bestRank = i, rank
 		}
 	}

@@ -106,13 +106,19 @@ func TestLeast(t *testing.T) {
 	}
 }
 
+// before reports whether a goes before b.
+func before(a, b *worker) bool {
+	of, than := a.rank(), b.rank()
+	return of.less(&than)
+}
+
 // searchLeast returns the worker that goes before all others of a model; nil when
 // none is free.
 func searchLeast(r *Router, model string) *worker {
 	r.wake()
 	var best *worker
 	for _, e := range r.workers {
-		if e.online && e.Model == model && e.state() == free && (best == nil || less(e, best)) {
+		if e.online && e.Model == model && e.state() == free && (best == nil || before(e, best)) {
 			best = e
 		}
 	}
@@ -303,7 +309,7 @@ func BenchmarkPickScan(b *testing.B) {
 	for b.Loop() {
 		var best *worker
 		for _, e := range all {
-			if e.Model == "model 7" && e.state() == free && (best == nil || less(e, best)) {
+			if e.Model == "model 7" && e.state() == free && (best == nil || before(e, best)) {
 				best = e
 			}
 		}

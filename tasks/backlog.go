@@ -29,22 +29,27 @@ type backlog struct {
 	at       time.Time // when the queue was asked
 	messages int       // as it said, and what was submitted since
 	bytes    int64
-	under    int // submissions under way
+	kept     int64 // bytes of the records, as the store said
+	under    int   // submissions under way
 }
 
-// begin takes a place for a submission. The error is [ErrFull], or of the store; without
-// one, end follows.
-func (b *backlog) begin(ctx context.Context, s *store, limit int) error {
+// begin takes a place for a submission, where so many tasks and so many bytes of records may
+// be. The error is [ErrFull], or of the store; without one, end follows.
+func (b *backlog) begin(ctx context.Context, s *store, limit int, room int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if time.Since(b.at) > backlogTime || b.full(limit-backlogNear) {
+	if time.Since(b.at) > backlogTime || b.full(limit-backlogNear, room) {
 		messages, bytes, err := s.length(ctx, queueName)
 		if err != nil {
 			return err
 		}
-		b.at, b.messages, b.bytes = time.Now(), messages, bytes
+		_, kept, err := s.length(ctx, recordName)
+		if err != nil {
+			return err
+		}
+		b.at, b.messages, b.bytes, b.kept = time.Now(), messages, bytes, kept
 	}
-	if b.full(limit) {
+	if b.full(limit, room) {
 		return ErrFull
 	}
 	b.under++
@@ -52,8 +57,9 @@ func (b *backlog) begin(ctx context.Context, s *store, limit int) error {
 }
 
 // full reports whether there may be no room for one more.
-func (b *backlog) full(limit int) bool {
-	return b.messages+b.under >= limit || b.bytes+int64(b.under+1)*maxPromptSpace > queueBytes
+func (b *backlog) full(limit int, room int64) bool {
+	return b.messages+b.under >= limit || b.bytes+int64(b.under+1)*maxPromptSpace > queueBytes ||
+		b.kept+int64(b.messages+b.under+1)*taskRoom > refuseAt(room)
 }
 
 // end ends a submission that took so many bytes when it went well.

@@ -180,6 +180,16 @@ func TestClusterCalls(t *testing.T) {
 	if r, err := b.Get(t.Context(), "ann", "left"); err != nil || r.State != Running {
 		t.Errorf("got %+v, %v", r, err)
 	}
+	if got := listed(t, b, "ann", Query{Limit: 2, State: Running}); got != "false left:running" {
+		t.Errorf("got %s", got)
+	}
+	for i := range 2 * fewChanges {
+		other, _ := begin(a, fmt.Sprint("job", i))
+		other.End(nil, completed)
+	}
+	if page, _, err := b.List(t.Context(), "ann", Query{Limit: 1000, State: Completed}); err != nil || len(page) != 2+2*fewChanges { // with two tasks
+		t.Errorf("got %d, %v", len(page), err)
+	}
 	a.service.Load().Close()
 	if r := ended(t, b, "left"); r.State != Failed || r.Reason != ReasonStopped {
 		t.Errorf("got %+v", r)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/zap"
 )
 
 // cancelElsewhere has another gateway cancel a call.
@@ -86,10 +85,7 @@ func (s *session) isGone(ctx context.Context, holder string) bool {
 
 // sweepCalls ends the records of calls whose process has not done so.
 func (s *session) sweepCalls() {
-	err := s.store.eachCall(s.ctx, "*.*", s.mendCall)
-	if err != nil && s.ctx.Err() == nil {
-		s.log().Warn("looking for tasks that ended with their gateway", zap.Error(err))
-	}
+	s.readThrough(&s.store.calls, s.mendCall)
 }
 
 // mendCall ends a record of a call whose process is gone.

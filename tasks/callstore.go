@@ -18,7 +18,8 @@ func (s *store) layOutCalls(ctx context.Context) error {
 		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardOld, DenyDelete: true, AllowRollup: true, AllowMsgTTL: true,
 	})
 	if err == nil {
-		s.calls, err = patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValue, error) { return s.js.KeyValue(ctx, callBucket) })
+		s.calls = shelf{stream: callName, calls: true, index: newIndex()}
+		s.calls.KeyValue, err = patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValue, error) { return s.js.KeyValue(ctx, callBucket) })
 	}
 	return err
 }
@@ -42,37 +43,11 @@ func (s *store) putCall(ctx context.Context, r *Record, opts ...jetstream.Publis
 	if err != nil {
 		return err
 	}
-	if _, err := s.publish(ctx, &nats.Msg{Subject: callSubject + r.key(), Data: b}, opts...); err != nil {
+	message, err := s.publish(ctx, &nats.Msg{Subject: callSubject + r.key(), Data: b}, opts...)
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrStore, err)
 	}
+	s.calls.index.note(r, message)
 	s.changed(r.key())
 	return nil
-}
-
-// listCalls adds the calls of an owner to a page.
-func (s *store) listCalls(ctx context.Context, owner string, p *page) error {
-	return s.eachCall(ctx, ownerKey(owner)+".*", func(r *Record, _ uint64) { p.add(r) })
-}
-
-// eachCall calls look with the record of each call that there is below a key, and its
-// revision.
-func (s *store) eachCall(ctx context.Context, keys string, look func(*Record, uint64)) error {
-	w, err := s.calls.Watch(ctx, keys, jetstream.IgnoreDeletes())
-	if err != nil {
-		return err
-	}
-	defer endWatch(w)
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil {
-				return nil
-			}
-			if r, err := decode(entry.Value()); err == nil {
-				look(r, entry.Revision())
-			}
-		}
-	}
 }

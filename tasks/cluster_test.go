@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -158,6 +160,39 @@ func TestClusterExit(t *testing.T) {
 	a.service.Load().Close()
 	if r := ended(t, b, id); r.State != Completed || r.Lost != 1 || output(t, b, id) != "whole" {
 		t.Errorf("got %+v", r)
+	}
+	if took := time.Since(begun); took > Lease/2 {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// TestClusterExitWebhooks wants the same of webhooks that are being sent.
+func TestClusterExitWebhooks(t *testing.T) {
+	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "1")
+	c := startServer(t).cluster()
+	var silent atomic.Bool
+	var heard atomic.Int32
+	silent.Store(true)
+	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		heard.Add(1)
+		if silent.Load() {
+			<-r.Context().Done()
+		}
+	}))
+	defer receiver.Close()
+	a := join(t, c, &fakeRunner{run: says("done", nil)}, defaultLimits)
+	var ids []string
+	for range maxHostPosts {
+		ids = append(ids, submit(t, a, receiver.URL))
+	}
+	await.Until(t, "all to be sent", func() bool { return heard.Load() == maxHostPosts })
+	b := join(t, c, &fakeRunner{run: says("done", nil)}, defaultLimits)
+	silent.Store(false)
+	begun := time.Now()
+	a.service.Load().Close()
+	for _, id := range ids {
+		until(t, b, id, "a delivery", func(r *Record) bool { return r.Webhook.State == WebhookDelivered })
 	}
 	if took := time.Since(begun); took > Lease/2 {
 		t.Errorf("it took %s", took)

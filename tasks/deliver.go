@@ -39,10 +39,12 @@ func (s *session) deliver(messages jetstream.MessagesContext) {
 	s.each(messages, "webhooks", func(msg jetstream.Msg) {
 		looks <- struct{}{}
 		s.running.Go(func() {
+			defer s.leave(msg)
 			key := msg.Subject()[len(hookSubject):]
 			r, wait := s.due(msg, key)
 			<-looks
 			switch {
+			case s.ctx.Err() != nil: // see leave
 			case wait > 0:
 				_ = msg.NakWithDelay(min(wait, s.limits.rest))
 			case r != nil:

@@ -95,6 +95,15 @@ func (s *session) handle(msg jetstream.Msg) {
 			pause(s.ctx, time.Second)
 		}
 	}
+	s.leave(msg)
+}
+
+// leave notes a message to be given back when the session has ended, unless it was given back
+// or acknowledged.
+func (s *session) leave(msg jetstream.Msg) {
+	if s.ctx.Err() == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.left = append(s.left, msg)

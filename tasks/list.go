@@ -3,12 +3,10 @@
 package tasks
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -24,13 +22,13 @@ type Query struct {
 	// Limit is how many there may be.
 	Limit int
 
-	before string // the order of that task
+	before order // of that task; zero for none
 }
 
 // wants reports whether a task is one of those.
 func (q Query) wants(r *Record) bool {
 	switch {
-	case q.State != "" && r.State != q.State, q.before != "" && r.order() >= q.before:
+	case q.State != "" && r.State != q.State, q.before != (order{}) && r.order().compare(q.before) >= 0:
 		return false
 	case q.Webhook != "":
 		return r.Webhook != nil && r.Webhook.State == q.Webhook
@@ -47,7 +45,7 @@ type page struct {
 
 // add puts a record into the page, in place of an older form of it.
 func (p *page) add(r *Record) {
-	i, old := slices.BinarySearchFunc(p.records, r.order(), func(a *Record, order string) int { return cmp.Compare(order, a.order()) })
+	i, old := slices.BinarySearchFunc(p.records, r.order(), func(a *Record, o order) int { return o.compare(a.order()) })
 	if old {
 		p.records = slices.Delete(p.records, i, i+1)
 	}
@@ -59,11 +57,18 @@ func (p *page) add(r *Record) {
 	}
 }
 
-// list returns tasks of an owner, newest first, and whether there are more. It holds no
-// more than a page of them. Of those that nobody has begun it looks at as many; of the
-// others at all.
+// full reports whether no task of an order, nor an older one, can become part of the page.
+func (p *page) full(o order) bool {
+	return p.more && len(p.records) == p.Limit && o.compare(p.records[p.Limit-1].order()) < 0
+}
+
+// list returns tasks of an owner, newest first, and whether there are more. It reads about
+// as many as it returns.
 func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, bool, error) {
-	if q.before = q.Before; q.before != "" && !ValidID(q.before) {
+	switch {
+	case ValidID(q.Before):
+		q.before = orderOf(q.Before)
+	case q.Before != "":
 		r, _, err := s.getCall(ctx, keyOf(owner, q.Before))
 		if err != nil {
 			return nil, false, err
@@ -76,74 +81,53 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 			return nil, false, fmt.Errorf("%w: listing the queue: %w", ErrStore, err)
 		}
 	}
-	newest, err := s.eachRecord(ctx, ownerKey(owner)+".*", func(r *Record, _ uint64) { p.add(r) })
-	if err != nil {
+	// After the queue: what leaves it is in its bucket by then.
+	if err := s.listShelf(ctx, &s.records, owner, p); err != nil {
 		return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
 	}
-	if err := s.sync(recordName, newest); err != nil {
-		return nil, false, s.failedTo(ctx, err)
-	}
 	if q.Webhook == "" && q.State != Queued {
-		if err := s.listCalls(ctx, owner, p); err != nil {
+		if err := s.listShelf(ctx, &s.calls, owner, p); err != nil {
 			return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
 		}
 	}
 	return p.records, p.more, nil
 }
 
-// eachRecord calls look with each record that there is below a key, and returns the newest
-// revision. One that changes meanwhile may come in its old form and in its new one.
-func (s *store) eachRecord(ctx context.Context, keys string, look func(*Record, uint64)) (newest uint64, err error) {
-	begun, err := s.lastMessage(ctx, recordName)
-	if err != nil {
-		return 0, err
+// listShelf adds the newest tasks of a shelf to a page.
+func (s *store) listShelf(ctx context.Context, from *shelf, owner string, p *page) error {
+	if err := s.upToDate(ctx, from); err != nil {
+		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	w, err := s.watch(ctx, keys, jetstream.IgnoreDeletes())
-	if err != nil {
-		return 0, err
-	}
-	defer endWatch(w)
-	for {
-		select {
-		case <-ctx.Done():
-			return 0, context.Cause(ctx)
-		case entry, ok := <-w.Updates():
-			if !ok || entry == nil { // all that there were, or almost
-				return s.eachChange(ctx, keys, min(begun, newest), look)
+	owner = ownerKey(owner)
+	for before := p.before; ; {
+		entries := from.index.before(owner, before, p.Query, p.Limit+1)
+		for _, e := range entries {
+			if p.full(e.order) {
+				return nil
 			}
-			newest = entry.Revision()
-			if r, err := decode(entry.Value()); err == nil {
-				look(r, newest)
+			r, err := s.read(ctx, e.key(owner, from.calls))
+			if err != nil && !errors.Is(err, ErrNotFound) {
+				return err
+			}
+			if err == nil {
+				p.add(r)
 			}
 		}
+		if len(entries) <= p.Limit {
+			return nil
+		}
+		before = entries[p.Limit].order
 	}
 }
 
-// eachChange goes on after a revision, up to the newest. A watcher goes through the records
-// in the order of their revisions, but it may not say of one that changes while it looks,
-// and says that there are no more when there are.
-func (s *store) eachChange(ctx context.Context, keys string, after uint64, look func(*Record, uint64)) (newest uint64, err error) {
-	stream, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, recordName) })
-	if err != nil {
-		return 0, err
+// read returns the record of a task that is in a bucket.
+func (s *store) read(ctx context.Context, key string) (r *Record, err error) {
+	if isCall(key) {
+		r, _, err = s.getCall(ctx, key)
+	} else {
+		r, _, err = s.kept(ctx, key)
 	}
-	end := stream.CachedInfo().State.LastSeq // as it was a moment ago
-	for newest = after; newest < end; {
-		msg, err := s.next(ctx, stream, newest+1, "$KV."+bucket+"."+keys)
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return newest, nil
-		}
-		if err != nil {
-			return 0, err
-		}
-		newest = msg.Sequence
-		if r, err := decode(msg.Data); err == nil {
-			look(r, newest)
-		}
-	}
-	return newest, nil
+	return r, err
 }
 
 // listQueue adds the newest tasks of the queue to a page. It reads backwards, by parts of
@@ -154,7 +138,7 @@ func (s *store) listQueue(ctx context.Context, owner string, p *page) error {
 		return err
 	}
 	subject := queueSubject + "*." + ownerKey(owner) + ".*"
-	if end++; p.before != "" {
+	if end++; p.before != (order{}) {
 		if end, err = s.positionOf(ctx, subject, p.before, end); err != nil {
 			return err
 		}
@@ -186,20 +170,9 @@ func (s *store) listQueue(ctx context.Context, owner string, p *page) error {
 	return nil
 }
 
-// idTime is the part of an id that has the time.
-const idTime = len("task_") + 12
-
-// positionOf returns where in the queue the tasks begin that were submitted well after a
-// task.
-func (s *store) positionOf(ctx context.Context, subject, id string, end uint64) (uint64, error) {
-	if len(id) < idTime {
-		return end, nil
-	}
-	ms, err := strconv.ParseUint(id[len("task_"):idTime], 16, 48)
-	if err != nil {
-		return end, nil
-	}
-	after := fmt.Sprintf("task_%012x", ms+uint64(callTimeout.Milliseconds())) // they may have overtaken each other
+// positionOf returns where in the queue the tasks begin that were submitted well after one.
+func (s *store) positionOf(ctx context.Context, subject string, before order, end uint64) (uint64, error) {
+	after := fmt.Sprintf("task_%012x", before.milliseconds()+uint64(callTimeout.Milliseconds())) // they may have overtaken each other
 	low, high := uint64(1), end
 	for low < high {
 		middle := low + (high-low)/2

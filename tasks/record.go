@@ -170,12 +170,12 @@ func (r *Record) key() string {
 	return ownerKey(r.Owner) + "." + r.ID
 }
 
-// order says when the task was submitted: what came later is greater.
-func (r *Record) order() string {
-	if r.Sync {
-		return fmt.Sprintf("task_%012x%s", r.Created.UnixMilli(), strings.TrimPrefix(callToken(r.ID), callPrefix))
+// order says when the task was submitted.
+func (r *Record) order() order {
+	if !r.Sync {
+		return orderOf(r.ID)
 	}
-	return r.ID
+	return orderOf(fmt.Sprintf("%012x", r.Created.UnixMilli()) + strings.TrimPrefix(callToken(r.ID), callPrefix))
 }
 
 // ownerKey is the part of a key for an owner, whose name may have any form.

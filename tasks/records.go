@@ -108,6 +108,7 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) (uint64, er
 	if err != nil {
 		return 0, s.failedTo(ctx, err)
 	}
+	s.records.index.note(r, message)
 	s.changed(r.key())
 	return message, nil
 }
@@ -335,9 +336,9 @@ func endWatch(w jetstream.KeyWatcher) {
 	}
 }
 
-// watch begins to look at records and their changes, until ctx ends. It does not wait for
+// watch begins to look at the records of a shelf and their changes, until ctx ends. It does not wait for
 // a server that is going.
-func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+func (s *store) watch(ctx context.Context, of *shelf, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
 	limit := callTimeout
 	if s.shared {
 		limit = tryTimeout
@@ -345,7 +346,7 @@ func (s *store) watch(ctx context.Context, keys string, opts ...jetstream.WatchO
 	return patiently(ctx, s, func(context.Context) (jetstream.KeyWatcher, error) {
 		ctx, cancel := context.WithCancel(ctx) // the end of what the library is given would end the watch
 		late := time.AfterFunc(limit, cancel)
-		w, err := s.records.Watch(ctx, keys, opts...)
+		w, err := of.WatchAll(ctx, opts...)
 		if !late.Stop() && err == nil {
 			endWatch(w)
 			err = context.DeadlineExceeded

@@ -50,6 +50,8 @@ type limits struct {
 	output         int64         // [MaxOutput]
 	reserve        uint64        // minFree
 	keys           int64         // keyBytes
+	records        int64         // recordBytes
+	evict          time.Duration // evictPause
 	lease          time.Duration // [Lease]
 	sweep          time.Duration // sweepPause
 
@@ -78,7 +80,7 @@ func (p place) String() string {
 func (p place) is(q place) bool { return reflect.DeepEqual(p, q) }
 
 // defaultLimits are those outside of tests.
-var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, keys: keyBytes, lease: Lease, sweep: sweepPause, now: time.Now, rest: restLimit, post: postTimeout}
+var defaultLimits = limits{offline: OfflineLimit, pause: minPause, output: MaxOutput, reserve: minFree, keys: keyBytes, records: recordBytes, evict: evictPause, lease: Lease, sweep: sweepPause, now: time.Now, rest: restLimit, post: postTimeout}
 
 // openService opens the store of a place and begins to work. A cluster that is not there
 // is looked for from now on.

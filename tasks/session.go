@@ -23,8 +23,7 @@ const (
 	maxTurns   = 32
 )
 
-// maxLists bounds how many lists are made at one time: each looks at all tasks of an owner
-// that were begun.
+// maxLists bounds how many lists are made at one time.
 const maxLists = 4
 
 // session is an open store and the work on what it holds.
@@ -46,7 +45,7 @@ type session struct {
 
 	mu     sync.Mutex
 	claims map[string]*claim // tasks under way, by their keys
-	left   []jetstream.Msg   // of tasks that were under way when the session ended
+	left   []jetstream.Msg   // of tasks and webhooks that were under way when the session ended
 }
 
 // claim is a task under way.
@@ -99,13 +98,13 @@ func (s *session) start() error {
 	}
 	s.running.Go(s.holdLeases)
 	s.running.Go(s.watch)
+	s.running.Go(s.forget)
+	s.running.Go(s.makeRoom)
 	if s.store.shared {
 		return s.share(ctx)
 	}
-	s.running.Go(func() {
-		s.sweep(last)
-		s.sweepCalls()
-	})
+	s.running.Go(func() { s.sweep(last) })
+	s.running.Go(s.sweepCalls)
 	return nil
 }
 
@@ -146,13 +145,14 @@ func (s *session) close() {
 // that nobody will take up, and webhooks that were not queued. What was written after the
 // revision is none of that.
 func (s *session) sweep(last uint64) {
-	_, err := s.store.eachRecord(s.ctx, ">", func(r *Record, revision uint64) {
-		if revision <= last {
+	s.readThrough(&s.store.records, func(*Record, uint64) {})
+	for _, key := range s.store.records.index.unfinished(last) {
+		if s.ctx.Err() != nil {
+			return
+		}
+		if r, revision, err := s.store.kept(s.ctx, key); err == nil && revision <= last {
 			s.mend(r, revision)
 		}
-	})
-	if err != nil && s.ctx.Err() == nil {
-		s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
 	}
 }
 
@@ -181,7 +181,7 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 	if err := s.roomy(); err != nil {
 		return err
 	}
-	if err := s.backlog.begin(ctx, s.store, limit); err != nil {
+	if err := s.backlog.begin(ctx, s.store, limit, s.limits.records); err != nil {
 		return err
 	}
 	err := s.store.submit(ctx, r, prompt)

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/zap"
 )
 
 // How often the store is looked at that several gateways share.
@@ -31,7 +30,7 @@ func (s *session) share(ctx context.Context) error {
 		output.Stop()
 		<-output.Closed()
 	})
-	changes, err := s.store.watch(s.ctx, ">", jetstream.UpdatesOnly())
+	changes, err := s.store.watch(s.ctx, &s.store.records, jetstream.UpdatesOnly())
 	if err != nil {
 		return err
 	}
@@ -62,13 +61,14 @@ func (s *session) follow(changes jetstream.KeyWatcher) {
 				continue
 			}
 			s.followers.wake(entry.Key())
-			c := s.claimOf(entry.Key())
-			if c == nil {
-				continue
-			}
 			r, err := decode(entry.Value())
+			if err == nil {
+				s.store.records.index.note(r, entry.Revision())
+			}
+			s.store.records.index.follow(entry.Revision())
+			c := s.claimOf(entry.Key())
 			switch {
-			case err != nil:
+			case err != nil, c == nil:
 			case r.State == Cancelled:
 				c.cancel(ErrCancelled)
 			case int64(r.Lost) > c.lost.Load():
@@ -98,7 +98,7 @@ func (s *session) sweepShared() {
 	before := make(map[string]uint64) // revisions of the records of tasks without an end
 	for wait := min(firstSweep, s.limits.sweep); s.ctx.Err() == nil; wait = s.limits.sweep {
 		now := make(map[string]uint64)
-		_, err := s.store.eachRecord(s.ctx, ">", func(r *Record, revision uint64) {
+		s.readThrough(&s.store.records, func(r *Record, revision uint64) {
 			if r.State.Ended() {
 				return
 			}
@@ -107,9 +107,6 @@ func (s *session) sweepShared() {
 			}
 			now[r.ID] = revision
 		})
-		if err != nil && s.ctx.Err() == nil {
-			s.log().Warn("looking for tasks that were not accepted", zap.Error(err))
-		}
 		before = now
 		pause(s.ctx, wait)
 	}

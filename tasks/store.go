@@ -60,8 +60,8 @@ type store struct {
 	conn     *nats.Conn
 	js       jetstream.JetStream
 
-	records  jetstream.KeyValue
-	calls    jetstream.KeyValue
+	records  shelf
+	calls    shelf
 	queue    jetstream.Stream
 	webhooks jetstream.Stream
 	output   jetstream.Stream
@@ -139,6 +139,12 @@ func (s *store) followTails(ctx context.Context, dir string) error {
 // cluster acknowledges, more than one server has.
 func (s *store) sync(stream string, message uint64) error {
 	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].sync(message) })
+	return err
+}
+
+// force returns nil when what is gone from a stream is gone on disk.
+func (s *store) force(stream string) error {
+	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].force() })
 	return err
 }
 
@@ -300,7 +306,8 @@ func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream
 // layOutRecords makes the bucket of the records.
 func (s *store) layOutRecords(ctx context.Context) error {
 	var err error
-	s.records, err = s.bucket(ctx, bucket, jetstream.StreamConfig{MaxBytes: recordBytes, MaxMsgSize: maxRecord, SubjectDeleteMarkerTTL: time.Minute})
+	s.records = shelf{stream: recordName, index: newIndex()}
+	s.records.KeyValue, err = s.bucket(ctx, bucket, jetstream.StreamConfig{MaxBytes: recordBytes, MaxMsgSize: maxRecord, SubjectDeleteMarkerTTL: time.Minute})
 	return err
 }
 

@@ -66,6 +66,16 @@ func (t *tail) sync(message uint64) error {
 	return r.err
 }
 
+// force syncs what is not awaited: that messages are gone.
+func (t *tail) force() error {
+	if t == nil {
+		return nil
+	}
+	t.turn.Lock()
+	defer t.turn.Unlock()
+	return t.flushOnce()
+}
+
 // lead makes the sync of a round, after the one that is under way.
 func (t *tail) lead(r *round) {
 	defer close(r.done)
@@ -74,15 +84,19 @@ func (t *tail) lead(r *round) {
 	t.mu.Lock()
 	t.next = nil // who comes now is too late for this one
 	t.mu.Unlock()
+	if r.err = t.flushOnce(); r.err == nil {
+		t.safe.Store(max(t.safe.Load(), r.last))
+	}
+}
+
+// flushOnce flushes, unless that has failed before.
+func (t *tail) flushOnce() error {
 	if t.broken == nil {
 		if err := t.flush(); err != nil {
 			t.broken = fmt.Errorf("the disk does not take writes: %w", err)
 		}
 	}
-	if r.err = t.broken; r.err != nil {
-		return
-	}
-	t.safe.Store(max(t.safe.Load(), r.last))
+	return t.broken
 }
 
 // flush syncs the files that may have been written since the last time: the one that was

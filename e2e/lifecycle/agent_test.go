@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/freeport"
 )
 
 // oneAgent is a gateway and the agent "echo", which says that label.
@@ -81,13 +83,13 @@ func TestRemoveAgent(t *testing.T) {
 	s.wantAnswer("other", "other")
 	k.say("still here")
 	running.awaitLine("still here")
-	if isFree(port) {
+	if freeport.IsFree(port) {
 		t.Error("the agent's port is free before its task has come to its end")
 	}
 	k.say("flood")
 	k.end()
 	running.wantWhole(k.output("hello"))
-	await(t, "the agent's port is free", func() bool { return isFree(port) })
+	await(t, "the agent's port is free", func() bool { return freeport.IsFree(port) })
 	await(t, "the agent is gone", func() bool { _, ok := s.worker("echo"); return !ok })
 	s.wantAnswer("other", "other")
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/freeport"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 )
 
@@ -57,7 +58,7 @@ type place struct {
 
 func newPlace(t *testing.T) place {
 	t.Helper()
-	return place{dir: t.TempDir(), port: freePort(t)}
+	return place{dir: t.TempDir(), port: freeport.Get(t)}
 }
 
 // data is where everything is that Caddy and our modules keep.

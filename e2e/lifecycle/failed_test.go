@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/freeport"
 	"github.com/caddyserver/caddy/v2"
 	ma "github.com/multiformats/go-multiaddr"
 )
@@ -57,7 +58,7 @@ type standing struct {
 
 func newStanding(t *testing.T) *standing {
 	t.Helper()
-	s := &standing{server: newServer(t), port: freePort(t), peer: newWitness(t), tasks: [2]*task{newTask(t), newTask(t)}}
+	s := &standing{server: newServer(t), port: freeport.Get(t), peer: newWitness(t), tasks: [2]*task{newTask(t), newTask(t)}}
 	s.c = config{
 		name:   "good",
 		listen: fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", s.port),
@@ -109,7 +110,7 @@ func (s *standing) end() {
 		s.t.Errorf("a peer lost its connection %d times", n)
 	}
 	s.load(config{name: "without", without: true})
-	await(s.t, "the node's port is free", func() bool { return isFree(s.port) })
+	await(s.t, "the node's port is free", func() bool { return freeport.IsFree(s.port) })
 }
 
 // A reload that our apps refuse, at every step of the way, changes nothing.
@@ -120,7 +121,7 @@ func TestFailedReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	elsewhere := s.c.with("listen")
-	elsewhere.listen = fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", freePort(t))
+	elsewhere.listen = fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", freeport.Get(t))
 	renamed := s.c.with("identity")
 	renamed.mesh = "identity other"
 	private := s.c.with("swarm_key")
@@ -132,7 +133,7 @@ func TestFailedReload(t *testing.T) {
 		{elsewhere, "changing listen needs a restart"},
 		{renamed, "changing identity needs a restart"},
 		{private, "is not a swarm key"},
-		{s.c.with("agent-listen", agent{key: "echo", label: "other", lines: "listen /ip4/127.0.0.1/tcp/" + fmt.Sprint(freePort(t))}),
+		{s.c.with("agent-listen", agent{key: "echo", label: "other", lines: "listen /ip4/127.0.0.1/tcp/" + fmt.Sprint(freeport.Get(t))}),
 			"changing listen needs a restart"},
 		{s.c.with("agent-identity", agent{key: "echo", label: "other", lines: "identity other"}), "changing identity needs a restart"},
 		{s.c.with("agent-allow", agent{key: "echo", lines: "allow_peers nobody"}), "is not a peer id"},
@@ -185,7 +186,7 @@ func TestFailedFirstLoad(t *testing.T) {
 		if err := s.try(refused); err == nil || !strings.Contains(err.Error(), errRefusing.Error()) {
 			t.Fatalf("loading: %v", err)
 		}
-		if !closed() || !isFree(nodePort) || !isFree(agentPort) {
+		if !closed() || !freeport.IsFree(nodePort) || !freeport.IsFree(agentPort) {
 			t.Fatal("the failed configuration has left something open")
 		}
 	}

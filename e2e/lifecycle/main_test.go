@@ -10,10 +10,8 @@ package lifecycle
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
@@ -101,39 +99,4 @@ func await(t *testing.T, what string, holds func() bool) {
 			t.Fatalf("%s: not within %v", what, patience)
 		}
 	}
-}
-
-// freePort returns a port of the loopback interface that is free now, for TCP and
-// for UDP.
-func freePort(t *testing.T) int {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
-		if isFree(port) {
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return 0
-}
-
-// isFree reports whether a port can be bound, for TCP and for UDP.
-func isFree(port int) bool {
-	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return false
-	}
-	l.Close()
-	p, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		return false
-	}
-	p.Close()
-	return true
 }

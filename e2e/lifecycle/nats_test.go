@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/freeport"
 )
 
 // natsBinary builds the NATS server, once.
@@ -58,8 +60,8 @@ func startNATS(t *testing.T, servers int) natsCluster {
 	var c natsCluster
 	var routes []string
 	for range servers {
-		c = append(c, &natsProcess{t: t, dir: t.TempDir(), port: freePort(t)})
-		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", freePort(t)))
+		c = append(c, &natsProcess{t: t, dir: t.TempDir(), port: freeport.Get(t)})
+		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", freeport.Get(t)))
 	}
 	for i, n := range c {
 		conf := fmt.Sprintf("server_name: n%d\nlisten: 127.0.0.1:%d\nauthorization { user: gateway, password: %q }\n", i, n.port, natsPassword) +
@@ -136,7 +138,7 @@ func startTeam(t *testing.T, nats natsCluster, agents ...agent) *team {
 	}
 	worker := config{name: "agents", agents: agents}
 	for range 2 {
-		c.listen = fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", freePort(t))
+		c.listen = fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", freeport.Get(t))
 		p := start(t, newPlace(t), c)
 		await(t, "the gateway is ready", func() bool { return p.status("/health") == http.StatusOK }) // and has its key
 		m.configs, m.gateways = append(m.configs, c), append(m.gateways, p)

@@ -256,7 +256,7 @@ func TestOperator(t *testing.T) {
 		if reloaded {
 			p.reload(oneAgent("hello").with("reloaded"))
 		}
-		if got := p.run(t, "workers"); !regexp.MustCompile(`^(AVAILABLE|BUSY)\techo\techo\t\d/8\t\d+%\t\S*\t\S+\t` + echo + "\n$").MatchString(got) {
+		if got := p.run(t, "workers"); !regexp.MustCompile(`^(AVAILABLE|BUSY)\techo\techo\t\d/8\t\d+%\tallowed, on probation\t\S*\t\S+\t` + echo + "\n$").MatchString(got) {
 			t.Errorf("workers: %q", got)
 		}
 		if got := p.run(t, "peers"); !strings.HasPrefix(got, echo+"\tinbound\t") {

@@ -22,6 +22,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/e2e/internal/build"
+	"github.com/Agent-FM/caddy-agentfm/internal/freeport"
 )
 
 var binaryDir string
@@ -77,7 +78,7 @@ type process struct {
 // start runs the binary in a place. It is killed at the end of the test.
 func start(t *testing.T, at place, c config) *process {
 	t.Helper()
-	p := &process{gateway: gateway{t: t, place: at}, admin: fmt.Sprintf("127.0.0.1:%d", freePort(t)), ended: make(chan struct{})}
+	p := &process{gateway: gateway{t: t, place: at}, admin: fmt.Sprintf("127.0.0.1:%d", freeport.Get(t)), ended: make(chan struct{})}
 	p.cmd = at.command(t, "run", c, p.admin)
 	stderr, err := os.Create(filepath.Join(at.dir, "stderr"))
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/freeport"
 	ma "github.com/multiformats/go-multiaddr"
 )
 
@@ -22,7 +23,7 @@ import (
 // no task and no connection to a peer.
 func TestReload(t *testing.T) {
 	s := newServer(t)
-	port := freePort(t)
+	port := freeport.Get(t)
 	c := config{
 		name:   "zero",
 		listen: fmt.Sprintf("/ip4/127.0.0.1/tcp/%d /ip4/127.0.0.1/udp/%[1]d/quic-v1", port),

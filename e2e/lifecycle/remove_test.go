@@ -9,13 +9,14 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/freeport"
 	ma "github.com/multiformats/go-multiaddr"
 )
 
 // removal is a gateway and an agent on ports that the tests know.
 func removal(t *testing.T) (c config, nodePort, agentPort int) {
 	t.Helper()
-	nodePort, agentPort = freePort(t), freePort(t)
+	nodePort, agentPort = freeport.Get(t), freeport.Get(t)
 	return config{
 		name:   "with",
 		listen: fmt.Sprintf("/ip4/127.0.0.1/tcp/%d /ip4/127.0.0.1/udp/%[1]d/quic-v1", nodePort),
@@ -43,14 +44,14 @@ func TestRemove(t *testing.T) {
 			s.load(config{name: "without", without: true})
 			k.say("after the removal")
 			answer.awaitLine("after the removal")
-			if isFree(nodePort) || isFree(agentPort) {
+			if freeport.IsFree(nodePort) || freeport.IsFree(agentPort) {
 				t.Error("a port is free before the answer has come to its end")
 			}
 			k.say("flood")
 			k.end()
 			answer.wantWhole(k.output("hello"))
-			await(t, "the node's port is free", func() bool { return isFree(nodePort) })
-			await(t, "the agent's port is free", func() bool { return isFree(agentPort) })
+			await(t, "the node's port is free", func() bool { return freeport.IsFree(nodePort) })
+			await(t, "the agent's port is free", func() bool { return freeport.IsFree(agentPort) })
 		})
 	}
 }
@@ -89,12 +90,12 @@ func TestRemoveAndAdd(t *testing.T) {
 	if n := peer.drops.Load(); n != 0 {
 		t.Errorf("a peer lost its connection %d times", n)
 	}
-	if isFree(nodePort) || isFree(agentPort) {
+	if freeport.IsFree(nodePort) || freeport.IsFree(agentPort) {
 		t.Error("a port is free")
 	}
 	s.load(config{name: "without", without: true})
-	await(t, "the node's port is free", func() bool { return isFree(nodePort) })
-	await(t, "the agent's port is free", func() bool { return isFree(agentPort) })
+	await(t, "the node's port is free", func() bool { return freeport.IsFree(nodePort) })
+	await(t, "the agent's port is free", func() bool { return freeport.IsFree(agentPort) })
 }
 
 // Apps can be added again in the very moment in which the last answer ends and
@@ -139,7 +140,7 @@ func TestRemoveAndAddElsewhere(t *testing.T) {
 		t.Errorf("the answer of a closed node ended well: %q", answer.output())
 	}
 	wantGone(t, pid)
-	if !isFree(hereNode) || !isFree(hereAgent) {
+	if !freeport.IsFree(hereNode) || !freeport.IsFree(hereAgent) {
 		t.Error("the old ports are not free")
 	}
 	if got := s.node().ID; got != node.ID {

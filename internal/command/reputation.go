@@ -22,11 +22,11 @@ import (
 func reputationCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reputation <command>",
-		Short: "Shows what is said of a peer, and verifies the proofs of it",
+		Short: "Shows what is said of a peer, verifies the proofs of it, and recovers the gateway's own log",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(reputationShowCommand(), reputationVerifyCommand())
+	cmd.AddCommand(reputationShowCommand(), reputationVerifyCommand(), reputationRecoverCommand())
 	return cmd
 }
 
@@ -120,6 +120,43 @@ a file of - is standard input. When anything is wrong, the exit code is 1.`,
 		},
 	}
 	cmd.Flags().Bool("json", false, "Print the entries as JSON")
+	return cmd
+}
+
+// reputationRecoverCommand is `caddy agentfm reputation recover`.
+func reputationRecoverCommand() *cobra.Command {
+	cmd := askServer(&cobra.Command{
+		Use:   "recover --yes [--json] [--address <listen>] [--config <path> [--adapter <name>]]",
+		Short: "Begins the one epoch of the gateway's log, when that was continued twice by accident",
+		Long: `
+For a gateway whose log of ratings was continued twice, by a restored backup for example: it
+says so in its log, signs no more, and its peers take it for an equivocator. It declares to
+them, by the admin API of the running Caddy, that what it has signed since the two logs part is
+void. What it has of that itself it signs anew. For 30 days it is trusted no further than a
+newcomer. Peers forgive a node once: first stop whatever else signs with its key.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if yes, _ := cmd.Flags().GetBool("yes"); !yes {
+				return usage(errors.New("peers forgive a node once, and this cannot be taken back; say --yes to do it"))
+			}
+			answer, err := ask(cmd, "recover", struct{}{})
+			if err != nil {
+				return err
+			}
+			if asJSON(cmd) {
+				return printJSON(cmd.OutOrStdout(), answer)
+			}
+			var done struct {
+				Kept uint64 `json:"entries_kept"`
+			}
+			if err := json.Unmarshal(answer, &done); err != nil {
+				return fmt.Errorf("reading the answer: %w", err)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "a new epoch has begun; the first %d entries of the log stay\n", done.Kept)
+			return err
+		},
+	})
+	cmd.Flags().Bool("yes", false, "Do it")
 	return cmd
 }
 

@@ -241,3 +241,20 @@ func TestReputationShow(t *testing.T) {
 		}
 	}
 }
+
+// TestRecover has the running Caddy begin an epoch, if that is said to be meant.
+func TestRecover(t *testing.T) {
+	address := admin(t, map[string]string{"POST /agentfm/recover{}": `{"entries_kept":3}`})
+	if out, _, err := run("reputation", "recover", "--yes", "--address", address); err != nil || out != "a new epoch has begun; the first 3 entries of the log stay\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	if out, _, err := run("reputation", "recover", "--yes", "--json", "--address", address); err != nil || !strings.Contains(out, `"entries_kept":3`) {
+		t.Errorf("%q, %v", out, err)
+	}
+	if _, _, err := run("reputation", "recover", "--address", address); exitCode(err) != exitUsage {
+		t.Errorf("without --yes: %v", err)
+	}
+	if _, _, err := run("reputation", "recover", "--yes", "--address", admin(t, nil)); err == nil || !strings.Contains(err.Error(), "not running") {
+		t.Error(err)
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"maps"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -39,67 +38,67 @@ func (s *Store) Equivocation(ctx context.Context, a *wire.Alert) (news bool, err
 		return false, err
 	}
 	err = s.write(ctx, func(t *tx) error {
-		if err := s.room(t.QueryRow, a.Peer); err != nil {
+		if s.Cleared(a) || s.Equivocators()[a.Peer] {
+			return nil
+		}
+		if err := s.room(t.QueryRow, a.Peer, len(s.Equivocators())); err != nil {
 			return err
 		}
-		r, err := t.Exec("INSERT INTO equivocator VALUES (?, ?) ON CONFLICT DO NOTHING", []byte(a.Peer), kept.Marshal())
-		if err != nil {
+		if _, err := t.Exec("INSERT INTO equivocator (peer, evidence) VALUES (?, ?)", []byte(a.Peer), kept.Marshal()); err != nil {
 			return err
 		}
-		n, err := r.RowsAffected()
-		news = n > 0
-		return err
+		news = true
+		t.brand(a.Peer, true)
+		if a.Peer != s.self {
+			return nil
+		}
+		return t.parts(conflict, min(a.A.Size, a.B.Size), max(a.A.Time, a.B.Time))
 	})
-	if err != nil {
-		return false, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := maps.Clone(s.Equivocators())
-	all[a.Peer] = true
-	s.equivocators.Store(&all)
-	return news, nil
+	return news && err == nil, err
 }
 
 // MayAccuse returns [ErrQuota] when an alert against a peer would not be taken in.
 func (s *Store) MayAccuse(ctx context.Context, id peer.ID) error {
-	return s.room(func(q string, args ...any) *sql.Row { return s.ro.QueryRowContext(ctx, q, args...) }, id)
+	return s.room(s.reader(ctx), id, len(s.Equivocators()))
 }
 
-// room returns [ErrQuota] when one more equivocator is too many.
-func (s *Store) room(query func(string, ...any) *sql.Row, id peer.ID) error {
+// reader returns what reads a row.
+func (s *Store) reader(ctx context.Context) func(string, ...any) *sql.Row {
+	return func(q string, args ...any) *sql.Row { return s.ro.QueryRowContext(ctx, q, args...) }
+}
+
+// room returns [ErrQuota] when a peer is one too many beside n that are known for the same.
+func (s *Store) room(query func(string, ...any) *sql.Row, id peer.ID, n int) error {
 	var tasks, log bool
 	err := query("SELECT EXISTS (SELECT 1 FROM outcome WHERE peer = ?), EXISTS (SELECT 1 FROM peer WHERE bytes = ? AND size > 0)", []byte(id), []byte(id)).Scan(&tasks, &log)
-	n := len(s.Equivocators())
-	if err == nil && !tasks && (n >= maxEquivocators || !log && n >= maxUnknown) {
-		err = fmt.Errorf("%w: %d equivocators are known", ErrQuota, n)
+	if err == nil && !tasks && id != s.self && (n >= maxEquivocators || !log && n >= maxUnknown) {
+		err = fmt.Errorf("%w: %d such peers are known", ErrQuota, n)
 	}
 	return err
-}
-
-// equivocates reports whether a peer is an equivocator.
-func (t *tx) equivocates(id peer.ID) (bad bool, err error) {
-	err = t.QueryRow("SELECT EXISTS (SELECT 1 FROM equivocator WHERE peer = ?)", []byte(id)).Scan(&bad)
-	return bad, err
 }
 
 // Equivocators returns who has equivocated. The map is not to be changed.
 func (s *Store) Equivocators() map[peer.ID]bool { return *s.equivocators.Load() }
 
-// Alerts returns a page of the evidence against equivocators, after some that are passed over.
+// Alerts returns a page of the evidence against equivocators, after a row.
 func (s *Store) Alerts(ctx context.Context, r wire.Range) ([]wire.Item, error) {
-	if r.From > maxEquivocators+maxUnknown {
+	return s.rows(ctx, "SELECT id, evidence FROM equivocator WHERE id > ? ORDER BY id LIMIT ?", r)
+}
+
+// rows reads a page of rows that are as they travel.
+func (s *Store) rows(ctx context.Context, q string, r wire.Range) ([]wire.Item, error) {
+	if r.From > 1<<62 {
 		return nil, nil
 	}
-	rows, err := s.ro.QueryContext(ctx, "SELECT evidence FROM equivocator ORDER BY peer LIMIT ? OFFSET ?", r.Count, r.From)
+	rows, err := s.ro.QueryContext(ctx, q, r.From, r.Count)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
 	var out []wire.Item
 	for rows.Next() {
-		i := wire.Item{Index: r.From + uint64(len(out)) + 1}
-		if err := rows.Scan(&i.Entry); err != nil {
+		var i wire.Item
+		if err := rows.Scan(&i.Index, &i.Entry); err != nil {
 			return nil, err
 		}
 		out = append(out, i)

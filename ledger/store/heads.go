@@ -100,8 +100,11 @@ func (s *Store) Observe(ctx context.Context, h *wire.Head) (evidence *wire.Alert
 	return evidence, ahead, errors.Join(err, fork)
 }
 
-// observe takes in a head whose signatures are verified.
+// observe takes in a head whose signatures are verified. One that is void says nothing.
 func (t *tx) observe(h *wire.Head) (evidence *wire.Alert, ahead bool, err error) {
+	if t.s.Voided(h) {
+		return nil, false, nil
+	}
 	have, err := t.head(h.Peer)
 	if err != nil {
 		return nil, false, err

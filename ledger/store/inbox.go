@@ -105,8 +105,8 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 	if e.Time > t.s.now().Add(maxAhead).UnixNano() {
 		return Refused, ErrFuture
 	}
-	if bad, err := t.equivocates(e.Rater); err != nil || bad {
-		return Refused, errors.Join(err, ErrEquivocator)
+	if t.s.Equivocators()[e.Rater] {
+		return Refused, ErrEquivocator
 	}
 	var author int64 // its row; 0 for none, which only an entry that is stored makes
 	var size uint64
@@ -123,6 +123,9 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 		return t.park(e)
 	case uint64(at) < size:
 		return Refused, ErrFork
+	}
+	if err := t.voided(e, at); err != nil {
+		return Refused, err
 	}
 	if err := t.quota(author, cost(e)); err != nil {
 		return Refused, err

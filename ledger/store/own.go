@@ -25,8 +25,8 @@ func (s *Store) checkOwn(t *tx) error {
 	if size != most || shown > size {
 		return fmt.Errorf("%w: of the own log, %d entries are stored, %d counted and %d published", ErrDamaged, most, size, shown)
 	}
-	if size == 0 {
-		return nil
+	if s.forked, err = t.parted(); err != nil || size == 0 {
+		return err
 	}
 	h, err := t.head(s.self)
 	if err != nil {
@@ -41,6 +41,16 @@ func (s *Store) checkOwn(t *tx) error {
 	}
 	s.head = h
 	return nil
+}
+
+// parted reports whether the own log was continued twice.
+func (t *tx) parted() (bool, error) {
+	at, err := t.number(parted)
+	if err != nil {
+		return false, err
+	}
+	below, err := t.number(conflict)
+	return at > 0 || below > 0 || t.s.Equivocators()[t.s.self], err
 }
 
 // MaySign returns why the own log cannot be continued; nil when it can.
@@ -100,7 +110,7 @@ func (t *tx) append(e *wire.Entry) error {
 	if err != nil {
 		return err
 	}
-	e.Rater, e.Prev, e.Time = s.self, last, s.now().UnixNano()
+	e.Rater, e.Prev, e.Time = s.self, last, t.stamp()
 	if err := e.Sign(s.key); err != nil {
 		return err
 	}
@@ -135,7 +145,7 @@ func (t *tx) signHead() error {
 	if err != nil {
 		return err
 	}
-	h := &wire.Head{Peer: s.self, Size: size, Root: root, Time: s.now().UnixNano()}
+	h := &wire.Head{Peer: s.self, Size: size, Root: root, Time: t.stamp()}
 	if err := h.Sign(s.key); err != nil {
 		return err
 	}
@@ -217,6 +227,9 @@ func (s *Store) Claim(ctx context.Context, h *wire.Head) error {
 // give way; what was published may not.
 func (t *tx) claim(h *wire.Head) error {
 	s := t.s
+	if s.Voided(h) {
+		return nil
+	}
 	if h.Size <= s.size() {
 		root, err := nodes(t, s.me).Root(h.Size)
 		if err != nil {
@@ -232,15 +245,14 @@ func (t *tx) claim(h *wire.Head) error {
 			}
 			return nil
 		case h.Size <= uint64(shown):
-			s.forked = true
-			return nil
+			return t.parts(conflict, h.Size, h.Time)
 		}
 	}
 	switch {
 	case s.lost == nil || s.lost.Size < h.Size:
 		s.lost = h.Bare()
 	case s.lost.Size == h.Size && s.lost.Root != h.Root:
-		s.forked = true
+		return t.parts(conflict, h.Size, h.Time)
 	}
 	return nil
 }
@@ -261,29 +273,28 @@ func (t *tx) recover(e *wire.Entry) (Outcome, error) {
 	if at < 0 {
 		return t.park(e)
 	}
+	if err := t.voided(e, at); err != nil {
+		return Refused, err
+	}
 	shown, err := t.number(published)
 	if err != nil {
 		return Refused, err
 	}
 	if uint64(at) < uint64(shown) {
-		s.forked = true
-		return Refused, nil
+		return Refused, t.parts(parted, uint64(at)+1, e.Time)
 	}
 	late, err := t.log(s.me, uint64(at), size)
 	if err != nil {
 		return Refused, err
 	}
-	if err := t.truncate(late, uint64(at)); err != nil {
+	if err := t.truncate(s.me, late, uint64(at)); err != nil {
 		return Refused, err
 	}
 	if _, err := t.insert(e, s.me, uint64(at)); err != nil {
 		return Refused, err
 	}
-	for _, l := range late {
-		again := *l
-		if err := t.append(&again); err != nil {
-			return Refused, err
-		}
+	if err := t.again(late); err != nil {
+		return Refused, err
 	}
 	if err := t.signHead(); err != nil {
 		return Refused, err
@@ -294,24 +305,41 @@ func (t *tx) recover(e *wire.Entry) (Outcome, error) {
 	return Stored, t.claim(s.lost)
 }
 
-// truncate takes the entries away that stand from a position on.
-func (t *tx) truncate(late []*wire.Entry, size uint64) error {
+// again appends entries anew that were taken away. A comment goes with the rating that it went with.
+func (t *tx) again(late []*wire.Entry) error {
+	anew := make(map[string]wire.Hash)
+	for _, e := range late {
+		before := e.Hash()
+		if h, ok := anew[string(e.AttachedRating)]; ok {
+			e.AttachedRating = h[:]
+		}
+		if err := t.append(e); err != nil {
+			return err
+		}
+		anew[string(before[:])] = e.Hash()
+	}
+	return nil
+}
+
+// truncate takes the entries of a log away that stand from a position on. To the quotas they count
+// as before: their texts stay.
+func (t *tx) truncate(author int64, late []*wire.Entry, size uint64) error {
 	for _, e := range late {
 		subject, err := t.peer(e.Subject)
 		if err != nil {
 			return err
 		}
-		if err := t.count(e, t.s.me, subject, -1); err != nil {
+		if err := t.count(e, author, subject, -1); err != nil {
 			return err
 		}
 	}
-	if _, err := t.Exec("DELETE FROM entry WHERE author = ? AND position >= ?", t.s.me, size); err != nil {
+	if _, err := t.Exec("DELETE FROM entry WHERE author = ? AND position >= ?", author, size); err != nil {
 		return err
 	}
 	// A node of the tree goes when it covers a leaf that is gone.
-	if _, err := t.Exec("DELETE FROM tree WHERE author = ? AND ((place + 1) << level) > ?", t.s.me, size); err != nil {
+	if _, err := t.Exec("DELETE FROM tree WHERE author = ? AND ((place + 1) << level) > ?", author, size); err != nil {
 		return err
 	}
-	_, err := t.Exec("UPDATE peer SET size = ? WHERE id = ?", size, t.s.me)
+	_, err := t.Exec("UPDATE peer SET size = ? WHERE id = ?", size, author)
 	return err
 }

@@ -52,7 +52,8 @@ type Store struct {
 	ro   *sql.DB
 	now  func() time.Time
 
-	equivocators atomic.Pointer[map[peer.ID]bool] // replaced as a whole, under mu
+	equivocators atomic.Pointer[map[peer.ID]bool]        // replaced as a whole, under mu
+	epochs       atomic.Pointer[map[peer.ID]*wire.Epoch] // as well
 
 	mu     sync.Mutex // of the writer
 	head   *wire.Head // of the own log; nil while it is empty
@@ -91,7 +92,8 @@ CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB
 CREATE TABLE IF NOT EXISTS unproven (
 	id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL, newest INTEGER NOT NULL, received INTEGER NOT NULL, bytes BLOB NOT NULL, UNIQUE (peer, newest));
 CREATE TABLE IF NOT EXISTS cosigned (peer BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS equivocator (peer BLOB PRIMARY KEY, evidence BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS equivocator (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, evidence BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS epoch (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL, bytes BLOB NOT NULL, UNIQUE (peer, bytes));
 CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (peer BLOB PRIMARY KEY, row INTEGER NOT NULL, hash BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
@@ -104,7 +106,7 @@ CREATE TRIGGER IF NOT EXISTS orphan_less AFTER DELETE ON orphan BEGIN UPDATE num
 `
 
 // version is that of the schema.
-const version = 3
+const version = 4
 
 // toVersion2 makes a store of version 1 one of version 2: its heads may be of entries that are
 // not stored.
@@ -119,6 +121,14 @@ ALTER TABLE vote ADD COLUMN mark INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE outcome ADD COLUMN mark INTEGER NOT NULL DEFAULT 0;
 `
 
+// toVersion4 numbers the evidence against equivocators.
+const toVersion4 = `
+ALTER TABLE equivocator RENAME TO unnumbered;
+CREATE TABLE equivocator (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, evidence BLOB NOT NULL);
+INSERT INTO equivocator (peer, evidence) SELECT peer, evidence FROM unnumbered;
+DROP TABLE unnumbered;
+`
+
 // upgrade makes the tables, and those of an older store as they are now.
 func (t *tx) upgrade(have int) error {
 	change := schema
@@ -127,6 +137,9 @@ func (t *tx) upgrade(have int) error {
 	}
 	if have == 1 || have == 2 {
 		change += toVersion3
+	}
+	if have > 0 && have < 4 {
+		change += toVersion4
 	}
 	if _, err := t.s.conn.ExecContext(context.Background(), change+fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
 		return err
@@ -201,6 +214,9 @@ func (s *Store) open(file string) error {
 		if err := s.readEquivocators(tx); err != nil {
 			return err
 		}
+		if err := s.readEpochs(tx); err != nil {
+			return err
+		}
 		return s.checkOwn(tx)
 	})
 }
@@ -264,11 +280,13 @@ func (s *Store) write(ctx context.Context, do func(*tx) error) error {
 		return err
 	}
 	done := false
-	head, lost, forked := s.head, s.lost, s.forked
+	head, lost, forked, equivocators, epochs := s.head, s.lost, s.forked, s.equivocators.Load(), s.epochs.Load()
 	defer func() {
 		if !done { // also when do panics
 			_, _ = t.Exec("ROLLBACK")
 			s.head, s.lost, s.forked = head, lost, forked
+			s.equivocators.Store(equivocators)
+			s.epochs.Store(epochs)
 		}
 	}()
 	if err := do(t); err != nil {

@@ -37,14 +37,13 @@ func (s *Store) Cosign(ctx context.Context, sub *wire.Submission) (v wire.Verdic
 				return err
 			}
 		}
-		bad, err := t.equivocates(h.Peer)
-		if err != nil {
-			return err
+		if last != nil && s.Voided(last) {
+			last = nil // the log has begun anew
 		}
 		switch {
 		case !known || h.Peer == s.self:
 			v.Status = wire.UnknownLog
-		case !signed || bad:
+		case !signed || s.Equivocators()[h.Peer] || s.Voided(h):
 			v.Status = wire.Forbidden
 		default:
 			v.Status, evidence = judge(sub, last)
@@ -124,7 +123,13 @@ func (t *tx) cosign(h, last *wire.Head, stranger bool) error {
 
 // Cosigned returns the head of a log that was signed last as its witness; nil for none. Of this
 // node's own log it is the newest that its witnesses have signed.
-func (s *Store) Cosigned(id peer.ID) (*wire.Head, error) { return headOf(s.ro, "cosigned", id) }
+func (s *Store) Cosigned(id peer.ID) (*wire.Head, error) {
+	h, err := headOf(s.ro, "cosigned", id)
+	if h != nil && s.Voided(h) {
+		return nil, err
+	}
+	return h, err
+}
 
 // SetCosigned keeps a head of this node's own log with the signatures of its witnesses, unless
 // a larger one is kept.
@@ -134,7 +139,7 @@ func (s *Store) SetCosigned(ctx context.Context, h *wire.Head) error {
 	}
 	return s.write(ctx, func(t *tx) error {
 		last, err := headOf(t, "cosigned", s.self)
-		if err != nil || last != nil && last.Size > h.Size {
+		if err != nil || last != nil && last.Size > h.Size && !s.Voided(last) {
 			return err
 		}
 		_, err = t.Exec("INSERT OR REPLACE INTO cosigned VALUES (?, ?)", []byte(s.self), h.Marshal())

@@ -66,6 +66,30 @@ func FuzzAlert(f *testing.F) {
 	})
 }
 
+// FuzzEpoch wants what is accepted to be in its one form, and to be nothing else.
+func FuzzEpoch(f *testing.F) {
+	a := newAuthor(f)
+	f.Add(a.epoch(f, 0).Marshal())
+	f.Add(a.epoch(f, 7).Marshal())
+	f.Add(a.head(f, 3, 1).Marshal())
+	fd := schema(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := ParseEpoch(b)
+		if err != nil {
+			return
+		}
+		if form, ok := reform(t, fd, "Epoch", b); !ok || !bytes.Equal(form, b) || !bytes.Equal(e.Marshal(), b) {
+			t.Fatalf("not the one form: %x", b)
+		}
+		if _, err := ParseHead(b); err == nil {
+			t.Fatal("it is a head, too")
+		}
+		if _, err := ParseAlert(b); err == nil {
+			t.Fatal("it is an alert, too")
+		}
+	})
+}
+
 // FuzzFrames wants each frame to be read within its bounds.
 func FuzzFrames(f *testing.F) {
 	var b bytes.Buffer

@@ -46,8 +46,9 @@ const (
 	// asks. Request and answer are those of [InboxProtocol], with heads in place of entries.
 	// AgentFM 1.3 does not have it.
 	HeadsProtocol = "/agentfm/heads-fetch/1.0.0"
-	// AlertsProtocol answers with the evidence that the server holds against equivocators. From
-	// is how many of them are passed over. AgentFM 1.3 does not have it.
+	// AlertsProtocol answers with the evidence that the server holds against equivocators.
+	// Request and answer are those of [InboxProtocol], with alerts in place of entries. AgentFM
+	// 1.3 does not have it.
 	AlertsProtocol = "/agentfm/alerts-fetch/1.0.0"
 )
 

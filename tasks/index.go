@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tasks
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// order says when a task was submitted, in milliseconds, and tells it from others of that
+// time: what came later is greater. It is what the ids of the tasks have, in binary.
+type order [22]byte
+
+// orderOf returns the order that is in an id of this package.
+func orderOf(id string) (o order) {
+	digits := strings.TrimPrefix(id, "task_")
+	_, _ = hex.Decode(o[:], []byte(digits[:min(len(digits), 2*len(o))]))
+	return o
+}
+
+// compare is less than 0 when o came before p.
+func (o order) compare(p order) int { return bytes.Compare(o[:], p[:]) }
+
+// milliseconds returns the time.
+func (o order) milliseconds() uint64 {
+	return binary.BigEndian.Uint64(append([]byte{0, 0}, o[:6]...))
+}
+
+// entry is what the index says of a task.
+type entry struct {
+	order          order
+	state, webhook uint8  // their places in States, and from 1 on in WebhookStates
+	revision       uint64 // 0 for a task that was dropped
+}
+
+// newEntry returns what the index says of a record.
+func newEntry(r *Record, revision uint64) entry {
+	e := entry{order: r.order(), revision: revision, state: uint8(slices.Index(States, r.State))}
+	if r.Webhook != nil {
+		e.webhook = uint8(1 + slices.Index(WebhookStates, r.Webhook.State))
+	}
+	return e
+}
+
+// key is that of the task of an owner.
+func (e entry) key(owner string, ofCall bool) string {
+	if ofCall {
+		return owner + "." + callPrefix + hex.EncodeToString(e.order[6:])
+	}
+	return owner + ".task_" + hex.EncodeToString(e.order[:18])
+}
+
+// index says which tasks each owner has in a bucket, without having to read them. Of each
+// it has 32 bytes, and as much again at most.
+type index struct {
+	loaded chan struct{} // closed when all that were there have been noted
+
+	mu     sync.Mutex
+	owners map[string][]entry // by ownerKey; the oldest first, when it is loaded
+	newest uint64             // all up to this revision are noted, where others write too
+}
+
+// newIndex returns one that is to be loaded.
+func newIndex() *index {
+	return &index{loaded: make(chan struct{}), owners: make(map[string][]entry)}
+}
+
+// isLoaded reports whether it is.
+func (x *index) isLoaded() bool {
+	select {
+	case <-x.loaded:
+		return true
+	default:
+		return false
+	}
+}
+
+// note takes a record in, or a newer form of it.
+func (x *index) note(r *Record, revision uint64) {
+	e := newEntry(r, revision)
+	owner := ownerKey(r.Owner)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	all := x.owners[owner]
+	at, old := len(all), false
+	if x.isLoaded() && at > 0 && e.order.compare(all[at-1].order) <= 0 {
+		at, old = slices.BinarySearchFunc(all, e.order, func(e entry, o order) int { return e.order.compare(o) })
+	}
+	switch {
+	case !old:
+		x.owners[owner] = slices.Insert(all, at, e)
+	case all[at].revision < revision:
+		all[at] = e
+	}
+}
+
+// load notes that all records were noted that there were, up to a revision.
+func (x *index) load(newest uint64) {
+	x.follow(newest)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.isLoaded() {
+		return
+	}
+	for owner, all := range x.owners {
+		slices.SortFunc(all, func(a, b entry) int { return cmp.Or(a.order.compare(b.order), cmp.Compare(b.revision, a.revision)) })
+		x.owners[owner] = slices.CompactFunc(all, func(a, b entry) bool { return a.order == b.order })
+	}
+	close(x.loaded)
+}
+
+// follow notes that all changes up to a revision were noted.
+func (x *index) follow(newest uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.newest = max(x.newest, newest)
+}
+
+// followed returns up to which revision.
+func (x *index) followed() uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.newest
+}
+
+// forget removes what is older than a revision, or was dropped: the bucket has it no more.
+func (x *index) forget(first uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for owner, all := range x.owners {
+		all = slices.DeleteFunc(all, func(e entry) bool { return e.revision < first })
+		if cap(all) > 2*len(all) {
+			all = slices.Clone(all)
+		}
+		if x.owners[owner] = all; len(all) == 0 {
+			delete(x.owners, owner)
+		}
+	}
+}
+
+// finished reports whether nothing more becomes of the task by itself.
+func (e entry) finished() bool {
+	return States[e.state].Ended() && e.webhook != 1+uint8(slices.Index(WebhookStates, WebhookPending))
+}
+
+// unfinished returns the keys of the tasks of which more is to become, and that were written
+// up to a revision.
+func (x *index) unfinished(last uint64) (keys []string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for owner, all := range x.owners {
+		for _, e := range all {
+			if e.revision <= last && !e.finished() {
+				keys = append(keys, e.key(owner, false))
+			}
+		}
+	}
+	return keys
+}
+
+// before returns the newest tasks of an owner that may be those of a query, among those
+// that were submitted before one; of the zero order, among all. There are at most so many.
+func (x *index) before(owner string, o order, q Query, most int) []entry {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	all := x.owners[owner]
+	at := len(all)
+	if o != (order{}) {
+		at, _ = slices.BinarySearchFunc(all, o, func(e entry, o order) int { return e.order.compare(o) })
+	}
+	state, webhook := slices.Index(States, q.State), slices.Index(WebhookStates, q.Webhook)+1
+	var found []entry
+	for at--; at >= 0 && len(found) < most; at-- {
+		if e := all[at]; e.revision != 0 && (state < 0 || int(e.state) == state) && (webhook == 0 || int(e.webhook) == webhook) {
+			found = append(found, e)
+		}
+	}
+	return found
+}
