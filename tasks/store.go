@@ -117,36 +117,6 @@ func openStore(ctx context.Context, at place, log *zap.Logger) (_ *store, err er
 	return s, nil
 }
 
-// followTails syncs all that there is, and from then on what is written.
-func (s *store) followTails(ctx context.Context, dir string) error {
-	s.tails = make(map[string]*tail)
-	for _, name := range []string{recordName, queueName, hookName, outputName, keyName, answerName} {
-		last, err := s.lastMessage(ctx, name)
-		if err != nil {
-			return err
-		}
-		s.tails[name] = &tail{dir: filepath.Join(streamDir(dir, name), "msgs")}
-		s.tails[name].safe.Store(last)
-		if err := safeRename(s.tails[name].dir); err != nil {
-			return err
-		}
-	}
-	return syncTree(dir)
-}
-
-// sync returns nil when a message of a stream, and all before it, are on disk. What a
-// cluster acknowledges, more than one server has.
-func (s *store) sync(stream string, message uint64) error {
-	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].sync(message) })
-	return err
-}
-
-// force returns nil when what is gone from a stream is gone on disk.
-func (s *store) force(stream string) error {
-	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].force() })
-	return err
-}
-
 // step does a step that decides what is known after a crash. In tests, it can fail, before
 // it is done and after.
 func step[T any](s *store, verb, what string, do func() (T, error)) (v T, err error) {
