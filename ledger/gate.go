@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/ledger/store"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
@@ -144,10 +145,12 @@ func (l *Ledger) watch() {
 		if err := l.score(); err != nil && l.ctx.Err() == nil {
 			l.alarm(err)
 			if l.gate.failures.Add(1) >= maxFailures {
+				metrics.LedgerUnreadable(true)
 				l.standUnread()
 			}
 			l.news() // to try again soon
 		} else if l.gate.failures.Swap(0) >= maxFailures {
+			metrics.LedgerUnreadable(false)
 			l.node.Log().Info("the ledger can be read again")
 		}
 		l.rate()
