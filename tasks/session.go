@@ -122,8 +122,10 @@ func (s *session) consume(ctx context.Context, queue jetstream.Stream, name, sub
 // close ends the work and closes the store.
 func (s *session) close() {
 	s.cancel(errClosing)
+	// A drain waits for an answer, and a server that is away has none.
+	drain := s.store.shared && s.store.conn.FlushTimeout(flushWait) == nil
 	for _, messages := range s.queues {
-		if s.store.shared {
+		if drain {
 			messages.Drain()
 		} else {
 			messages.Stop()
