@@ -106,6 +106,7 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) (uint64, er
 		err = s.sync(recordName, message)
 	}
 	if err != nil {
+		s.records.index.failed()
 		return 0, s.failedTo(ctx, err)
 	}
 	s.records.index.note(r, message)

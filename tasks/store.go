@@ -286,7 +286,7 @@ func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream
 // layOutRecords makes the bucket of the records.
 func (s *store) layOutRecords(ctx context.Context) error {
 	var err error
-	s.records = shelf{stream: recordName, index: newIndex()}
+	s.records = shelf{stream: recordName, index: newIndex(false)}
 	s.records.KeyValue, err = s.bucket(ctx, bucket, jetstream.StreamConfig{MaxBytes: recordBytes, MaxMsgSize: maxRecord, SubjectDeleteMarkerTTL: time.Minute})
 	return err
 }
