@@ -207,6 +207,8 @@ func (x *exchange) base() string {
 func taskStoreProblem(err error) error {
 	is := func(target error) bool { return errors.Is(err, target) }
 	switch {
+	case is(tasks.ErrHeld):
+		return &problem{status: http.StatusServiceUnavailable, code: "async_capacity_exhausted", retryAfter: 60, message: tasks.ErrHeld.Error()}
 	case is(tasks.ErrFull):
 		return &problem{status: http.StatusServiceUnavailable, code: "async_capacity_exhausted", retryAfter: 5,
 			message: "too many tasks are queued or running"}

@@ -191,14 +191,9 @@ func (s *store) updateFrom(ctx context.Context, key string, known *Record, revis
 	return nil, 0, fmt.Errorf("%w: %w", ErrStore, errConflict)
 }
 
-// submit puts a new task into the queue. When it returns nil, it is on disk.
-func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
-	r.note(nil)
-	header, err := r.encodeHeader()
-	if err != nil {
-		return err
-	}
-	err = s.enqueue(ctx, s.queue, queueName, &nats.Msg{Subject: inQueue(r.key()), Header: header, Data: []byte(prompt)})
+// submit puts a new task into the queue, with its record as the header has it. When it returns nil, it is on disk.
+func (s *store) submit(ctx context.Context, r *Record, header nats.Header, prompt string) error {
+	err := s.enqueue(ctx, s.queue, queueName, &nats.Msg{Subject: inQueue(r.key()), Header: header, Data: []byte(prompt)})
 	if err == nil {
 		return nil
 	}
