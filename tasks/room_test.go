@@ -5,6 +5,8 @@ package tasks
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -92,8 +94,11 @@ func TestRoomShare(t *testing.T) {
 	old := defaultLimits
 	t.Cleanup(func() { defaultLimits = old })
 	defaultLimits.records, defaultLimits.evict = 512<<10, short
+	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "1")
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }))
+	t.Cleanup(receiver.Close)
 	p := open(t, t.TempDir(), &fakeRunner{run: says("done", nil)}, Options{InFlight: 10_000})
-	dead := Submission{Owner: "bob", Site: "site", Prompt: "prompt", WebhookURL: "https://receiver.invalid"}
+	dead := Submission{Owner: "bob", Site: "site", Prompt: "prompt", WebhookURL: receiver.URL}
 	await.Until(t, "a share", func() bool {
 		_, err := p.Submit(t.Context(), dead)
 		if err != nil && !errors.Is(err, ErrFull) {

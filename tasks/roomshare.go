@@ -12,7 +12,7 @@ import (
 
 // ErrHeld says that no more tasks of an owner are taken, because of those that have ended
 // and cannot be dropped.
-var ErrHeld = fmt.Errorf("%w: of those that have ended, too many of yours have webhooks that are yet to be delivered, or idempotency keys of the last %v", ErrFull, KeepKey)
+var ErrHeld = fmt.Errorf("%w, or have ended and must be kept", ErrFull)
 
 // roomShare shares the room for records among the owners of tasks that have ended and cannot
 // go. Once these have half of the room, an owner has at most the part of them that the free
