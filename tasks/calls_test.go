@@ -231,6 +231,7 @@ func TestCallUnanswered(t *testing.T) {
 		return nil
 	}
 	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	<-p.service.Load().current.Load().store.calls.index.loaded
 	begin(p, "late")
 	if got := listed(t, p, "ann", Query{Limit: 9}); got != "false late:running" {
 		t.Errorf("got %s", got)
