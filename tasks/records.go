@@ -315,20 +315,28 @@ func (s *store) next(ctx context.Context, stream jetstream.Stream, from uint64, 
 }
 
 // endWatch ends a watch. What was on its way is taken: the library would wait for that for
-// ever, with a goroutine.
+// ever, with a goroutine. For a server that is away it waits longer than this does.
 func endWatch(w jetstream.KeyWatcher) {
-	_ = w.Stop()
-	late := time.NewTimer(time.Second)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		_ = w.Stop()
+	}()
+	late := time.NewTimer(flushWait)
 	defer late.Stop()
-	for {
+	for updates := w.Updates(); updates != nil; {
 		select {
-		case _, ok := <-w.Updates():
+		case _, ok := <-updates:
 			if !ok {
-				return
+				updates = nil
 			}
 		case <-late.C:
 			return
 		}
+	}
+	select {
+	case <-stopped:
+	case <-late.C:
 	}
 }
 
