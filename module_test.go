@@ -73,7 +73,7 @@ var allowed = map[string][]string{
 	"ledger/wire":                  {},
 	"ledger/tree":                  {"ledger/wire"},
 	"ledger/store":                 {"ledger/tree", "ledger/wire"},
-	"ledger":                       {"ledger/store", "ledger/wire", "mesh", "internal/lifetime", "internal/limit"},
+	"ledger":                       {"ledger/store", "ledger/wire", "mesh", "internal/lifetime", "internal/limit", "internal/metrics"},
 	"tasks":                        {"internal/ipclass", "internal/lifetime", "internal/metrics", "internal/webhook"},
 	"worker":                       {"mesh", "mesh/wire", "internal/lifetime", "internal/metrics", "internal/option"},
 	"worker/process":               {"worker", "mesh/wire", "internal/option"},

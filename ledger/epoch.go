@@ -46,8 +46,10 @@ func (l *Ledger) announce(e *wire.Epoch) {
 // validateEpoch is the validator of epochs. One that is known is no news.
 func (l *Ledger) validateEpoch(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	e, err := wire.ParseEpoch(m.GetData())
-	if err == nil && from != l.store.Self() && l.knows(e) {
-		return pubsub.ValidationIgnore
+	if err == nil && from != l.store.Self() {
+		if known, err := l.store.Knows(ctx, e); err != nil || known {
+			return pubsub.ValidationIgnore
+		}
 	}
 	if err == nil {
 		err = e.Verify()
@@ -57,12 +59,6 @@ func (l *Ledger) validateEpoch(ctx context.Context, from peer.ID, m *pubsub.Mess
 	}
 	m.ValidatorData = e
 	return judge(err, from, m)
-}
-
-// knows reports whether an epoch is no news.
-func (l *Ledger) knows(e *wire.Epoch) bool {
-	have := l.store.Epochs()[e.Peer]
-	return have != nil && string(have.Marshal()) == string(e.Marshal())
 }
 
 // takeEpochs takes in the epochs that gossip brings.
@@ -81,7 +77,10 @@ func (l *Ledger) takeEpochs(sub *pubsub.Subscription) {
 // declaration takes in an epoch that a peer holds. One that is news is told to the mesh.
 func (l *Ledger) declaration(ctx context.Context, b []byte) error {
 	e, err := wire.ParseEpoch(b)
-	if err != nil || l.knows(e) || l.store.MayDeclare(ctx, e.Peer) != nil {
+	if err != nil || l.store.MayDeclare(ctx, e.Peer) != nil {
+		return err
+	}
+	if known, err := l.store.Knows(ctx, e); err != nil || known {
 		return err
 	}
 	if err := e.Verify(); err != nil {

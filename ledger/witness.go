@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/ledger/store"
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
@@ -27,6 +28,7 @@ type cosigning struct {
 	mu     sync.Mutex
 	asked  map[peer.ID]bool  // the witnesses that are being asked
 	failed map[peer.ID]error // why those have not signed that were asked last in vain
+	full   time.Time         // when it was said last that no more logs are taken
 }
 
 func newCosigning() cosigning {
@@ -117,6 +119,7 @@ func (l *Ledger) judgeHead(sub *wire.Submission, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	l.countAnswer(sub.Head.Peer, v.Status)
 	switch {
 	case evidence != nil:
 		l.equivocated(evidence)
@@ -132,6 +135,45 @@ func (l *Ledger) judgeHead(sub *wire.Submission, w io.Writer) error {
 		}
 	}
 	return wire.WriteVerdict(w, v)
+}
+
+// fullEvery is how often a witness says in its log that it takes no more logs.
+const fullEvery = time.Hour
+
+// countAnswer counts what this node says to a head of a log as its witness.
+func (l *Ledger) countAnswer(of peer.ID, status int) {
+	switch {
+	case status == wire.Signed:
+		metrics.Witness(metrics.WitnessSigned)
+	case status == wire.Conflict:
+		metrics.Witness(metrics.WitnessConflict)
+	case status == wire.UnknownLog && of != l.store.Self():
+		metrics.Witness(metrics.WitnessFull)
+		if l.cosigning.tellFull(time.Now()) {
+			l.node.Log().Warn("this witness takes no more logs of which it has no entries: it has signed heads of as many as it can, and must forget none", zap.Stringer("peer", of))
+		}
+	default:
+		metrics.Witness(metrics.WitnessRefused)
+	}
+}
+
+// tellFull reports whether it is time to say so.
+func (c *cosigning) tellFull(now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.full.IsZero() && now.Sub(c.full) < fullEvery {
+		return false
+	}
+	c.full = now
+	return true
+}
+
+// refusal is why a witness has not signed, by its answer.
+func refusal(status int) error {
+	if status == wire.UnknownLog {
+		return fmt.Errorf("%w: it takes no more logs of which it has no entries", errWitness)
+	}
+	return fmt.Errorf("%w: status %d", errWitness, status)
 }
 
 // sign has witnesses asked, soon.
@@ -322,7 +364,7 @@ func (l *Ledger) signature(id peer.ID, head *wire.Head) (w wire.Witness, err err
 	case err != nil:
 		return w, err
 	case v.Status != wire.Signed:
-		return w, fmt.Errorf("%w: status %d", errWitness, v.Status)
+		return w, refusal(v.Status)
 	case v.Witness.Peer != id || head.VerifyWitness(v.Witness) != nil:
 		return w, fmt.Errorf("%w: the signature is not its own", errWitness)
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/ledger/store"
@@ -273,6 +275,24 @@ func TestOwnWitness(t *testing.T) {
 		t.Error(err)
 	}
 	if err := (Settings{Witnesses: []peer.ID{other}}).check(self); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFullWitnessSaysSo has a witness refuse logs for which it has no place: it says so once an hour.
+func TestFullWitnessSaysSo(t *testing.T) {
+	w := newWitness(t)
+	core, logs := observer.New(zap.WarnLevel)
+	w.Ledger.node.Log = func() *zap.Logger { return zap.New(core) }
+	for range 3 {
+		w.countAnswer(newID(t), wire.UnknownLog)
+	}
+	w.countAnswer(w.id(), wire.UnknownLog)
+	now := time.Now()
+	if logs.Len() != 1 || w.cosigning.tellFull(now) || !w.cosigning.tellFull(now.Add(fullEvery)) {
+		t.Errorf("%d lines", logs.Len())
+	}
+	if err := refusal(wire.UnknownLog); !errors.Is(err, errWitness) || !strings.Contains(err.Error(), "no entries") {
 		t.Error(err)
 	}
 }

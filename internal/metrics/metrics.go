@@ -58,6 +58,21 @@ const (
 	LoginRateLimited Login = "rate_limited"
 )
 
+// Witnessed is what a witness of the ledger said to a head.
+type Witnessed string
+
+// Answers of a witness.
+const (
+	// WitnessSigned says that it signed.
+	WitnessSigned Witnessed = "signed"
+	// WitnessConflict says that it had signed a head of another size.
+	WitnessConflict Witnessed = "conflict"
+	// WitnessRefused says that the head was not one that a witness signs.
+	WitnessRefused Witnessed = "refused"
+	// WitnessFull says that it takes no more logs that it has no entries of.
+	WitnessFull Witnessed = "full"
+)
+
 // Protocol is a protocol of the mesh.
 type Protocol string
 
@@ -93,6 +108,8 @@ var (
 		"outcome", AttemptOK, AttemptBusy, AttemptFailed, AttemptCancelled)
 	logins = newCounters("agentfm_auth_attempts_total", "Requests that needed a key, by what came of it.",
 		"outcome", LoginOK, LoginMissing, LoginMalformed, LoginInvalid, LoginRateLimited)
+	witnessed = newCounters("agentfm_witness_answers_total", "Heads of others' logs that this node was to sign as their witness, by what it said.",
+		"outcome", WitnessSigned, WitnessConflict, WitnessRefused, WitnessFull)
 	streams = newStreams(
 		[]Protocol{Task, Artifacts}, []Reason{Dial, Deadline, Reset, Malformed, Refused, Local})
 
@@ -103,13 +120,14 @@ var (
 	workersOnline = newGauge("agentfm_workers_online", "Workers whose telemetry this gateway hears.")
 	queueWaiting  = newGauge("agentfm_queue_waiting", "Tasks that wait for a worker with room.")
 	tasksInFlight = newGauge("agentfm_tasks_in_flight", "Tasks of this gateway that a worker has.")
+	unreadable    = newGauge("agentfm_ledger_unreadable", "1 while the ledger cannot be read: no worker gets tasks, unless fail_open is set.")
 	bytesSent     = newCounter("agentfm_artifact_bytes_sent_total", "Bytes of artifacts that the agents of this process sent.")
 	built         = newCounter("agentfm_artifacts_built_total", "Artifacts that the agents of this process left.")
 )
 
 // collectors are all of them.
 var collectors = []prometheus.Collector{
-	tasks.vec, attempts.vec, logins.vec, streams, duration, workersOnline, queueWaiting, tasksInFlight, bytesSent, built,
+	tasks.vec, attempts.vec, logins.vec, witnessed.vec, streams, duration, workersOnline, queueWaiting, tasksInFlight, unreadable, bytesSent, built,
 	requestDuration, firstToken, outputToken, tokenUsage,
 	asyncRunning, asyncStored, asyncDropped, webhookStored, asyncEnds.vec, asyncWait, deliveries.vec, webhookEnds.vec, webhookDelay,
 }
@@ -145,6 +163,9 @@ func Attempt(o Outcome) { attempts.inc(o) }
 // Auth counts a request that needed a key.
 func Auth(l Login) { logins.inc(l) }
 
+// Witness counts what this node said to a head as its witness.
+func Witness(w Witnessed) { witnessed.inc(w) }
+
 // StreamError counts a failure of a stream of the mesh, on either side.
 func StreamError(p Protocol, r Reason) { streams.WithLabelValues(string(p), string(r)).Inc() }
 
@@ -157,6 +178,15 @@ func Waiting(n int) { queueWaiting.Add(float64(n)) }
 
 // InFlight adds to the tasks that a worker has: 1 when it takes one, -1 at its end.
 func InFlight(n int) { tasksInFlight.Add(float64(n)) }
+
+// LedgerUnreadable says whether the ledger cannot be read.
+func LedgerUnreadable(yes bool) {
+	if yes {
+		unreadable.Set(1)
+	} else {
+		unreadable.Set(0)
+	}
+}
 
 // ArtifactBuilt counts an artifact that an agent of this process left.
 func ArtifactBuilt() { built.Inc() }

@@ -4,6 +4,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
@@ -73,23 +74,19 @@ func (s *Store) Declared(ctx context.Context, e *wire.Epoch) (news bool, err err
 // declare takes in an epoch whose signature is verified. It returns the entries that it has taken
 // away.
 func (t *tx) declare(e *wire.Epoch) (news bool, late []*wire.Entry, err error) {
-	var known int
-	var same bool
-	err = t.QueryRow("SELECT count(*), coalesce(max(bytes = ?), 0) FROM epoch WHERE peer = ?", e.Marshal(), []byte(e.Peer)).Scan(&known, &same)
-	if err != nil || same || known > 1 {
+	known, second, err := known(t.QueryRow, e)
+	if err != nil || known {
 		return false, nil, err
 	}
-	if known == 0 && e.Peer != t.s.self {
-		if err := t.s.room(t.QueryRow, e.Peer, len(t.s.Epochs())); err != nil {
-			return false, nil, err
-		}
+	if err := t.s.roomForEpoch(t.QueryRow, e.Peer); err != nil {
+		return false, nil, err
 	}
 	if _, err := t.Exec("INSERT INTO epoch (peer, bytes) VALUES (?, ?)", []byte(e.Peer), e.Marshal()); err != nil {
 		return false, nil, err
 	}
 	all := maps.Clone(t.s.Epochs())
 	defer t.s.epochs.Store(&all)
-	if known > 0 {
+	if second {
 		delete(all, e.Peer)
 		t.brand(e.Peer, true)
 		return true, nil, nil
@@ -97,6 +94,19 @@ func (t *tx) declare(e *wire.Epoch) (news bool, late []*wire.Entry, err error) {
 	all[e.Peer] = e
 	late, err = t.void(e)
 	return true, late, err
+}
+
+// known reports whether an epoch is no news: it is stored, or two others are, which is as much as
+// anybody needs. second says that another is stored.
+func known(query func(string, ...any) *sql.Row, e *wire.Epoch) (known, second bool, err error) {
+	err = query("SELECT count(*) > 1 OR coalesce(max(bytes = ?), 0), count(*) > 0 FROM epoch WHERE peer = ?", e.Marshal(), []byte(e.Peer)).Scan(&known, &second)
+	return known, second, err
+}
+
+// Knows reports whether an epoch is no news.
+func (s *Store) Knows(ctx context.Context, e *wire.Epoch) (bool, error) {
+	is, _, err := known(s.reader(ctx), e)
+	return is, err
 }
 
 // brand has a peer be an equivocator, or not any more.
@@ -108,8 +118,8 @@ func (t *tx) brand(id peer.ID, bad bool) {
 	t.s.equivocators.Store(&all)
 }
 
-// void takes away what an epoch makes void: entries, which it returns, and what they count, heads,
-// and evidence. A head that this node has signed as a witness stays until it signs one of the
+// void takes away what an epoch makes void: entries, which it returns, with those behind them, and
+// what they count, heads, and evidence. A head that this node has signed as a witness stays until it signs one of the
 // epoch.
 func (t *tx) void(e *wire.Epoch) (late []*wire.Entry, err error) {
 	id := []byte(e.Peer)
@@ -139,16 +149,24 @@ func (t *tx) void(e *wire.Epoch) (late []*wire.Entry, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if late, err = t.log(author, e.Size, 1<<62); err != nil || len(late) == 0 {
+	if late, err = t.log(author, e.Size, 1<<62); err != nil {
 		return nil, err
 	}
-	return late, t.truncate(author, late, e.Size)
+	at := e.Size
+	for len(late) > 0 && late[0].Time > e.Time { // it is of the epoch
+		late, at = late[1:], at+1
+	}
+	if len(late) == 0 {
+		return nil, nil
+	}
+	return late, t.truncate(author, late, at)
 }
 
 // begin takes in the epoch of the own log. Of the entries that it takes away, those from a place
 // on are appended anew.
 func (t *tx) begin(e *wire.Epoch, from uint64) (news bool, err error) {
 	s := t.s
+	before := s.size()
 	news, late, err := t.declare(e)
 	switch {
 	case err != nil || !news:
@@ -161,13 +179,14 @@ func (t *tx) begin(e *wire.Epoch, from uint64) (news bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for name, n := range map[string]int64{published: min(shown, int64(e.Size)), parted: 0, conflict: 0} {
+	for name, n := range map[string]int64{published: min(shown, int64(before)-int64(len(late))), parted: 0, conflict: 0} {
 		if err := t.setNumber(name, n); err != nil {
 			return false, err
 		}
 	}
 	s.forked, s.lost = s.Equivocators()[s.self], nil
-	if err := t.again(late[min(uint64(len(late)), max(from, e.Size)-e.Size):]); err != nil {
+	first := before - uint64(len(late)) // the place of the first that is gone
+	if err := t.again(late[min(uint64(len(late)), max(from, first)-first):]); err != nil {
 		return false, err
 	}
 	if size, _, err := t.end(s.me); err != nil || size == 0 {
@@ -275,7 +294,16 @@ func (s *Store) Cleared(a *wire.Alert) bool { return clears(s.Epochs()[a.Peer], 
 
 // MayDeclare returns [ErrQuota] when an epoch of a peer would not be taken in.
 func (s *Store) MayDeclare(ctx context.Context, id peer.ID) error {
-	return s.room(s.reader(ctx), id, len(s.Epochs()))
+	return s.roomForEpoch(s.reader(ctx), id)
+}
+
+// roomForEpoch returns [ErrQuota] when an epoch of a peer is too much. Who has declared two is an
+// equivocator, and counts as one.
+func (s *Store) roomForEpoch(query func(string, ...any) *sql.Row, id peer.ID) error {
+	if s.Epochs()[id] != nil || s.Equivocators()[id] {
+		return nil
+	}
+	return s.room(query, id, len(s.Epochs())+len(s.Equivocators()))
 }
 
 // EpochPage returns a page of the epochs that are known, after a row.

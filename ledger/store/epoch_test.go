@@ -303,3 +303,25 @@ func TestEpochsAreBounded(t *testing.T) {
 	s.declared(t, logged.epoch(t, 0, 0), true, nil)
 	s.declared(t, worker.epoch(t, 0, 0), true, nil)
 }
+
+// TestEpochComesLate has the entries of an epoch come before it: they stay. Those who declare two
+// are counted, too.
+func TestEpochComesLate(t *testing.T) {
+	s, a, w := newStore(t), newAuthor(t), newAuthor(t)
+	e := a.epoch(t, 1, time.Minute)
+	first := a.say(t, &wire.Entry{Kind: wire.Rating, Subject: w.id, Dimension: wire.Honesty, Score: 1, Time: e.Time - int64(time.Minute)})
+	s.accept(t, Stored, nil, first, a.rate(t, w.id, 1), a.rate(t, w.id, 1))
+	s.declared(t, e, true, nil)
+	if size, err := s.Size(ctx, a.id); size != 3 || err != nil {
+		t.Errorf("%d entries, %v", size, err)
+	}
+	back := a.say(t, &wire.Entry{Kind: wire.Rating, Subject: w.id, Dimension: wire.Honesty, Score: 1, Time: e.Time})
+	s.accept(t, Refused, ErrFork, back)
+
+	liars := make(map[peer.ID]bool)
+	for i := range maxUnknown {
+		liars[peer.ID(string(rune(i)))] = true
+	}
+	s.equivocators.Store(&liars)
+	s.declared(t, newAuthor(t).epoch(t, 0, 0), false, ErrQuota)
+}
