@@ -93,9 +93,7 @@ func (s *session) evictSome(ctx context.Context, after uint64, enough int64) (n 
 		return 0, 0, err
 	}
 	state := stream.CachedInfo().State
-	if after == 0 {
-		s.shares.weigh(s.store.records.index, state, s.limits)
-	}
+	s.shares.weigh(s.store.records.index, state, s.limits)
 	if int64(state.Bytes)+int64(messages)*taskRoom+s.backlog.more(bytes) <= enough || !s.store.records.index.isLoaded() {
 		return 0, 0, nil
 	}
@@ -111,15 +109,18 @@ func (s *session) evictSome(ctx context.Context, after uint64, enough int64) (n 
 // dropAll drops tasks. After a power cut, none must be there as it was before its end, in
 // the bucket or in the queue: what is older is gone on disk before the end itself goes.
 func (s *session) dropAll(ctx context.Context, stream jetstream.Stream, found []ownedEntry) (n int, err error) {
-	idle := make([]bool, len(found))
-	err = forEach(found, func(i int) (err error) {
-		idle[i], err = s.isIdle(ctx, &found[i])
+	err = forEach(found, func(e *ownedEntry) error {
+		idle, err := s.isIdle(ctx, e)
+		if !idle {
+			e.revision = 0
+		}
 		return err
 	})
 	if err != nil {
 		return 0, err
 	}
-	purge := func(e ownedEntry, below uint64) error {
+	idle := slices.DeleteFunc(found, func(e ownedEntry) bool { return e.revision == 0 })
+	purge := func(e *ownedEntry, below uint64) error {
 		_, err := step(s.store, "purge", e.owner, func() (any, error) {
 			return patiently(ctx, s.store, func(ctx context.Context) (any, error) {
 				return nil, stream.Purge(ctx, jetstream.WithPurgeSubject("$KV."+bucket+"."+e.key(e.owner, false)), jetstream.WithPurgeSequence(below))
@@ -130,26 +131,17 @@ func (s *session) dropAll(ctx context.Context, stream jetstream.Stream, found []
 	if err := s.store.force(queueName); err != nil {
 		return 0, s.store.failedTo(ctx, err)
 	}
-	err = forEach(found, func(i int) error {
-		if !idle[i] {
-			return nil
-		}
-		return purge(found[i], found[i].revision)
-	})
-	if err != nil {
+	if err := forEach(idle, func(e *ownedEntry) error { return purge(e, e.revision) }); err != nil {
 		return 0, err
 	}
 	if err := s.store.force(recordName); err != nil {
 		return 0, s.store.failedTo(ctx, err)
 	}
 	var dropped atomic.Int64
-	err = forEach(found, func(i int) error {
-		if !idle[i] {
-			return nil
-		}
-		err := purge(found[i], found[i].revision+1)
+	err = forEach(idle, func(e *ownedEntry) error {
+		err := purge(e, e.revision+1)
 		if err == nil {
-			s.store.records.index.drop(found[i])
+			s.store.records.index.drop(*e)
 			dropped.Add(1)
 		}
 		return err
@@ -157,12 +149,12 @@ func (s *session) dropAll(ctx context.Context, stream jetstream.Stream, found []
 	return int(dropped.Load()), err
 }
 
-// forEach calls do with the place of each of some tasks, for some at one time.
-func forEach(found []ownedEntry, do func(i int) error) error {
+// forEach calls do with each of some tasks, with some of them at one time.
+func forEach(found []ownedEntry, do func(*ownedEntry) error) error {
 	var g errgroup.Group
 	g.SetLimit(evictAtOnce)
 	for i := range found {
-		g.Go(func() error { return do(i) })
+		g.Go(func() error { return do(&found[i]) })
 	}
 	return g.Wait()
 }
@@ -174,6 +166,9 @@ func (s *session) isIdle(ctx context.Context, e *ownedEntry) (bool, error) {
 	r, revision, err := s.store.kept(ctx, key)
 	if errors.Is(err, ErrNotFound) {
 		s.store.records.index.drop(*e)
+		return false, nil
+	}
+	if errors.Is(err, errDamaged) { // it goes with its time
 		return false, nil
 	}
 	if err != nil {
