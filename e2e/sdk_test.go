@@ -432,7 +432,7 @@ func TestClientCommands(t *testing.T) {
 		{"peers comment " + p.workerID("Gated") + " --rating 0.5 Quick.", "", []string{"cid\t1220", "entry\t"}, 0},
 		{"peers log " + p.workerID("Gated"), "", []string{"\tComment\t1220", "\tRating\thonesty 0.50\t"}, 0},
 		{"peers get " + p.workerID("Gated") + " --json", "", []string{`"entries_count": 2`}, 0},
-		{"peers list", "", []string{"online\t", "allowed\tGated\tgated\t"}, 0},
+		{"peers list", "", []string{"online\t", "\tallowed", "\tGated\tgated\t"}, 0},
 		{"id --address " + strings.TrimPrefix(p.admin, "http://"), "", []string{"12D3KooW"}, 0},
 		{"chat --model text-report --prompt hello --json", "", []string{`"finish_reason": "stop"`}, 0},
 	} {

@@ -73,9 +73,10 @@ func TestKillTasks(t *testing.T) {
 	}
 	at, a := newPlace(t), newAccountant(t)
 	p := start(t, at, c)
+	g := p.gateway // each process has the same
 	ctx, stop := context.WithCancel(t.Context())
 	var clients sync.WaitGroup
-	clients.Go(func() { a.submit(ctx, p.gateway, 0) })
+	clients.Go(func() { a.submit(ctx, g, 0) })
 	tick := time.NewTicker(time.Second / 200)
 	defer tick.Stop()
 	for client := range 16 {
@@ -83,7 +84,7 @@ func TestKillTasks(t *testing.T) {
 			for n := 0; ctx.Err() == nil; n++ {
 				select {
 				case <-tick.C:
-					a.submitOne(ctx, p.gateway, "quick", fmt.Sprintf("quick-%d-%d", client, n))
+					a.submitOne(ctx, g, "quick", fmt.Sprintf("quick-%d-%d", client, n))
 				case <-ctx.Done():
 				}
 			}
