@@ -103,7 +103,7 @@ func WithBaseURL(base string) Option {
 		u, err := url.Parse(base)
 		switch {
 		case err != nil:
-			return invalid("base_url", "the base URL cannot be read")
+			return invalid("base_url", "the base URL cannot be read: want one such as http://127.0.0.1:8080")
 		case u.Scheme != "http" && u.Scheme != "https", u.Host == "":
 			return invalid("base_url", "the base URL must begin with http:// or https:// and a host")
 		case u.User != nil, u.RawQuery != "", u.ForceQuery, u.Fragment != "":

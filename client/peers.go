@@ -34,7 +34,7 @@ type PeerSummary struct {
 	// IsEquivocator says that it has signed two histories that contradict each other.
 	IsEquivocator bool `json:"is_equivocator"`
 	// DispatchAllowed says that the gateway gives it tasks; RefuseReason, why it does not:
-	// "peer_is_equivocator" or "reputation_below_floor".
+	// "peer_is_equivocator", "reputation_below_floor", or "ledger_unreadable".
 	DispatchAllowed bool   `json:"dispatch_allowed"`
 	RefuseReason    string `json:"dispatch_refuse_reason,omitzero"`
 	// OnProbation says that the gateway knows little good of the peer, and sends it few tasks.

@@ -76,7 +76,7 @@ func (x *exchange) filesOf(l lease) (*os.File, *tasks.Artifact, error) {
 		f, err := l.OpenArtifact(x.param)
 		return f, nil, err
 	case r.Result.Artifact == nil:
-		return nil, nil, taskStoreProblem(tasks.ErrNotFound)
+		return nil, nil, noFiles(r.State)
 	}
 	f, err := l.OpenArtifact(r.RunID()) // until they have the task's own id
 	if errors.Is(err, fs.ErrNotExist) {
@@ -87,6 +87,15 @@ func (x *exchange) filesOf(l lease) (*os.File, *tasks.Artifact, error) {
 			message: "the files of this task are not in the gateway's folder: they are not kept any more, or the gateway that stored them has another folder"}
 	}
 	return f, r.Result.Artifact, err
+}
+
+// noFiles is the answer where a task has none.
+func noFiles(state tasks.State) error {
+	message := "the task left no files"
+	if !state.Ended() {
+		message = "the task has not ended yet: its files are there when it has"
+	}
+	return &problem{status: http.StatusNotFound, code: "task_not_found", message: message}
 }
 
 // roomFor refuses tasks while there is no room for the files that they may leave.

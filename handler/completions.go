@@ -158,6 +158,7 @@ func (a *heldAnswer) read(task run, limits openai.Limits) error {
 			return err
 		}
 	}
+	task.Enough()
 	return nil
 }
 
@@ -235,6 +236,7 @@ func streamChoice(choice *openai.StreamChoice, task run) error {
 		}
 		switch _, limit := choice.Write(buf[:n]); {
 		case limit == openai.ErrLimit:
+			task.Enough()
 			return choice.End()
 		case limit != nil:
 			return limit

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
@@ -221,5 +222,22 @@ func TestHeldByOne(t *testing.T) {
 	}
 	if h.all != 0 || len(h.by) != 0 {
 		t.Errorf("%d bytes are held, of %v", h.all, h.by)
+	}
+}
+
+// TestEnough cuts answers where the request wants it: the worker has done well. One that is
+// read to its end needs nobody to say so.
+func TestEnough(t *testing.T) {
+	for body, want := range map[string]bool{
+		`{"model":"llama3.2","prompt":"x","stop":"b"}`:               true,
+		`{"model":"llama3.2","prompt":"x","stop":"b","stream":true}`: true,
+		`{"model":"llama3.2","prompt":"x"}`:                          false,
+		`{"model":"llama3.2","prompt":"x","stream":true}`:            false,
+	} {
+		var enough atomic.Bool
+		g := serve(t, &fakeMesh{dispatch: answers(script{output: []string{"a b c"}, enough: &enough})})
+		if a := g.do(t, "POST", "/v1/completions", body); a.status != 200 || enough.Load() != want {
+			t.Errorf("%s: %d %s, enough: %t", body, a.status, a.body, enough.Load())
+		}
 	}
 }

@@ -67,8 +67,9 @@ func newExchange(h *Handler, w http.ResponseWriter, r *http.Request) *exchange {
 	if srv := server(r); srv != nil && srv.WriteTimeout > 0 {
 		x.writeLimit = min(writeTimeout, srv.WriteTimeout)
 	}
-	w.Header().Set("X-Request-Id", x.id)
-	w.Header().Set("X-Content-Type-Options", "nosniff")
+	header := w.Header()
+	header["X-Request-Id"] = []string{x.id}
+	header["X-Content-Type-Options"] = []string{"nosniff"}
 	x.limitBodyTime()
 	// An agent may be silent for longer than the server's limit on writes, at the
 	// end of which HTTP/2 resets the stream. Each write gets one; see [sender].
@@ -201,12 +202,22 @@ func (x *exchange) served(s mesh.Served) {
 	for i, name := range servedHeaders {
 		h[name] = values[i : i+1 : i+1]
 	}
-	if fields, ok := x.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+	if fields := x.logFields(); fields != nil {
 		fields.Set(zap.Object("agentfm", servedFields(s)))
 	}
 	if first && x.repl != nil {
 		x.repl.Map(x.placeholder)
 	}
+}
+
+// logFields returns the fields of the access log; nil where there is none.
+func (x *exchange) logFields() *caddyhttp.ExtraLogFields {
+	ctx := x.r.Context()
+	if srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && srv != nil && srv.Logs == nil {
+		return nil
+	}
+	fields, _ := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields)
+	return fields
 }
 
 // servedHeaders say who serves, spelled as Go has them.

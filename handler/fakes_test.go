@@ -82,7 +82,6 @@ func (l *fakeLease) Workers(includeOffline bool) []*mesh.WorkerInfo {
 	for i := range l.f.workers {
 		w := l.f.workers[i]
 		if w.Online || includeOffline {
-			w.Text = workerText(&w.Telemetry, w.LastSeen)
 			out = append(out, &w)
 		}
 	}
@@ -164,6 +163,7 @@ type script struct {
 	// response is the head of an answer that is passed on.
 	response *mesh.Response
 	closed   chan struct{} // closed by Close, when not nil
+	enough   *atomic.Bool  // set by Enough, when not nil
 }
 
 // fakeRun is a task by a script.
@@ -200,6 +200,12 @@ func (r *fakeRun) Close() error {
 		}
 	})
 	return nil
+}
+
+func (r *fakeRun) Enough() {
+	if r.enough != nil {
+		r.enough.Store(true)
+	}
 }
 
 func (r *fakeRun) Served() mesh.Served { return r.served }

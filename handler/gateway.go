@@ -66,6 +66,9 @@ type run interface {
 	io.Reader
 	// Close stops the task if it still runs.
 	io.Closer
+	// Enough says that no more is wanted of an answer that is well so far. Without it,
+	// one that is not read to its end says nothing of its worker.
+	Enough()
 	// Served names who serves the task.
 	Served() mesh.Served
 	// HasFiles reports, after io.EOF, whether the task left files.

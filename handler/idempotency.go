@@ -17,7 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -295,7 +294,7 @@ func (x *exchange) replay(k *tasks.Kept) error {
 	if len(k.Trailer) == 0 {
 		h.Set("Content-Length", strconv.FormatInt(k.Size, 10))
 	}
-	if fields, ok := x.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+	if fields := x.logFields(); fields != nil {
 		fields.Set(zap.Bool("idempotent_replayed", true))
 	}
 	x.writeHeader(k.Status)

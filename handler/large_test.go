@@ -21,6 +21,7 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/ledger"
 	"github.com/Agent-FM/caddy-agentfm/ledger/store"
 	ledgerwire "github.com/Agent-FM/caddy-agentfm/ledger/wire"
+	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
 
 // hotPeers are so many peers that all others speak of.
@@ -48,7 +49,7 @@ func TestLargeMesh(t *testing.T) {
 		w := worker(p.id.String(), fmt.Sprint("Agent number ", i), "meta/llama-3.2-8b-instruct")
 		w.Description = "Answers questions about the rules of the house, in two languages."
 		w.HasGPU, w.GPUUsedGB, w.GPUTotalGB, w.CPUPercent = true, float64(i%70)/7, 24, float64(i%101)
-		w.Text = workerText(&w.Telemetry, w.LastSeen)
+		w.Memo = new(mesh.Memo)
 		f.listed = append(f.listed, &w)
 	}
 	hot := players[0].id

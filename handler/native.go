@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -150,9 +151,7 @@ func (p *passage) run(call mesh.Call) error {
 // refusedWorker is the error for statuses with which a model server refuses its
 // worker, or sends it elsewhere: a client would take them to be about itself.
 func refusedWorker(status int) error {
-	switch {
-	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusProxyAuthRequired,
-		status >= 300 && status < 400, status < 200:
+	if mesh.RefusesWorker(status) {
 		return streamFailed(fmt.Errorf("the worker's model server answered with status %d", status),
 			"the worker's model server refuses the worker")
 	}
@@ -209,6 +208,9 @@ func (p *passage) copyEvents(task run) error {
 
 // eventsEnd returns where the last whole event in b ends: after an empty line.
 func eventsEnd(b []byte) int {
+	if bytes.HasSuffix(b, []byte("\n\n")) { // as almost always
+		return len(b)
+	}
 	end := 0
 	for _, sep := range []string{"\n\n", "\n\r\n", "\r\r"} {
 		if i := bytes.LastIndex(b, []byte(sep)); i >= 0 {
@@ -250,13 +252,14 @@ func (p *passage) copyBody(task run, resp *mesh.Response) error {
 	h := p.x.w.Header()
 	p.x.passHeaders(resp)
 	if err == io.EOF {
-		h.Set("Content-Length", fmt.Sprint(len(first)))
+		h.Set("Content-Length", strconv.Itoa(len(first)))
 	} else if resp.Length >= 0 {
-		h.Set("Content-Length", fmt.Sprint(resp.Length))
+		h.Set("Content-Length", strconv.FormatInt(resp.Length, 10))
 	}
 	p.out.begun, p.raw = true, true
 	p.x.writeHeader(resp.Status)
 	if p.x.r.Method == http.MethodHead {
+		task.Enough()
 		return nil
 	}
 	if _, werr := p.out.Write(first); werr != nil || err == io.EOF {

@@ -64,21 +64,27 @@ const (
 	headerExclude = "X-AgentFM-Exclude"
 )
 
+// Their names as Go has them in a request.
+var (
+	keyWorker  = http.CanonicalHeaderKey(headerWorker)
+	keyExclude = http.CanonicalHeaderKey(headerExclude)
+)
+
 // maxExclude bounds how many workers a request may exclude.
 const maxExclude = 64
 
 // target completes who may serve the request: from its headers, and by what its
 // client may use.
 func (x *exchange) target(t *router.Request) error {
-	pin := x.r.Header.Get(headerWorker)
+	pin := x.r.Header.Get(keyWorker)
 	if pin != "" {
 		id, err := decodePeer(pin)
-		if err != nil || len(x.r.Header.Values(headerWorker)) > 1 {
+		if err != nil || len(x.r.Header[keyWorker]) > 1 {
 			return badRequest("", "%s: want one peer id", headerWorker)
 		}
 		pin = id.String()
 	}
-	for _, list := range x.r.Header.Values(headerExclude) {
+	for _, list := range x.r.Header[keyExclude] {
 		for s := range strings.SplitSeq(list, ",") {
 			id, err := decodePeer(strings.TrimSpace(s))
 			if err != nil || len(t.Exclude) >= maxExclude {

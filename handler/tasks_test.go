@@ -189,6 +189,9 @@ func TestAsync(t *testing.T) {
 	if got := fmt.Sprint(g.endedTask(t, byModel)["usage"]); got != "map[completion_tokens:5 prompt_tokens:7 total_tokens:12]" {
 		t.Errorf("got %s", got)
 	}
+	if a := g.do(t, "GET", "/api/tasks/"+byModel+"/artifacts", ""); a.status != 404 || !strings.Contains(a.body, "the task left no files") {
+		t.Errorf("got %+v", a)
+	}
 	var list struct {
 		Tasks []struct {
 			ID string `json:"task_id"`

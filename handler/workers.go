@@ -42,8 +42,6 @@ func (x *exchange) answerJSON(v any) error {
 	return nil
 }
 
-func init() { mesh.ProvideText(workerText) }
-
 // listedWorker is what the telemetry says in an entry of GET /api/workers. What this gateway
 // thinks of the worker comes after it; see [appendWorker].
 type listedWorker struct {
@@ -69,20 +67,19 @@ type listedWorker struct {
 	LastSeen     string  `json:"last_seen,omitzero"`
 }
 
-// workerText returns that of a worker as JSON, or nothing. It is made when the telemetry
-// arrives: a list of 10,000 workers has no time for it.
-func workerText(t *wire.Telemetry, seen time.Time) []byte {
-	b, err := encode(listedWorker{
-		PeerID: t.PeerID, Author: t.Author, Name: t.AgentName, Status: t.Status, Hardware: hardware(t), Description: t.Description,
-		CPUPercent: t.CPUPercent, RAMFreeGB: t.RAMFreeGB, CurrentTasks: t.CurrentTasks, MaxTasks: t.MaxTasks,
-		HasGPU: t.HasGPU, GPUUsedGB: t.GPUUsedGB, GPUTotalGB: t.GPUTotalGB, GPUPercent: t.GPUPercent,
-		Preparing: t.Preparing, Percent: t.PreparingPercent,
-		ImageRef: t.ImageRef, ImageDigest: t.ImageDigest, Capability: t.Capability, LastSeen: timeText(seen),
+// workerText returns that of a worker as JSON. It is made once for each telemetry, when it is
+// needed: a list of 10,000 workers has little time.
+func workerText(w *mesh.WorkerInfo) ([]byte, error) {
+	return w.Memo.Text(func() ([]byte, error) {
+		t := &w.Telemetry
+		return encode(listedWorker{
+			PeerID: t.PeerID, Author: t.Author, Name: t.AgentName, Status: t.Status, Hardware: hardware(t), Description: t.Description,
+			CPUPercent: t.CPUPercent, RAMFreeGB: t.RAMFreeGB, CurrentTasks: t.CurrentTasks, MaxTasks: t.MaxTasks,
+			HasGPU: t.HasGPU, GPUUsedGB: t.GPUUsedGB, GPUTotalGB: t.GPUTotalGB, GPUPercent: t.GPUPercent,
+			Preparing: t.Preparing, Percent: t.PreparingPercent,
+			ImageRef: t.ImageRef, ImageDigest: t.ImageDigest, Capability: t.Capability, LastSeen: timeText(w.LastSeen),
+		})
 	})
-	if err != nil {
-		return nil
-	}
-	return b
 }
 
 // ledgerText is about as long as what [appendWorker] adds.
@@ -101,38 +98,41 @@ func (x *exchange) workers() error {
 	if err != nil {
 		return err
 	}
-	list, online, size := x.workersFor(l.Workers(true)), 0, 0
+	list, online := x.workersFor(l.Workers(true)), 0
 	for _, w := range list {
 		if w.Online {
 			online++
 		}
-		size += len(w.Text) + ledgerText
 	}
 	offline := len(list) - online
 	if !includeOffline {
 		list = list[:online] // which come first
+	}
+	texts, size := make([][]byte, len(list)), 0
+	for i, w := range list {
+		if texts[i], err = workerText(w); err != nil {
+			return err
+		}
+		size += len(texts[i]) + ledgerText
 	}
 	body := append(make([]byte, 0, size+ledgerText), `{"success":true,"online_count":`...)
 	body = strconv.AppendInt(body, int64(online), 10)
 	body = append(body, `,"offline_count":`...)
 	body = strconv.AppendInt(body, int64(offline), 10)
 	body = append(body, `,"agents":[`...)
-	for _, w := range list {
-		if len(w.Text) == 0 {
-			continue // it says what JSON cannot hold
-		}
-		if body[len(body)-1] != '[' {
+	for i, w := range list {
+		if i > 0 {
 			body = append(body, ',')
 		}
-		body = appendWorker(body, w, x.h.ledger.Standing(w.ID))
+		body = appendWorker(body, texts[i], w.Online, x.h.ledger.Standing(w.ID))
 	}
 	x.answer(http.StatusOK, append(body, "]}"...))
 	return nil
 }
 
 // appendWorker adds the entry of a worker.
-func appendWorker(b []byte, w *mesh.WorkerInfo, s ledger.Standing) []byte {
-	b = append(b, w.Text[:len(w.Text)-len("}")]...)
+func appendWorker(b, text []byte, online bool, s ledger.Standing) []byte {
+	b = append(b, text[:len(text)-len("}")]...)
 	b = append(b, `,"honesty_score":`...)
 	b = strconv.AppendFloat(b, s.Score, 'g', -1, 64)
 	b = append(b, `,"is_equivocator":`...)
@@ -146,7 +146,7 @@ func appendWorker(b []byte, w *mesh.WorkerInfo, s ledger.Standing) []byte {
 	b = append(b, `,"on_probation":`...)
 	b = strconv.AppendBool(b, s.Probation)
 	b = append(b, `,"online":`...)
-	b = strconv.AppendBool(b, w.Online)
+	b = strconv.AppendBool(b, online)
 	return append(b, '}')
 }
 

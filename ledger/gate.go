@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 	"github.com/Agent-FM/caddy-agentfm/ledger/store"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
@@ -144,23 +145,42 @@ func (l *Ledger) watch() {
 		if err := l.score(); err != nil && l.ctx.Err() == nil {
 			l.alarm(err)
 			if l.gate.failures.Add(1) >= maxFailures {
+				metrics.LedgerUnreadable(true)
 				l.standUnread()
 			}
 			l.news() // to try again soon
-		} else {
-			l.gate.failures.Store(0)
+		} else if l.gate.failures.Swap(0) >= maxFailures {
+			metrics.LedgerUnreadable(false)
+			l.node.Log().Info("the ledger can be read again")
 		}
 		l.rate()
-		pause := time.NewTimer(scoreSoonest + scorePause*time.Since(begun))
-		select {
-		case <-pause.C:
-		case <-l.ctx.Done():
-			pause.Stop()
-			return
+		pause := scoreSoonest
+		if n := l.gate.failures.Load(); n == 0 || n >= maxFailures { // whether it is to close is soon decided
+			pause += scorePause * time.Since(begun)
 		}
+		l.rest(pause)
 		select {
 		case <-l.gate.dirty:
 		case <-tick.C:
+		case <-l.ctx.Done():
+			return
+		}
+	}
+}
+
+// rest waits, which for a large ledger is long. What is counted meanwhile is stored all the
+// same, every second: else it would be lost with the process.
+func (l *Ledger) rest(d time.Duration) {
+	over := time.NewTimer(d)
+	defer over.Stop()
+	tick := time.NewTicker(scoreSoonest)
+	defer tick.Stop()
+	for {
+		select {
+		case <-over.C:
+			return
+		case <-tick.C:
+			l.keepOutcomes(l.ctx)
 		case <-l.ctx.Done():
 			return
 		}

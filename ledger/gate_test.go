@@ -3,9 +3,12 @@
 package ledger
 
 import (
+	"context"
 	"database/sql"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -30,7 +33,8 @@ func TestFailsClosed(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.news()
-		await.Until(t, "scores cannot be made", func() bool { return n.gate.failures.Load() > maxFailures })
+		await.Until(t, "scores cannot be made", func() bool { return n.gate.failures.Load() >= maxFailures })
+		await.Until(t, "the gate is closed, or not", func() bool { return (n.Standing(worker).Refused == ReasonUnreadable) != open })
 		if logs.FilterMessage("the ledger fails").Len() == 0 {
 			t.Error("no alarm")
 		}
@@ -55,6 +59,49 @@ func TestFailsClosed(t *testing.T) {
 			t.Error("a closed ledger bars a worker")
 		}
 	}
+}
+
+// TestGateOpensAgain takes a table away for a while: the gate is closed until it is back.
+func TestGateOpensAgain(t *testing.T) {
+	dir, worker := t.TempDir(), newID(t)
+	n := newNode(t, newKey(t), dir)
+	db, err := sql.Open("sqlite", filepath.Join(dir, "ledger.db")+"?_pragma=busy_timeout(10000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, c := range []struct{ change, refused string }{
+		{"ALTER TABLE vote RENAME TO away", ReasonUnreadable},
+		{"ALTER TABLE away RENAME TO vote", ""},
+	} {
+		if _, err := db.Exec(c.change); err != nil {
+			t.Fatal(err)
+		}
+		n.news()
+		await.Until(t, c.change, func() bool { return n.Standing(worker).Refused == c.refused })
+	}
+	n.judge(worker.String(), true)
+	await.Until(t, "the task counts", func() bool { return n.Standing(worker).Score > 0 })
+}
+
+// TestOutcomesAreStoredSoon has a task end between two times at which scores are made, which for
+// a large ledger are minutes apart: it is on disk within two seconds.
+func TestOutcomesAreStoredSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, worker := newGame(t, 0), newID(t)
+		c, cancel := context.WithCancel(ctx)
+		g.ctx = c
+		rested := make(chan struct{})
+		go func() { defer close(rested); g.rest(time.Hour) }()
+		time.Sleep(10 * time.Minute)
+		g.judge(worker.String(), true)
+		time.Sleep(2 * time.Second)
+		if all, err := g.store.Tallies(ctx); err != nil || all[worker].Good == 0 {
+			t.Errorf("%+v, %v", all, err)
+		}
+		cancel()
+		<-rested
+	})
 }
 
 // TestRatingsAfterRestart has tasks end, and the node restart before the hour is over: what was

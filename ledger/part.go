@@ -68,7 +68,7 @@ func Use(app *mesh.App) (*Part, error) {
 	if r.Off {
 		return nil, nil
 	}
-	s, err := app.Service("ledger", func() (mesh.Service, error) {
+	s, err := app.Service(mesh.LedgerName, func() (mesh.Service, error) {
 		return New(app, r.Store, Settings{
 			Floor: r.Floor, Seeds: r.Seeds, FailOpen: r.FailOpen,
 			TrustNewcomers: r.TrustNewcomers, Witness: r.Witness, Witnesses: r.Witnesses, Quorum: r.Quorum,
@@ -96,7 +96,7 @@ func Using(l *Ledger) *Part {
 // Start opens the ledger, or joins the one that is open. When it cannot be opened, the error
 // keeps the configuration from being used, unless it is to be done without.
 func (p *Part) Start() error {
-	at, err := p.app.Attach("ledger", func(n mesh.Node) (mesh.Attachment, error) {
+	at, err := p.app.Attach(mesh.LedgerName, func(n mesh.Node) (mesh.Attachment, error) {
 		return Open(n, p.folder(n.Host.ID()), p.s)
 	})
 	if err != nil && p.s.FailOpen {

@@ -77,14 +77,19 @@ func (a *textAnswer) end(whole bool) {
 }
 
 // httpAnswer is the answer of a worker that serves the request itself.
-type httpAnswer struct{ *exchange }
+type httpAnswer struct {
+	*exchange
+	head Response
+}
 
 // sendRequest sends the request of the call as it is.
 func (r *Run) sendRequest(d *dispatch, id peer.ID) error {
 	return r.exchange(d, id, &httpRequest{
 		method: d.Request.Method, target: d.Request.Target, header: d.Request.Header, body: d.Request.Body,
 		idempotent: d.Request.Method == http.MethodGet || d.Request.Method == http.MethodHead,
-	}, func(x *exchange) { r.answer = &httpAnswer{x} })
+	}, func(x *exchange) {
+		r.answer = &httpAnswer{x, Response{Status: x.resp.StatusCode, Header: x.resp.Header, Length: x.resp.ContentLength}}
+	})
 }
 
 // exchange sends a request to the worker. What it says of its load is news to the

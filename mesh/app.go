@@ -134,6 +134,13 @@ var useLedger = func(*App) (Service, error) {
 	return nil, errors.New("this program has no ledger")
 }
 
+// LedgerName is the name of the ledger's service and of its attachment.
+const LedgerName = "ledger"
+
+// errLedgerOpen refuses a configuration without a ledger for a node that has one: it would go
+// on saying who gets tasks.
+var errLedgerOpen = errors.New("mesh: reputation: the ledger is open; to switch it off, restart")
+
 // ProvideLedger says how the service of the ledger is made.
 func ProvideLedger(use func(*App) (Service, error)) { useLedger = use }
 
@@ -170,6 +177,9 @@ func (a *App) Start() error {
 	n := v.(*node)
 	if err := a.settings.Fits(n.settings); err != nil {
 		return fmt.Errorf("mesh: %w", err)
+	}
+	if a.reputation.Off && n.hasAttached(LedgerName) {
+		return errLedgerOpen
 	}
 	a.node.Store(n)
 	n.Join(a)

@@ -83,6 +83,13 @@ func (a *App) Attach(name string, open func(Node) (Attachment, error)) (Attachme
 	return at, nil
 }
 
+// hasAttached reports whether the node has an attachment of a name.
+func (n *node) hasAttached(name string) bool {
+	n.attaching.Lock()
+	defer n.attaching.Unlock()
+	return n.attached[name] != nil
+}
+
 // detach closes the attachments.
 func (n *node) detach() {
 	n.attaching.Lock()

@@ -3,12 +3,14 @@
 package mesh
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -120,6 +122,42 @@ func TestBar(t *testing.T) {
 	}
 }
 
+// TestUnreadIsUnjudged closes tasks of which the output was not read to its end: unless that was enough,
+// they say nothing of the worker.
+func TestUnreadIsUnjudged(t *testing.T) {
+	a := newTestApp(t, nil)
+	newWorker(t, a, say("ok"+noFiles))
+	var well atomic.Int32
+	judge := func(_ string, good bool) {
+		if !good {
+			t.Error("judged as bad")
+		}
+		well.Add(1)
+	}
+	a.node.Load().judge.Store(&judge)
+	for _, c := range []struct {
+		name string
+		read func(*Run)
+		want int32
+	}{
+		{"nothing read", func(*Run) {}, 0},
+		{"the begin read", func(r *Run) { _, _ = r.Read(make([]byte, 1)) }, 0},
+		{"enough", func(r *Run) { r.Enough() }, 1},
+		{"all read", func(r *Run) { _, _ = io.ReadAll(r) }, 1},
+	} {
+		well.Store(0)
+		r, err := lease(t, a).Dispatch(t.Context(), call("m"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.read(r)
+		_ = r.Close()
+		if got := well.Load(); got != c.want {
+			t.Errorf("%s: judged as good %d times, want %d", c.name, got, c.want)
+		}
+	}
+}
+
 // TestJudged counts against a worker only what an honest one cannot bring about.
 func TestJudged(t *testing.T) {
 	n := new(node)
@@ -144,6 +182,9 @@ func TestJudged(t *testing.T) {
 		{"unreachable", router.Failed, ErrUnreachable, nil},
 		{"ended early", router.Failed, wire.ErrTruncated, nil},
 		{"a failed agent", router.AgentFailed, wire.ErrAgentFailed, nil},
+		{"full", router.Refused, wire.ErrCapacity, nil},
+		{"a client that left", router.Unjudged, context.Canceled, nil},
+		{"an answer that nobody took", router.Unjudged, errUnread, nil},
 	} {
 		told = nil
 		n.judged("w", c.o, c.err)

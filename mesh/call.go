@@ -5,6 +5,7 @@ package mesh
 import (
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -146,16 +147,24 @@ type WorkerInfo struct {
 
 	// ID is [wire.Telemetry.PeerID], decoded; empty when it cannot be.
 	ID peer.ID
-	// Text is made of the telemetry when it arrives, by the function of [ProvideText].
-	Text []byte
-
-	profile profileState
-	probed  time.Time // when it was asked last whether it is there
+	// Memo is for what a reader makes of the telemetry. It is new with each one; nil where
+	// nothing is to be kept.
+	Memo *Memo
 }
 
-// ProvideText says what is made of each telemetry, at the time when it arrived, for lists of
-// workers: to make it for each list would take longer than all else.
-func ProvideText(text func(t *wire.Telemetry, seen time.Time) []byte) { workerText = text }
+// Memo keeps what was made of something, for those who need it again. Its methods may be called
+// by several at one time.
+type Memo struct {
+	once sync.Once
+	text []byte
+	err  error
+}
 
-// workerText is the function of [ProvideText].
-var workerText = func(*wire.Telemetry, time.Time) []byte { return nil }
+// Text returns what make returns, which is called once. The bytes are not to be changed.
+func (m *Memo) Text(make func() ([]byte, error)) ([]byte, error) {
+	if m == nil {
+		return make()
+	}
+	m.once.Do(func() { m.text, m.err = make() })
+	return m.text, m.err
+}

@@ -41,13 +41,18 @@ type directory struct {
 	workers map[string]*entry
 	order   []*entry                // the newest first
 	up      int                     // workers that are online
+	heard   time.Time               // when the newest telemetry of any worker came
 	opening atomic.Bool             // nobody gets tasks before the services of the app have started
 	trust   func(peer string) Trust // how far each is trusted
 }
 
-// entry is a worker of the directory. What is known of it is replaced, and not changed: lists
-// of workers still have it.
-type entry struct{ *WorkerInfo }
+// entry is a worker of the directory. What lists of workers have of it is replaced, and not
+// changed.
+type entry struct {
+	*WorkerInfo
+	profile profileState
+	probed  time.Time // when it was asked last whether it is there
+}
 
 // renew replaces what is known of the worker by a copy, to change.
 func (e *entry) renew() {
@@ -68,7 +73,6 @@ func newDirectory(log func() *zap.Logger) *directory {
 // update takes in valid telemetry.
 func (d *directory) update(t wire.Telemetry) {
 	now := d.now()
-	text := workerText(&t, now)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w, ok := d.workers[t.PeerID]
@@ -76,14 +80,15 @@ func (d *directory) update(t wire.Telemetry) {
 		if len(d.workers) >= maxWorkers && !d.evict() {
 			return
 		}
-		w = &entry{&WorkerInfo{Telemetry: t, FirstSeen: now}}
+		w = &entry{WorkerInfo: &WorkerInfo{Telemetry: t, FirstSeen: now}}
 		w.ID, _ = peer.Decode(t.PeerID)
 		d.workers[t.PeerID] = w
 		i, _ := slices.BinarySearchFunc(d.order, w, byAge)
 		d.order = slices.Insert(d.order, i, w)
 	}
 	w.renew()
-	w.Telemetry, w.LastSeen, w.Text = t, now, text
+	w.Telemetry, w.LastSeen, w.Memo = t, now, new(Memo)
+	d.heard = now
 	if d.learn(w) {
 		d.serves(w)
 	}

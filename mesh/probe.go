@@ -12,9 +12,9 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 )
 
-// A worker from which nothing has come for a while is asked whether it is there: a process
-// that is frozen keeps its connections, and the requests that were given to it. One that
-// works hard answers, if late; news that were lost on the way to here make no difference.
+// A worker from which nothing has come for a while, though it has come from others, is asked
+// whether it is there: a process that is frozen keeps its connections, and the requests that
+// were given to it. One that works hard answers, if late.
 const (
 	// workerQuiet is how long a worker may say nothing before it is asked. It announces
 	// itself every two seconds.
@@ -24,10 +24,9 @@ const (
 	probeTries = 2
 	// maxProbes bounds the workers that are asked at one time.
 	maxProbes = 256
+	// probeTimeout is how long each answer may take.
+	probeTimeout = 2500 * time.Millisecond
 )
-
-// probeTimeout is how long each answer may take. A variable for tests.
-var probeTimeout = 1500 * time.Millisecond
 
 // probe asks the workers that have fallen silent, until ctx ends, and takes out those that
 // do not answer until their next telemetry.
@@ -47,8 +46,9 @@ func (n *node) probe(ctx context.Context) {
 			slots <- struct{}{}
 			asking.Go(func() {
 				defer func() { <-slots }()
+				begun := n.directory.now()
 				if n.frozen(ctx, id) {
-					n.directory.mute(id.String())
+					n.directory.mute(id.String(), begun)
 				}
 			})
 		}
@@ -92,11 +92,12 @@ func (d *directory) quiet(most int) (ids []peer.ID) {
 	return ids
 }
 
-// mute takes a worker out until its next telemetry, unless there was some meanwhile.
-func (d *directory) mute(peer string) {
+// mute takes a worker out until its next telemetry, unless there was some meanwhile. When
+// there was none of any worker since a time, it may be that this gateway hears nobody.
+func (d *directory) mute(peer string, since time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if w, ok := d.workers[peer]; ok && w.Online && d.now().Sub(w.LastSeen) >= workerQuiet {
+	if w, ok := d.workers[peer]; ok && w.Online && d.now().Sub(w.LastSeen) >= workerQuiet && d.heard.After(since) {
 		d.setOffline(w, "it does not answer")
 	}
 }

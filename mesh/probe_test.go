@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,7 +40,20 @@ func TestFrozenWorker(t *testing.T) {
 			c := call("m")
 			c.Selector = prefers(w.PeerID)
 			if frozen {
-				newWorker(t, a, say("ok"+noFiles))
+				other := newWorker(t, a, say("ok"+noFiles))
+				ctx, stop := context.WithCancel(context.Background())
+				var talks sync.WaitGroup
+				defer talks.Wait()
+				defer stop()
+				talks.Go(func() {
+					for ctx.Err() == nil { // as one does that lives
+						other.publish(t)
+						select {
+						case <-time.After(time.Second):
+						case <-ctx.Done():
+						}
+					}
+				})
 				end := newGate()
 				t.Cleanup(end.open)
 				w.SetStreamHandler(ping.ID, func(s network.Stream) { end.wait(); _ = s.Reset() })
@@ -101,13 +115,20 @@ func TestQuiet(t *testing.T) {
 	if got := d.quiet(9); len(got) > 0 {
 		t.Errorf("asked twice: %v", got)
 	}
-	d.mute(ids[0])
+	begun := now
+	d.mute(ids[0], begun)
+	if d.online() != 2 {
+		t.Error("nobody was heard, and one is offline")
+	}
+	now = now.Add(time.Second)
+	d.update(wire.Telemetry{PeerID: ids[1], Model: "m", MaxTasks: 1})
+	d.mute(ids[0], begun)
 	if d.online() != 1 {
 		t.Error("a silent worker is online")
 	}
 	say()
-	d.mute(ids[0])
-	d.mute("nobody")
+	d.mute(ids[0], begun)
+	d.mute("nobody", begun)
 	if d.online() != 2 {
 		t.Error("one that has said something is offline")
 	}

@@ -70,6 +70,7 @@ func (p *profiles) get(worker string) (wire.Profile, error) {
 	if err != nil {
 		return wire.Profile{}, err
 	}
+	x.resp.Close = true // with thousands of workers, most of the idle streams would be these
 	body, err := io.ReadAll(io.LimitReader(x, wire.MaxProfile+1))
 	x.end(err == nil && len(body) <= wire.MaxProfile)
 	if err != nil {

@@ -33,6 +33,7 @@ type Run struct {
 	begun   time.Time
 	timeout time.Duration
 	working bool  // its output has begun
+	enough  bool  // see Enough
 	err     error // the end, once it is known
 	once    sync.Once
 }
@@ -63,7 +64,7 @@ func (r *Run) Response() *Response {
 	if !ok {
 		return nil
 	}
-	return &Response{Status: a.resp.StatusCode, Header: a.resp.Header, Length: a.resp.ContentLength}
+	return &a.head
 }
 
 // open sends the task to the worker, by the newest protocol that it speaks.
@@ -190,13 +191,24 @@ func (r *Run) Usage() *wire.Usage {
 	return r.answer.usage()
 }
 
+// Enough says that the caller wants no more of an answer that is well so far.
+func (r *Run) Enough() { r.enough = true }
+
+// errUnread says that an answer was not read to its end.
+var errUnread = fmt.Errorf("%w: nobody takes the rest of the answer", context.Canceled)
+
 // Close ends the run; the worker stops the agent when it still works. It may be
 // called more than once.
 func (r *Run) Close() error {
 	r.once.Do(func() {
 		err := r.err
-		if errors.Is(err, io.EOF) || err == nil { // or the caller has enough
+		switch {
+		case errors.Is(err, io.EOF):
 			err = r.ctx.Err()
+		case err == nil:
+			if err = r.ctx.Err(); err == nil && !r.enough {
+				err = errUnread
+			}
 		}
 		o := r.outcome(err)
 		r.hangUp(o, err)
@@ -244,6 +256,11 @@ func (r *Run) outcome(err error) router.Outcome {
 	switch {
 	case errors.Is(r.err, io.EOF), err == nil:
 		return r.statusOutcome()
+	case errors.Is(err, errUnread):
+		if o := r.statusOutcome(); o != router.Succeeded {
+			return o
+		}
+		return router.Unjudged
 	case r.ctx.Err() != nil, errors.Is(err, ErrNoRoom):
 		return router.Unjudged
 	case errors.Is(err, wire.ErrCapacity):
@@ -258,17 +275,28 @@ func (r *Run) outcome(err error) router.Outcome {
 }
 
 // statusOutcome is the outcome of an answer that came whole. Where a worker serves
-// the request itself, the status tells.
+// the request itself, the status tells, also before the rest has come.
 func (r *Run) statusOutcome() router.Outcome {
 	resp := r.Response()
 	switch {
-	case resp == nil, resp.Status < http.StatusInternalServerError && !limited(resp.Status), resp.Status == http.StatusNotImplemented:
+	case resp == nil:
+		return router.Succeeded
+	case RefusesWorker(resp.Status):
+		return router.AgentFailed
+	case resp.Status < http.StatusInternalServerError && !limited(resp.Status), resp.Status == http.StatusNotImplemented:
 		return router.Succeeded
 	case limited(resp.Status):
 		return router.Refused
 	default:
 		return router.AgentFailed
 	}
+}
+
+// RefusesWorker reports whether with a status a model server refuses its worker, or sends it
+// elsewhere: a client would take that to be about itself.
+func RefusesWorker(status int) bool {
+	return status == http.StatusUnauthorized || status == http.StatusForbidden || status == http.StatusProxyAuthRequired ||
+		status >= 300 && status < 400 || status < 200
 }
 
 // limited reports whether a status says that a server is full.

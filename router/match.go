@@ -5,6 +5,7 @@ package router
 import (
 	"iter"
 	"strings"
+	"unicode/utf8"
 )
 
 // Match returns those of the workers to whom a request may go, the first tier
@@ -38,4 +39,57 @@ func Match[T any](workers iter.Seq[T], req Request, names func(T) Worker) []T {
 		return agents
 	}
 	return models
+}
+
+// maxAsked bounds the names that are looked for, in bytes: a name of a worker has
+// 128 characters at most.
+const maxAsked = 128 * utf8.UTFMax
+
+// asked is the name that the request asks for.
+func (q *Request) asked() string {
+	if q.Peer != "" {
+		return q.Peer
+	}
+	return strings.TrimSpace(q.Model)
+}
+
+// nobody is a pool without workers.
+var nobody pool
+
+// match returns the workers of the first tier that has any for this client.
+func (r *Router) match(req *Request) (*pool, Tier) {
+	asked := req.asked()
+	if e, ok := r.workers[asked]; ok && e.online && req.may(e) {
+		return &e.self, TierPeer
+	}
+	if req.Peer != "" || asked == "" || len(asked) > maxAsked {
+		return &nobody, TierPeer
+	}
+	var buf [64]byte
+	n, ok := r.names[string(appendFold(buf[:0], asked))]
+	switch {
+	case !ok:
+		return &nobody, TierModel
+	case n.agents.any(req):
+		return &n.agents, TierAgent
+	case n.models.any(req):
+		return &n.models, TierModel
+	}
+	return &nobody, TierModel
+}
+
+// may reports whether the client may use a worker.
+func (q *Request) may(e *worker) bool {
+	return q.May == nil || q.May(e.Peer, e.Agent, e.asked(q))
+}
+
+// asked returns the model that a request means: the one that it names, or the
+// first when it names the worker.
+func (w *Worker) asked(q *Request) string {
+	for _, m := range w.Models {
+		if q.Peer == "" && strings.EqualFold(m, strings.TrimSpace(q.Model)) {
+			return m
+		}
+	}
+	return w.Model
 }

@@ -5,6 +5,7 @@
 package tasks
 
 import (
+	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -38,7 +39,7 @@ func points() []string {
 // some are as many of the points as a short run has time for; all of them with
 // AGENTFM_TEST_NIGHTLY=1.
 func some(all []string) []string {
-	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
+	if nightly() {
 		return all
 	}
 	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
@@ -101,6 +102,10 @@ func (s *listener) check(t *testing.T, p *Part, id string) {
 // TestFailingSteps wants nothing to be lost when a step fails, whether it was done or not,
 // or takes long.
 func TestFailingSteps(t *testing.T) {
+	slow := 200 * time.Millisecond
+	if nightly() {
+		slow = 5 * time.Second
+	}
 	for _, point := range some(points()) {
 		t.Run(strings.ReplaceAll(point, " ", "_"), func(t *testing.T) {
 			old := defaultLimits
@@ -112,7 +117,7 @@ func TestFailingSteps(t *testing.T) {
 				}
 				switch times.Add(1) {
 				case 2:
-					time.Sleep(200 * time.Millisecond)
+					time.Sleep(slow)
 				case 3:
 					return errors.New("input/output error")
 				}
@@ -140,8 +145,8 @@ func TestFailingSteps(t *testing.T) {
 // was accepted ends, in one way, and is told of.
 func TestBadDisk(t *testing.T) {
 	slow, n := 100*time.Millisecond, 15
-	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
-		slow, n = 2*time.Second, 500
+	if nightly() {
+		slow, n = 2*time.Second, 50
 	}
 	old := defaultLimits
 	t.Cleanup(func() { defaultLimits = old })
@@ -179,22 +184,48 @@ func TestBadDisk(t *testing.T) {
 	t.Logf("%d syncs, of which %d failed", syncs.Load(), failed.Load())
 }
 
+// TestDamagedConsumers wants the store to open, and to do what is queued, when the power has left
+// damaged what the server keeps of those who read.
+func TestDamagedConsumers(t *testing.T) {
+	dir := t.TempDir()
+	p := open(t, dir, &fakeRunner{run: func(context.Context, Job) (Attempt, error) { return nil, &Failure{Kind: Busy} }}, Options{})
+	id := submit(t, p, "")
+	state := filepath.Join(streamDir(dir, queueName), "obs", "gateway-"+string(lanes[0]), "o.dat")
+	await.Until(t, "the server to write "+state, func() bool { _, err := os.Stat(state); return err == nil })
+	if err := p.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(state, []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(filepath.Dir(state), "meta.inf")); err != nil {
+		t.Fatal(err)
+	}
+	p = open(t, dir, &fakeRunner{run: says("done", nil)}, Options{})
+	if r := ended(t, p, id); r.State != Completed {
+		t.Errorf("got %+v", r)
+	}
+}
+
 // submitMany has tasks accepted, and cancels one. While the store is being opened anew it
 // tries again.
 func submitMany(t *testing.T, p *Part, url string, n int) map[string]bool {
 	t.Helper()
 	accepted := make(map[string]bool) // whether it was cancelled
-	await.Until(t, "the tasks to be accepted", func() bool {
-		r, err := p.Submit(t.Context(), Submission{Owner: "ann", Site: "site", Prompt: "prompt", WebhookURL: url, Base: "https://gw.example"})
-		if err == nil {
+	for len(accepted) < n {
+		await.Until(t, "a task to be accepted", func() bool {
+			r, err := p.Submit(t.Context(), Submission{Owner: "ann", Site: "site", Prompt: "prompt", WebhookURL: url, Base: "https://gw.example"})
+			if err != nil {
+				return false
+			}
 			accepted[r.ID] = false
 			if len(accepted) == n/2 {
 				_, _ = p.Cancel(t.Context(), "ann", r.ID)
 				accepted[r.ID] = true
 			}
-		}
-		return len(accepted) == n
-	})
+			return true
+		})
+	}
 	return accepted
 }
 

@@ -44,6 +44,34 @@ func TestStoreFails(t *testing.T) {
 	empty(t, p)
 }
 
+// TestBrokenConsumers wants a store to open whose server has left files of consumers without
+// what was in them, as a power cut can.
+func TestBrokenConsumers(t *testing.T) {
+	dir := t.TempDir()
+	p := open(t, dir, &fakeRunner{run: func(context.Context, Job) (Attempt, error) { return nil, &Failure{Kind: Busy} }}, Options{})
+	id := submit(t, p, "")
+	if err := p.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(streamDir(dir, queueName), "obs", "*", "*"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		size := 0
+		if filepath.Base(file) == "o.dat" {
+			size = 32
+		}
+		if err := os.WriteFile(file, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p = open(t, dir, &fakeRunner{run: says("done", nil)}, Options{})
+	if r := ended(t, p, id); r.State != Completed {
+		t.Errorf("got %+v", r)
+	}
+}
+
 // TestDiskFull wants submissions to be refused while the disk is full, nothing that was
 // accepted to be lost, and all to go on when there is room again.
 func TestDiskFull(t *testing.T) {

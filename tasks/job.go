@@ -26,6 +26,7 @@ type job struct {
 	revision uint64        // of it
 	count    State         // as which the metrics have it
 	prompt   string        // empty when it is to be read again
+	kept     int64         // how much output of the latest attempt is there
 	lostAt   time.Time     // since when it waits again, after an attempt that was lost
 	away     time.Time     // since when no worker is there; zero when one is
 	wait     time.Duration
@@ -157,6 +158,7 @@ func (j *job) again(ctx context.Context, f *Failure) error {
 // lose notes that an attempt was lost, and why. The task waits for a worker again.
 func (j *job) lose(ctx context.Context, reason, message string) error {
 	lost := j.record.Lost
+	j.kept = 0
 	j.claim.lost.Store(int64(lost) + 1)
 	j.lostAt = time.Now()
 	err := j.change(ctx, func(r *Record) {
@@ -198,6 +200,7 @@ func (j *job) judge(f *Failure) *Failure {
 
 // attempt runs the task once, to its stored end when it succeeds.
 func (j *job) attempt(ctx context.Context) *Failure {
+	j.kept = 0
 	runner := j.runner(j.record.Site)
 	if runner == nil {
 		return &Failure{Kind: Away, Err: ErrNotRunning}
@@ -216,7 +219,7 @@ func (j *job) attempt(ctx context.Context) *Failure {
 		return asFailure(err)
 	}
 	defer a.Close()
-	size, err := j.store.keepOutput(ctx, j.record, j.limits.output, a, stop)
+	j.kept, err = j.store.keepOutput(ctx, j.record, j.limits.output, a, stop)
 	switch {
 	case errors.Is(err, errTooMuch):
 		return &Failure{Reason: ReasonOutput, Message: "the output is larger than a task's may be"}
@@ -227,7 +230,7 @@ func (j *job) attempt(ctx context.Context) *Failure {
 	}
 	result := a.Result()
 	own := j.record
-	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Bytes, r.Result, r.Files = size, result, result.Artifact != nil }); err != nil {
+	if err := j.finish(ctx, Completed, "", "", func(r *Record) { r.Result, r.Files = result, result.Artifact != nil }); err != nil {
 		j.late(ctx, err, own, Completed, "")
 		return &Failure{Err: err}
 	}
@@ -270,6 +273,7 @@ func (j *job) end(ctx context.Context, state State, reason, message string) erro
 func (j *job) finish(ctx context.Context, state State, reason, message string, more func(*Record)) error {
 	return j.change(ctx, func(r *Record) {
 		_ = r.end(state, reason, message)
+		r.Bytes = j.kept
 		more(r)
 	})
 }

@@ -255,11 +255,11 @@ func fill(t *testing.T, s *store, n int) {
 // deepChild has another process open the store, and submit tasks.
 func deepChild(t *testing.T, dir, what string) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestDeepChild$", "-test.v")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestDeepChild$", "-test.v", "-test.timeout=5m")
 	cmd.Env = append(os.Environ(), "TASKS_DEEP_CHILD="+dir, "TASKS_DEEP_KILL="+what)
 	out, err := cmd.CombinedOutput()
 	if err != nil && !strings.Contains(what, "before kill") {
-		t.Fatalf("%v\n%s", err, out[:min(len(out), 2000)])
+		t.Fatalf("%v\n%s", err, out[:min(len(out), 100_000)])
 	}
 	for line := range strings.Lines(string(out)) {
 		if line, ok := strings.CutPrefix(line, "saw "); ok {

@@ -41,8 +41,8 @@ const offsetHeader = "Agentfm-Offset"
 // outputOf is the subject of the output of the attempts at a task since the last loss.
 func (r *Record) outputOf() string { return outputSubject + r.key() + "." + strconv.Itoa(r.Lost) }
 
-// keepOutput stores what an agent writes, to its end, and returns how much it was. When
-// that fails, it calls stop, which makes the agent end.
+// keepOutput stores what an agent writes, to its end, and returns how much of it is there,
+// also of one that fails. When storing fails, it calls stop, which makes the agent end.
 func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.Reader, stop func()) (int64, error) {
 	w := &outputWriter{store: s, ctx: ctx, key: r.key(), subject: r.outputOf(), attempt: r.Attempts, limit: limit}
 	chunks := make(chan []byte)
@@ -61,19 +61,21 @@ func (s *store) keepOutput(ctx context.Context, r *Record, limit int64, from io.
 			}
 		}
 	}()
-	if err := w.copy(chunks); err != nil {
+	err := w.copy(chunks)
+	if err != nil {
 		stop()
 		for range chunks { // until the reader has ended
 		}
-		return w.size, err
+	} else if err = <-ended; err == io.EOF {
+		err = nil
 	}
-	if err := <-ended; err != io.EOF {
-		return w.size, err
+	if errors.Is(err, ErrStore) {
+		return 0, err
 	}
 	if err := s.sync(outputName, w.last); err != nil {
-		return w.size, s.failedTo(ctx, err)
+		return 0, s.failedTo(ctx, err)
 	}
-	return w.size, nil
+	return w.size, err
 }
 
 // outputWriter writes chunks of an output.

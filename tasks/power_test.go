@@ -47,7 +47,8 @@ func TestPowerCut(t *testing.T) {
 	}
 	defer func() { _ = shell("umount -l " + mount) }()
 	accepted, ends := make(map[string]bool), make(map[string]State)
-	for cut := range powerCuts(t, 50) {
+	fresh, cuts := make(map[string]bool), powerCuts(t, 50)
+	for cut := range cuts {
 		w := startWriter(t, filepath.Join(mount, "store"))
 		w.await(t, 5)
 		time.Sleep(rand.N(400 * time.Millisecond))
@@ -59,7 +60,7 @@ func TestPowerCut(t *testing.T) {
 		for _, line := range seen {
 			switch id, end, _ := strings.Cut(line, " "); {
 			case end == "":
-				accepted[id] = true
+				accepted[id], fresh[id] = true, true
 			case ends[id] == "":
 				ends[id] = State(end)
 			}
@@ -71,9 +72,13 @@ func TestPowerCut(t *testing.T) {
 			}
 			return shell("touch "+filepath.Join(mount, "alive")) == nil
 		})
-		checkStore(t, filepath.Join(mount, "store"), cut, accepted, ends)
+		if (cut+1)%50 == 0 || cut+1 == cuts { // all that was ever accepted
+			fresh = accepted
+		}
+		checkStore(t, filepath.Join(mount, "store"), cut, fresh, ends)
+		fresh = make(map[string]bool)
 	}
-	t.Logf("%d accepted, %d ends seen", len(accepted), len(ends))
+	t.Logf("%d cuts, %d accepted, %d ends seen", cuts, len(accepted), len(ends))
 }
 
 // checkStore looks for what was lost.
@@ -117,6 +122,7 @@ type writer struct {
 	cmd   *exec.Cmd
 	mu    sync.Mutex
 	lines []string
+	other string // what it said beside, such as why it ended
 	done  chan struct{}
 }
 
@@ -139,6 +145,8 @@ func startWriter(t *testing.T, dir string) *writer {
 				w.mu.Lock()
 				w.lines = append(w.lines, line)
 				w.mu.Unlock()
+			} else if len(w.other) < 4096 {
+				w.other += s.Text() + "\n"
 			}
 		}
 	}()
@@ -155,7 +163,7 @@ func (w *writer) await(t *testing.T, n int) {
 		}
 		if time.Now().After(deadline) {
 			w.stop()
-			t.Fatalf("the writer has only seen %d", got)
+			t.Fatalf("the writer has only seen %d, and says: %s", got, w.other)
 		}
 	}
 }

@@ -114,8 +114,8 @@ type Record struct {
 	Lost   int    `json:"lost"`
 	Worker Worker `json:"worker,omitzero"` // of the latest attempt
 
-	// Bytes is the size of the output, Files says that there are files, Result says more of
-	// them; once completed.
+	// Bytes is the size of the output that is kept, once ended but for a task that was
+	// cancelled; Files says that there are files, Result says more of them, once completed.
 	Bytes  int64  `json:"bytes"`
 	Files  bool   `json:"files,omitempty"`
 	Result Result `json:"result,omitzero"`

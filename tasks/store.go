@@ -117,36 +117,6 @@ func openStore(ctx context.Context, at place, log *zap.Logger) (_ *store, err er
 	return s, nil
 }
 
-// followTails syncs all that there is, and from then on what is written.
-func (s *store) followTails(ctx context.Context, dir string) error {
-	s.tails = make(map[string]*tail)
-	for _, name := range []string{recordName, queueName, hookName, outputName, keyName, answerName} {
-		last, err := s.lastMessage(ctx, name)
-		if err != nil {
-			return err
-		}
-		s.tails[name] = &tail{dir: filepath.Join(dir, "jetstream", "$G", "streams", name, "msgs")}
-		s.tails[name].safe.Store(last)
-		if err := safeRename(s.tails[name].dir); err != nil {
-			return err
-		}
-	}
-	return syncTree(dir)
-}
-
-// sync returns nil when a message of a stream, and all before it, are on disk. What a
-// cluster acknowledges, more than one server has.
-func (s *store) sync(stream string, message uint64) error {
-	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].sync(message) })
-	return err
-}
-
-// force returns nil when what is gone from a stream is gone on disk.
-func (s *store) force(stream string) error {
-	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].force() })
-	return err
-}
-
 // step does a step that decides what is known after a crash. In tests, it can fail, before
 // it is done and after.
 func step[T any](s *store, verb, what string, do func() (T, error)) (v T, err error) {
@@ -169,9 +139,30 @@ func (s *store) openFolder(dir string, log *zap.Logger) error {
 		err = s.acquire(dir)
 	}
 	if err == nil {
+		err = removeConsumers(dir)
+	}
+	if err == nil {
 		err = s.serve(dir, log)
 	}
 	return err
+}
+
+// removeConsumers removes the server's files of who took messages off the queues: they had
+// leases that are gone with the process that gave them. After a power cut these files may be
+// empty, and then the server (nats-server 2.12) neither knows the consumer nor makes another
+// of its name.
+func removeConsumers(dir string) error {
+	for _, name := range []string{queueName, hookName} {
+		if err := os.RemoveAll(filepath.Join(streamDir(dir, name), "obs")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// streamDir is where the server keeps a stream, in the folder of the store.
+func streamDir(dir, name string) string {
+	return filepath.Join(dir, "jetstream", "$G", "streams", name)
 }
 
 // acquire takes the lock of the folder: two servers on one folder would destroy it.
@@ -311,14 +302,8 @@ func (s *store) workQueue(ctx context.Context, name, subject string, size int64)
 }
 
 // consume begins to take messages of some subjects off a queue, without their bodies, at
-// most limit at one time; -1 for any number. When nobody shares the store, the consumer is
-// made anew: who had a lease on a message is gone with the process that gave it.
+// most limit at one time; -1 for any number.
 func (s *store) consume(ctx context.Context, q jetstream.Stream, name, subjects string, limit int, lease time.Duration) (jetstream.MessagesContext, error) {
-	if !s.shared {
-		if err := q.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return nil, err
-		}
-	}
 	c, err := patiently(ctx, s, func(ctx context.Context) (jetstream.Consumer, error) {
 		return q.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
 			Durable: name, FilterSubject: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: lease, MaxDeliver: -1,

@@ -3,6 +3,7 @@
 package tasks
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -186,4 +187,34 @@ func syncFile(path string) error {
 	}
 	defer f.Close()
 	return f.Sync()
+}
+
+// followTails syncs all that there is, and from then on what is written.
+func (s *store) followTails(ctx context.Context, dir string) error {
+	s.tails = make(map[string]*tail)
+	for _, name := range []string{recordName, queueName, hookName, outputName, keyName, answerName} {
+		last, err := s.lastMessage(ctx, name)
+		if err != nil {
+			return err
+		}
+		s.tails[name] = &tail{dir: filepath.Join(streamDir(dir, name), "msgs")}
+		s.tails[name].safe.Store(last)
+		if err := safeRename(s.tails[name].dir); err != nil {
+			return err
+		}
+	}
+	return syncTree(dir)
+}
+
+// sync returns nil when a message of a stream, and all before it, are on disk. What a
+// cluster acknowledges, more than one server has.
+func (s *store) sync(stream string, message uint64) error {
+	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].sync(message) })
+	return err
+}
+
+// force returns nil when what is gone from a stream is gone on disk.
+func (s *store) force(stream string) error {
+	_, err := step(s, "sync", stream, func() (any, error) { return nil, s.tails[stream].force() })
+	return err
 }

@@ -49,11 +49,12 @@ func TestEnds(t *testing.T) {
 			if r.State != c.state || r.Reason != c.reason || len(runner.seen()) != c.runs || r.Ended.IsZero() {
 				t.Errorf("got %+v after %q", r, runner.seen())
 			}
-			if got := output(t, p, id); c.reason != ReasonOutput && got != c.output {
+			got := output(t, p, id)
+			if c.reason != ReasonOutput && got != c.output {
 				t.Errorf("got %d bytes of output: %.50q", len(got), got)
 			}
-			if c.state == Completed && r.Bytes != int64(len(c.output)) {
-				t.Errorf("got %d bytes", r.Bytes)
+			if r.Bytes != int64(len(got)) {
+				t.Errorf("got %d bytes of output, and the record says %d", len(got), r.Bytes)
 			}
 			empty(t, p)
 		})

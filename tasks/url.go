@@ -55,7 +55,7 @@ func checkHost(host, port string, noPort bool) error {
 	addr, err := netip.ParseAddr(host)
 	literal := err == nil
 	switch {
-	case host == "" || noPort || !literal && !validName(host):
+	case host == "" || noPort || !literal && !ipclass.Name(strings.ToLower(strings.TrimSuffix(host, "."))):
 		return refuse("its host is malformed")
 	case port == "0":
 		return refuse("its port is malformed")
@@ -67,23 +67,6 @@ func checkHost(host, port string, noPort bool) error {
 		return refuse("its host is not on the public internet")
 	}
 	return nil
-}
-
-// validName reports whether a host is a name: a number in any spelling is none, which
-// some resolvers take for an address.
-func validName(host string) bool {
-	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
-	for _, l := range labels {
-		if l == "" || len(l) > 63 || l[0] == '-' || l[len(l)-1] == '-' || strings.Trim(strings.ToLower(l), "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
-			return false
-		}
-	}
-	last := strings.ToLower(labels[len(labels)-1])
-	if strings.Trim(last, "0123456789") == "" {
-		return false
-	}
-	hex, ok := strings.CutPrefix(last, "0x")
-	return len(host) <= 253 && !(ok && strings.Trim(hex, "0123456789abcdef") == "")
 }
 
 // localName reports whether a name is one of this machine or of a network around it.

@@ -345,6 +345,7 @@ func TestCollectRace(t *testing.T) {
 
 // TestCollectCancelled wants the end of the context to end both passes.
 func TestCollectCancelled(t *testing.T) {
+	notHeld(t)
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o600), os.Truncate(filepath.Join(dir, "f"), 1<<40))
 	ctx, cancel := context.WithCancelCause(t.Context())

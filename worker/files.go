@@ -23,6 +23,7 @@ func answerFiles(ctx context.Context, h host.Host, s network.Stream, taskID stri
 	if zipped == nil {
 		return answer(s, "\n"+wire.MarkerNoFiles+"\n")
 	}
+	defer zipped.free()
 	metrics.ArtifactBuilt()
 	if err := answer(s, "\n"+wire.MarkerFiles+"\n"); err != nil {
 		return err

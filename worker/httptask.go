@@ -74,6 +74,7 @@ func (c *call) run(g *generation, t *running, req wire.TaskRequest, events *wire
 	case c.a.keep(req.TaskID, c.gateway, e.zip, dir):
 		return e, true
 	}
+	e.zip.free()
 	return ending{how: failed, cause: wire.CauseRuntimeError, words: errTooManyKept.Error(), err: errTooManyKept}, false
 }
 

@@ -67,6 +67,7 @@ func (a *agent) keep(id string, gateway peer.ID, z *zipped, dir string) bool {
 	go func() {
 		defer a.done()
 		defer a.remove(dir)
+		defer z.free()
 		defer func() {
 			a.mu.Lock()
 			defer a.mu.Unlock()
@@ -156,11 +157,13 @@ func (c *call) artifact(id string) {
 	}
 	ctx, end := k.begin(c)
 	defer end()
-	giveBack, ok := c.a.packing.take(ctx, c.gateway)
-	if !ok {
-		panic(http.ErrAbortHandler)
+	if k.held == nil { // it is made
+		giveBack, ok := c.a.packing.take(ctx, c.gateway)
+		if !ok {
+			panic(http.ErrAbortHandler)
+		}
+		defer giveBack()
 	}
-	defer giveBack()
 	if strings.Contains(c.r.Header.Get("Range"), ",") {
 		c.r.Header.Del("Range") // the zip would be made once for each part
 	}

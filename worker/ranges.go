@@ -24,6 +24,11 @@ func (r *zipReader) Read(b []byte) (int, error) {
 	if r.at >= r.of.size {
 		return 0, io.EOF
 	}
+	if held := r.of.held; held != nil {
+		n := held.read(b, r.at)
+		r.at += int64(n)
+		return n, nil
+	}
 	if r.pipe == nil {
 		from, to := io.Pipe()
 		r.pipe, r.done = from, make(chan struct{})

@@ -112,6 +112,7 @@ func (t Trial) run(ctx context.Context, a *agent, g *generation) (Outcome, error
 		return out, nil
 	}
 	out.HasFiles = true
+	defer e.zip.free()
 	if err := e.zip.write(ctx, t.Files); err != nil {
 		out.Cause, out.Err = wire.CauseRuntimeError, fmt.Errorf("writing the files: %w", err)
 	}

@@ -28,8 +28,8 @@ const zipBuffer = 64 << 10
 // errChanged says that a zip came out otherwise than when it was measured.
 var errChanged = errors.New("the files have changed since they were collected")
 
-// zipped is what a task left. Of the zip there is no copy: it is made whenever it is
-// read, and is each time the same, or an error.
+// zipped is what a task left. Of the zip there is no copy, unless it is small: it is made
+// whenever it is read, and is each time the same, or an error.
 type zipped struct {
 	dir     string
 	files   []file
@@ -37,6 +37,8 @@ type zipped struct {
 	bytes   int64 // of all files
 	size    int64 // of the zip
 	sum     [sha256.Size]byte
+
+	held *holder // of the zip, where it is small
 }
 
 // collect collects the files that a task has left in dir; nil when there are none.
@@ -50,6 +52,7 @@ func (a *agent) collect(ctx context.Context, g *generation, taskID, dir string) 
 			zap.Int("count", z.skipped.count()), zap.Strings("files", z.skipped.lines()))
 	}
 	if len(z.files) == 0 {
+		z.free()
 		return nil, nil
 	}
 	return z, nil
@@ -69,7 +72,13 @@ func collect(ctx context.Context, dir string, l limits) (*zipped, error) {
 	}
 	z := &zipped{dir: dir, files: w.found[:0], skipped: w.skipped}
 	m := &meter{sum: sha256.New()}
-	p := newPacker(ctx, root, m)
+	h := new(holder)
+	defer func() {
+		if z.held == nil {
+			h.free()
+		}
+	}()
+	p := newPacker(ctx, root, io.MultiWriter(m, h))
 	for _, f := range w.found {
 		switch n, why, err := p.add(f); {
 		case err != nil:
@@ -87,12 +96,16 @@ func collect(ctx context.Context, dir string, l limits) (*zipped, error) {
 	}
 	z.size = m.n
 	m.sum.Sum(z.sum[:0])
+	z.held = h.whole()
 	return z, nil
 }
 
 // write writes the zip. An error is [errChanged] when the files are not what they were;
 // the last byte is then not written.
 func (z *zipped) write(ctx context.Context, w io.Writer) error {
+	if z.held != nil {
+		return z.held.writeTo(w)
+	}
 	root, err := os.OpenRoot(z.dir)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errChanged, err)
@@ -109,6 +122,13 @@ func (z *zipped) write(ctx context.Context, w io.Writer) error {
 		}
 	}
 	return p.close(z.skipped)
+}
+
+// free forgets a zip that nobody will read any more.
+func (z *zipped) free() {
+	if z.held != nil {
+		z.held.free()
+	}
 }
 
 // artifact is what the gateway is told of the zip.

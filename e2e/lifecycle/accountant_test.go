@@ -29,6 +29,7 @@ type accountant struct {
 	accepted map[string]string     // prompts of the tasks with a 202, by their ids
 	ends     map[string]taskReport // the first end that was seen of a task
 	told     map[string][]string   // bodies of webhooks, by the ids of tasks
+	settled  map[string]bool       // tasks with an end that was told of
 	regress  []string              // tasks that had another end later
 }
 
@@ -47,7 +48,7 @@ func (r taskReport) ended() bool { return r.Status != "queued" && r.Status != "r
 
 // newAccountant returns one that receives webhooks.
 func newAccountant(t *testing.T) *accountant {
-	a := &accountant{t: t, accepted: make(map[string]string), ends: make(map[string]taskReport), told: make(map[string][]string)}
+	a := &accountant{t: t, accepted: make(map[string]string), ends: make(map[string]taskReport), told: make(map[string][]string), settled: make(map[string]bool)}
 	a.sink = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		var v taskReport
@@ -85,22 +86,33 @@ func (a *accountant) call(ctx context.Context, g gateway, method, path string, b
 	return resp.StatusCode
 }
 
-// submit submits tasks, one after the other, until ctx ends.
+// submit submits tasks for the agent "counted", one after the other, until ctx ends.
 func (a *accountant) submit(ctx context.Context, g gateway, client int) {
 	for n := 0; ctx.Err() == nil; n++ {
-		prompt := fmt.Sprintf("%d-%d", client, n)
-		var v taskReport
-		switch a.call(ctx, g, "POST", "/api/execute/async", map[string]string{"model": "counted", "prompt": prompt, "webhook_url": a.sink.URL}, &v) {
-		case http.StatusAccepted:
-			a.mu.Lock()
-			a.accepted[v.ID] = prompt
-			a.mu.Unlock()
-		case http.StatusServiceUnavailable, http.StatusNotFound, 0: // full, no worker yet, or killed
-			sleep(ctx, 20*time.Millisecond)
-		default:
-			a.t.Errorf("a submission was refused: %+v", v)
-		}
+		a.submitOne(ctx, g, "counted", fmt.Sprintf("%d-%d", client, n))
 	}
+}
+
+// submitOne submits a task. Where it is not accepted for now, it waits a moment.
+func (a *accountant) submitOne(ctx context.Context, g gateway, model, prompt string) {
+	var v taskReport
+	switch a.call(ctx, g, "POST", "/api/execute/async", map[string]string{"model": model, "prompt": prompt, "webhook_url": a.sink.URL}, &v) {
+	case http.StatusAccepted:
+		a.mu.Lock()
+		a.accepted[v.ID] = prompt
+		a.mu.Unlock()
+	case http.StatusServiceUnavailable, http.StatusNotFound, 0: // full, no worker yet, or killed
+		sleep(ctx, 20*time.Millisecond)
+	default:
+		a.t.Errorf("a submission was refused: %+v", v)
+	}
+}
+
+// count returns how many tasks were accepted so far.
+func (a *accountant) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.accepted)
 }
 
 // sleep waits, or until ctx ends.
@@ -111,49 +123,83 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// look asks for tasks that were accepted, so many or all, and notes their ends.
-func (a *accountant) look(ctx context.Context, g gateway, most int) (open, untold int) {
+// some returns ids of tasks that were accepted, so many or all; of those that are to settle
+// yet, or of any.
+func (a *accountant) some(most int, open bool) []string {
 	a.mu.Lock()
-	ids := make([]string, 0, len(a.accepted))
+	defer a.mu.Unlock()
+	var ids []string
 	for id := range a.accepted {
-		if len(ids) < most {
+		if len(ids) < most && !(open && a.settled[id]) {
 			ids = append(ids, id)
 		}
 	}
-	a.mu.Unlock()
-	for _, id := range ids {
-		var v taskReport
-		if status := a.call(ctx, g, "GET", "/api/tasks/"+id, nil, &v); status == http.StatusNotFound {
-			a.t.Errorf("task %s is gone", id)
-			continue
-		} else if status != http.StatusOK || !v.ended() {
-			open++
-			continue
-		}
-		a.mu.Lock()
-		first, seen := a.ends[id]
-		if !seen {
-			a.ends[id] = v
-		} else if first.Status != v.Status || first.Reason != v.Reason {
-			a.regress = append(a.regress, id)
-		}
-		if v.Webhook.Status != "delivered" || len(a.told[id]) == 0 {
-			untold++
-		}
-		a.mu.Unlock()
+	return ids
+}
+
+// lookers is how many tasks are looked at together.
+const lookers = 16
+
+// look asks for tasks, and notes their ends.
+func (a *accountant) look(ctx context.Context, g gateway, ids []string) (open, untold int) {
+	next := make(chan string)
+	var all sync.WaitGroup
+	for range lookers {
+		all.Go(func() {
+			for id := range next {
+				o, u := a.lookAt(ctx, g, id)
+				a.mu.Lock()
+				open, untold = open+o, untold+u
+				a.mu.Unlock()
+			}
+		})
 	}
+	for _, id := range ids {
+		next <- id
+	}
+	close(next)
+	all.Wait()
 	return open, untold
 }
 
-// settle waits until every task has its end and every webhook was delivered.
+// lookAt asks for one. It is open without an end, and untold while nobody was told of that.
+func (a *accountant) lookAt(ctx context.Context, g gateway, id string) (open, untold int) {
+	var v taskReport
+	if status := a.call(ctx, g, "GET", "/api/tasks/"+id, nil, &v); status == http.StatusNotFound {
+		a.t.Errorf("task %s is gone", id)
+		return 0, 0
+	} else if status != http.StatusOK || !v.ended() {
+		return 1, 0
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	first, seen := a.ends[id]
+	if !seen {
+		a.ends[id] = v
+	} else if first.Status != v.Status || first.Reason != v.Reason {
+		a.regress = append(a.regress, id)
+	}
+	if v.Webhook.Status != "delivered" || len(a.told[id]) == 0 {
+		return 0, 1
+	}
+	a.settled[id] = true
+	return 0, 0
+}
+
+// settle waits until every task has its end and every webhook was delivered, for as long as
+// there are fewer and fewer of the others.
 func (a *accountant) settle(g gateway) {
 	a.t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
+	left, deadline := math.MaxInt, time.Time{}
 	for {
-		open, untold := a.look(a.t.Context(), g, math.MaxInt)
-		if open == 0 && untold == 0 {
+		ids := a.some(math.MaxInt, true)
+		if len(ids) == 0 {
 			return
 		}
+		if len(ids) < left {
+			left, deadline = len(ids), time.Now().Add(2*time.Minute)
+		}
+		open, untold := a.look(a.t.Context(), g, ids)
 		if time.Now().After(deadline) {
 			a.t.Fatalf("%d tasks without an end, %d webhooks undelivered", open, untold)
 		}
@@ -164,7 +210,7 @@ func (a *accountant) settle(g gateway) {
 // verdict counts.
 func (a *accountant) verdict(g gateway) {
 	a.t.Helper()
-	a.look(a.t.Context(), g, math.MaxInt) // once more, against the first
+	a.look(a.t.Context(), g, a.some(math.MaxInt, false)) // once more, against the first
 	counts := make(map[string]int)
 	for id, prompt := range a.accepted {
 		end := a.ends[id]

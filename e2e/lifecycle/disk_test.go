@@ -72,11 +72,7 @@ func TestFullDisks(t *testing.T) {
 	for n := range 4 {
 		clients.Go(func() { a.submit(ctx, p.gateway, n) })
 	}
-	accepted := func() int {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		return len(a.accepted)
-	}
+	accepted := a.count
 	health := func() int {
 		var v any
 		return a.call(ctx, p.gateway, "GET", "/health", nil, &v)

@@ -126,6 +126,8 @@ func TestFailedReload(t *testing.T) {
 	renamed.mesh = "identity other"
 	private := s.c.with("swarm_key")
 	private.mesh = "swarm_key " + key
+	trusting := s.c.with("reputation")
+	trusting.app = "reputation off"
 	for _, broken := range []struct {
 		config
 		why string
@@ -133,6 +135,7 @@ func TestFailedReload(t *testing.T) {
 		{elsewhere, "changing listen needs a restart"},
 		{renamed, "changing identity needs a restart"},
 		{private, "is not a swarm key"},
+		{trusting, "to switch it off, restart"},
 		{s.c.with("agent-listen", agent{key: "echo", label: "other", lines: "listen /ip4/127.0.0.1/tcp/" + fmt.Sprint(freeport.Get(t))}),
 			"changing listen needs a restart"},
 		{s.c.with("agent-identity", agent{key: "echo", label: "other", lines: "identity other"}), "changing identity needs a restart"},

@@ -6,9 +6,12 @@ package lifecycle
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -34,35 +37,75 @@ func counted(t *testing.T) agent {
 	return agent{key: "counted", runtime: "process {\n\t\t\t\tcommand sh " + script + "\n\t\t\t}"}
 }
 
-// A gateway that is killed loses no task that it has accepted, and tells of each end.
+// quick is an agent that is as fast as its gateway: a model server, which says what counted
+// says.
+func quick(t *testing.T) agent {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/models" {
+			_, _ = io.WriteString(w, `{"object":"list","data":[{"id":"quick","object":"model"}]}`)
+			return
+		}
+		var body struct{ Messages []struct{ Content string } }
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil || len(body.Messages) == 0 {
+			http.Error(w, "want messages", http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		say := func(word, end string) {
+			text, _ := json.Marshal(word + " " + body.Messages[len(body.Messages)-1].Content + "\n")
+			fmt.Fprintf(w, `data: {"object":"chat.completion.chunk","model":"quick","choices":[{"index":0,"delta":{"content":%s},"finish_reason":%s}]}`+"\n\n", text, end)
+		}
+		say("begun", "null")
+		say("done", `"stop"`)
+		_, _ = io.WriteString(w, "data: [DONE]\n\n")
+	}))
+	t.Cleanup(server.Close)
+	return agent{key: "quick", runtime: "openai {\n\t\t\t\tbase_url " + server.URL + "/v1\n\t\t\t\troutes /v1/chat/completions\n\t\t\t}"}
+}
+
+// A gateway that is killed while tasks come at 200 a second loses none that it has accepted,
+// and tells of each end. It has accepted 100 more before each of many kills.
 func TestKillTasks(t *testing.T) {
 	c := config{
-		name: "run", app: "tasks {\n\t\t\tin_flight 64\n\t\t}", env: []string{"AGENTFM_WEBHOOK_ALLOW_PRIVATE=1"},
-		agents: []agent{counted(t)},
+		name: "run", app: "tasks {\n\t\t\tin_flight 5000\n\t\t}", env: []string{"AGENTFM_WEBHOOK_ALLOW_PRIVATE=1"},
+		agents: []agent{counted(t), quick(t)},
 	}
 	at, a := newPlace(t), newAccountant(t)
 	p := start(t, at, c)
 	ctx, stop := context.WithCancel(t.Context())
 	var clients sync.WaitGroup
-	for n := range 4 {
-		clients.Go(func() { a.submit(ctx, p.gateway, n) })
+	clients.Go(func() { a.submit(ctx, p.gateway, 0) })
+	tick := time.NewTicker(time.Second / 200)
+	defer tick.Stop()
+	for client := range 16 {
+		clients.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				select {
+				case <-tick.C:
+					a.submitOne(ctx, p.gateway, "quick", fmt.Sprintf("quick-%d-%d", client, n))
+				case <-ctx.Done():
+				}
+			}
+		})
 	}
-	n := kills(t, 50)
-	for range n {
+	n, least := kills(t, 50), 20
+	if n >= 500 {
+		least = 100
+	}
+	for i := range n {
 		p.awaitWorker("counted")
 		sleep(ctx, time.Duration(100+rand.N(1500))*time.Millisecond)
+		await(t, "tasks are accepted", func() bool { return a.count() >= least*(i+1) })
 		p.kill()
 		p = start(t, at, c)
-		a.look(ctx, p.gateway, 50)
+		a.look(ctx, p.gateway, a.some(50, false))
 	}
 	stop()
 	clients.Wait()
 	p.awaitWorker("counted")
 	a.settle(p.gateway)
 	a.verdict(p.gateway)
-	if len(a.accepted) < 10*n {
-		t.Errorf("only %d tasks were accepted", len(a.accepted))
-	}
 	p.terminate()
 	p.awaitExit()
 }

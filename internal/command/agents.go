@@ -89,18 +89,21 @@ const maxPrompt = 1 << 20
 
 // promptOf returns the prompt: the arguments, or standard input where they are "-" or
 // there are none.
-func promptOf(cmd *cobra.Command, args []string) (string, error) {
+func promptOf(cmd *cobra.Command, args []string) (string, error) { return textOf(cmd, "prompt", args) }
+
+// textOf is promptOf for any text: what is what it is.
+func textOf(cmd *cobra.Command, what string, args []string) (string, error) {
 	if len(args) > 0 && args[0] != "-" {
 		return strings.Join(args, " "), nil
 	}
 	b, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxPrompt+1))
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("reading the prompt: %w", err)
+		return "", fmt.Errorf("reading the %s: %w", what, err)
 	case len(b) > maxPrompt:
-		return "", usage(fmt.Errorf("the prompt has more than %d bytes", maxPrompt))
+		return "", usage(fmt.Errorf("the %s has more than %d bytes", what, maxPrompt))
 	case len(b) == 0:
-		return "", usage(errors.New("the prompt is empty"))
+		return "", usage(fmt.Errorf("the %s is empty: give it as an argument or on standard input", what))
 	}
 	return string(b), nil
 }

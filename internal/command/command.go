@@ -84,7 +84,7 @@ func ask(cmd *cobra.Command, path string, body any) ([]byte, error) {
 	}
 	resp, err := caddycmd.AdminAPIRequest(address, method, "/agentfm/"+path, header, payload)
 	if err != nil {
-		return nil, coded{fmt.Errorf("asking the admin API at %s: %w", address, plainError{err}), exitGateway}
+		return nil, coded{fmt.Errorf("asking the admin API at %s: %w; does Caddy run, and is its admin API there? --address or --config say where it is", address, plainError{err}), exitGateway}
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))

@@ -82,6 +82,7 @@ func withClient(work func(ctx context.Context, cmd *cobra.Command, c *client.Cli
 // explained adds to an error what to do about it.
 func explained(err error) error {
 	what := ""
+	e, _ := errors.AsType[*client.Error](err)
 	switch {
 	case errors.Is(err, client.ErrAuthentication):
 		what = "put a key that the gateway accepts into " + client.EnvAPIKey + ", or a file for --api-key-file"
@@ -89,7 +90,8 @@ func explained(err error) error {
 		what = "use a key that may do this"
 	case errors.Is(err, client.ErrModelNotFound):
 		what = "`models` shows what there is"
-	case errors.Is(err, client.ErrConnection), errors.Is(err, client.ErrProtocol):
+	case errors.Is(err, client.ErrConnection), errors.Is(err, client.ErrProtocol),
+		e != nil && e.Kind == client.ErrNotFound && e.Code == "": // of no gateway: these say what they have not
 		what = "--gateway, or " + client.EnvGatewayURL + ", says where the gateway is"
 	default:
 		return err

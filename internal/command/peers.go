@@ -168,7 +168,7 @@ func peersCommentCommand() *cobra.Command {
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: first(knownPeers),
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error {
-			text, err := promptOf(cmd, args[1:])
+			text, err := textOf(cmd, "comment", args[1:])
 			if err != nil {
 				return err
 			}

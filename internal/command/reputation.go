@@ -58,7 +58,6 @@ log of its author, for ` + "`reputation verify`" + `. The entries alone are in `
 	cmd.Flags().IntP("entries", "n", 0, "How many of the newest entries, with --proofs; 0 is all")
 	cmd.Flags().Bool("proofs", false, "Print the entries with their proofs, as lines of JSON")
 	jsonFlag(cmd)
-	cmd.MarkFlagsMutuallyExclusive("proofs", "json")
 	return cmd
 }
 

@@ -294,7 +294,7 @@ func TestGatewayErrors(t *testing.T) {
 		{"tasks list --gateway http://u:p@x", "the base URL must have no user"},
 		{"tasks list --gateway " + gateway + "/elsewhere", "to https://b.example/"},
 		{"tasks list --gateway " + gateway + "/html", "a page of a proxy or another server"},
-		{"tasks list --gateway " + gateway + "/other", "404 page not found"},
+		{"tasks list --gateway " + gateway + "/other", "404 page not found (status 404); --gateway, or "},
 		{"tasks list --gateway http://127.0.0.1:1", "connection refused"},
 	} {
 		out, notes, err := run(strings.Fields(c.args)...)

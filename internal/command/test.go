@@ -108,7 +108,10 @@ func runTest(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return plainError{err}
 	}
-	result := trialResult{Cause: string(out.Cause), Code: out.Code, Text: text.String(), Files: []trialFile{}}
+	result := trialResult{Cause: string(out.Cause), Text: text.String(), Files: []trialFile{}}
+	if out.Code > 0 || out.Cause == wire.CauseOK || out.Cause == wire.CauseEmpty {
+		result.Code = &out.Code
+	}
 	if out.HasFiles {
 		if result.Files, err = target.finish(); err != nil {
 			return fmt.Errorf("listing the files: %w", err)
@@ -126,7 +129,7 @@ func runTest(cmd *cobra.Command, _ []string) error {
 // trialResult is what `test --json` prints.
 type trialResult struct {
 	Cause string      `json:"cause"`
-	Code  int         `json:"exit_code"`
+	Code  *int        `json:"exit_code,omitempty"` // nil where the agent has not ended by itself
 	Text  string      `json:"text"`
 	Files []trialFile `json:"files"`
 }
@@ -143,7 +146,10 @@ func (r trialResult) print(cmd *cobra.Command) error {
 		return printValue(cmd, r)
 	}
 	w := cmd.ErrOrStderr()
-	fmt.Fprintf(w, "\ncause: %s\nexit code: %d\n", r.Cause, r.Code)
+	fmt.Fprintf(w, "\ncause: %s\n", r.Cause)
+	if r.Code != nil {
+		fmt.Fprintf(w, "exit code: %d\n", *r.Code)
+	}
 	for _, f := range r.Files {
 		fmt.Fprintf(w, "file: %s (%d bytes)\n", plain(f.Name), f.Bytes)
 	}

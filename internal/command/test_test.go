@@ -84,10 +84,10 @@ func TestTry(t *testing.T) {
 	}{
 		{[]string{"--agent", "good"}, "hello for m\n", "\ncause: ok\nexit code: 0\nfile: answer.txt (3 bytes)\n", ""},
 		{[]string{"--agent", "bad"}, "half\n", "\ncause: exit_code\nexit code: 3\n", "the task did not succeed: exit status 3"},
-		{[]string{"--agent", "slow", "--timeout", "100ms"}, "", "cause: deadline", "timed out after 100ms"},
+		{[]string{"--agent", "slow", "--timeout", "100ms"}, "", "cause: deadline\n", "timed out after 100ms"},
 	} {
 		out, told, err := run(append([]string{"test", "--config", file, "--prompt", "hello"}, c.args...)...)
-		if out != c.out || !strings.Contains(told, c.told) || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+		if out != c.out || !strings.HasSuffix(told, c.told) || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%q: %q, %q, %v", c.args, out, told, err)
 		}
 	}

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ipclass tells addresses of the public internet from all others, for
-// what dials on a stranger's word.
+// Package ipclass tells addresses of the public internet from all others, and names from
+// addresses, for what dials on a stranger's word.
 package ipclass
 
-import "net/netip"
+import (
+	"net/netip"
+	"strings"
+)
 
 // global6 is all of IPv6 that is assigned for the public internet.
 var global6 = netip.MustParsePrefix("2000::/3")
@@ -61,4 +64,18 @@ func Public(a netip.Addr) bool {
 		}
 	}
 	return true
+}
+
+// Name reports whether a host, in lower case and without a dot at its end, is a name of the
+// domain name system: a number in any spelling is none, which some resolvers take for an
+// address.
+func Name(host string) bool {
+	last := ""
+	for label := range strings.SplitSeq(host, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+		last = label
+	}
+	return len(host) <= 253 && strings.Trim(last, "0123456789") != "" && !strings.HasPrefix(last, "0x")
 }

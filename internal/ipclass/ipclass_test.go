@@ -4,6 +4,7 @@ package ipclass
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -40,5 +41,19 @@ func TestPublic(t *testing.T) {
 	}
 	if Public(netip.Addr{}) {
 		t.Error("no address is public")
+	}
+}
+
+func TestName(t *testing.T) {
+	for host, want := range map[string]bool{
+		"example.com": true, "localhost": true, "a_b.example": true, "xn--bcher-kva.example": true, "1.2.3.4.example": true, "3com": true,
+		strings.Repeat("a", 63) + ".example": true,
+		"":                                   false, ".": false, "a..b": false, "a.": false, "-a.example": false, "a-.example": false, "a b": false, "ex%61mple": false, "é.example": false,
+		"127.1": false, "2130706433": false, "0x7f000001": false, "127.0x1": false, "1.2.3.4": false, "0177.0.0.1": false,
+		strings.Repeat("a", 64) + ".example": false, strings.Repeat("a.", 127): false,
+	} {
+		if got := Name(host); got != want {
+			t.Errorf("%q: %v", host, got)
+		}
 	}
 }

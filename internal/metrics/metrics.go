@@ -120,13 +120,14 @@ var (
 	workersOnline = newGauge("agentfm_workers_online", "Workers whose telemetry this gateway hears.")
 	queueWaiting  = newGauge("agentfm_queue_waiting", "Tasks that wait for a worker with room.")
 	tasksInFlight = newGauge("agentfm_tasks_in_flight", "Tasks of this gateway that a worker has.")
+	unreadable    = newGauge("agentfm_ledger_unreadable", "1 while the ledger cannot be read: no worker gets tasks, unless fail_open is set.")
 	bytesSent     = newCounter("agentfm_artifact_bytes_sent_total", "Bytes of artifacts that the agents of this process sent.")
 	built         = newCounter("agentfm_artifacts_built_total", "Artifacts that the agents of this process left.")
 )
 
 // collectors are all of them.
 var collectors = []prometheus.Collector{
-	tasks.vec, attempts.vec, logins.vec, witnessed.vec, streams, duration, workersOnline, queueWaiting, tasksInFlight, bytesSent, built,
+	tasks.vec, attempts.vec, logins.vec, witnessed.vec, streams, duration, workersOnline, queueWaiting, tasksInFlight, unreadable, bytesSent, built,
 	requestDuration, firstToken, outputToken, tokenUsage,
 	asyncRunning, asyncStored, webhookStored, asyncEnds.vec, asyncWait, deliveries.vec, webhookEnds.vec, webhookDelay,
 }
@@ -177,6 +178,15 @@ func Waiting(n int) { queueWaiting.Add(float64(n)) }
 
 // InFlight adds to the tasks that a worker has: 1 when it takes one, -1 at its end.
 func InFlight(n int) { tasksInFlight.Add(float64(n)) }
+
+// LedgerUnreadable says whether the ledger cannot be read.
+func LedgerUnreadable(yes bool) {
+	if yes {
+		unreadable.Set(1)
+	} else {
+		unreadable.Set(0)
+	}
+}
 
 // ArtifactBuilt counts an artifact that an agent of this process left.
 func ArtifactBuilt() { built.Inc() }

@@ -77,6 +77,8 @@ func TestCounts(t *testing.T) {
 		{func() { Waiting(-1) }, "agentfm_queue_waiting", -1},
 		{func() { InFlight(1) }, "agentfm_tasks_in_flight", 1},
 		{func() { InFlight(-1) }, "agentfm_tasks_in_flight", -1},
+		{func() { LedgerUnreadable(true) }, "agentfm_ledger_unreadable", 1},
+		{func() { LedgerUnreadable(false) }, "agentfm_ledger_unreadable", -1},
 		{ArtifactBuilt, "agentfm_artifacts_built_total", 1},
 		{func() { ArtifactSent(1000) }, "agentfm_artifact_bytes_sent_total", 1000},
 		{func() { TaskEnded(OK, time.Minute) }, "agentfm_task_duration_seconds", 1},

@@ -31,13 +31,13 @@ func TestLargeLedger(t *testing.T) {
 	for i := range authors {
 		authors[i] = newAuthor(t)
 	}
-	// subject is whom an entry is about: one in four is about one of ten.
+	// subject is whom an entry is about: of those of an author, one in four is about one of ten.
 	subject := func(n int) peer.ID {
-		of := len(authors)
-		if n%4 == 0 {
-			of = 10
+		of, round := len(authors), n/len(authors)
+		if round%4 == 0 {
+			n, of, round = n%len(authors), 10, round/4
 		}
-		return authors[(n*7919+n/len(authors))%of].id
+		return authors[(n*7919+round)%of].id
 	}
 	for done := 0; done < entries; {
 		err := s.write(ctx, func(tx *tx) error {

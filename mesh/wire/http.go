@@ -156,12 +156,19 @@ func ReadBody(r io.Reader, length, trusted int64) ([]byte, error) {
 	if length <= 0 || length > trusted {
 		return io.ReadAll(r)
 	}
-	b := make([]byte, length)
-	if _, err := io.ReadFull(r, b); err != nil {
+	b := make([]byte, length+1)
+	if _, err := io.ReadFull(r, b[:length]); err != nil {
 		return nil, err
 	}
-	rest, err := io.ReadAll(r) // nothing; but a server is to see the end
-	return append(b, rest...), err
+	n, err := io.ReadFull(r, b[length:]) // nothing; but a server is to see the end
+	if err != nil {
+		if err == io.EOF {
+			err = nil
+		}
+		return b[:length], err
+	}
+	rest, err := io.ReadAll(r)
+	return append(b[:int(length)+n], rest...), err
 }
 
 // maxErrorMessage bounds a worker's words in an error, in bytes.

@@ -57,7 +57,7 @@ func ValidTaskID(id string) bool { return taskID.MatchString(id) }
 func NewTaskID() string {
 	var b [12]byte
 	_, _ = rand.Read(b[:]) // never fails: see crypto/rand
-	return "task_" + hex.EncodeToString(b[:])
+	return string(hex.AppendEncode([]byte("task_"), b[:]))
 }
 
 // TaskRequest is the one JSON object that a gateway writes on a task stream.

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/ipclass"
 )
 
 // target is where an agent wants to go: a name, or an address, and a port.
@@ -41,32 +43,11 @@ func parseTarget(s string) (target, error) {
 		return t, nil
 	}
 	t.name = strings.TrimSuffix(strings.ToLower(host), ".")
-	if s[0] == '[' || !isName(t.name) {
+	if s[0] == '[' || !ipclass.Name(t.name) {
 		return target{}, errTarget
 	}
 	return t, nil
 }
-
-// isName reports whether s is a name of the domain name system, and no number.
-func isName(s string) bool {
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	last := ""
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || strings.ContainsFunc(label, notInName) {
-			return false
-		}
-		last = label
-	}
-	return strings.ContainsFunc(last, notDigit) && !strings.HasPrefix(last, "0x")
-}
-
-func notInName(c rune) bool {
-	return notDigit(c) && (c < 'a' || c > 'z') && c != '-' && c != '_'
-}
-
-func notDigit(c rune) bool { return c < '0' || c > '9' }
 
 // host returns the name or the address.
 func (t target) host() string {

@@ -33,7 +33,7 @@ func (r *Runtime) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	r.working.Add(1)
 	defer r.working.Add(-1)
-	resp, err := r.transport.RoundTrip(out)
+	resp, err := r.roundTrip(out)
 	if err != nil {
 		r.lost(w, req.Context(), err)
 		return
@@ -52,6 +52,14 @@ func (r *Runtime) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(code)
 		r.pass(w, req.Context(), resp)
 	}
+}
+
+// roundTrip sends a request of a client.
+func (r *Runtime) roundTrip(out *http.Request) (*http.Response, error) {
+	if r.conns != nil && out.ContentLength <= inlineBody {
+		return r.conns.roundTrip(out)
+	}
+	return r.transport.RoundTrip(out)
 }
 
 // outgoing returns the request to the server; or what is wrong with the client's,

@@ -100,6 +100,7 @@ type Runtime struct {
 	base      *url.URL // without a slash at its end
 	key       *apiKey
 	transport *http.Transport
+	conns     *conns // for small requests to a server without TLS; nil for none
 	view      atomic.Pointer[view]
 	doubt     chan struct{} // a request could not reach the server
 	working   atomic.Int64  // requests that the server has
@@ -146,7 +147,11 @@ func (r *Runtime) Provision(ctx caddy.Context) error {
 	if r.key, err = r.provisionKey(repl); err != nil {
 		return err
 	}
-	r.open((&net.Dialer{Timeout: dialTimeout}).DialContext)
+	dial := (&net.Dialer{Timeout: dialTimeout}).DialContext
+	r.open(dial)
+	if addr, ok := plainAddr(r.base); ok && canBeQuiet {
+		r.conns = &conns{dial: dial, addr: addr}
+	}
 	return nil
 }
 

@@ -20,6 +20,9 @@ const patience = 2
 // watch looks after the server until ctx ends.
 func (r *Runtime) watch(ctx context.Context, agent worker.Agent) {
 	defer r.transport.CloseIdleConnections()
+	if r.conns != nil {
+		defer r.conns.closeIdle()
+	}
 	tick := time.NewTicker(time.Duration(r.HealthInterval))
 	defer tick.Stop()
 	failures := 0
