@@ -207,6 +207,9 @@ func (x *exchange) base() string {
 func taskStoreProblem(err error) error {
 	is := func(target error) bool { return errors.Is(err, target) }
 	switch {
+	case is(tasks.ErrHeld):
+		return &problem{status: http.StatusServiceUnavailable, code: "async_capacity_exhausted", retryAfter: 60,
+			message: "too many of your tasks that have ended must be kept: their webhooks are yet to be delivered, or their idempotency keys are of the last 24 hours"}
 	case is(tasks.ErrFull):
 		return &problem{status: http.StatusServiceUnavailable, code: "async_capacity_exhausted", retryAfter: 5,
 			message: "too many tasks are queued or running"}

@@ -26,6 +26,8 @@ const (
 	maxProbes = 256
 	// probeTimeout is how long each answer may take.
 	probeTimeout = 2500 * time.Millisecond
+	// probeEvery is how long after the beginning of its last probe a worker is asked again.
+	probeEvery = probeTries*probeTimeout + workerQuiet
 )
 
 // probe asks the workers that have fallen silent, until ctx ends, and takes out those that
@@ -75,7 +77,7 @@ func (n *node) answers(ctx context.Context, id peer.ID) bool {
 }
 
 // quiet returns up to most of the workers that are online and have said nothing for
-// workerQuiet, and were not asked for as long.
+// workerQuiet, and were not asked for probeEvery.
 func (d *directory) quiet(most int) (ids []peer.ID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -84,7 +86,7 @@ func (d *directory) quiet(most int) (ids []peer.ID) {
 		if len(ids) >= most {
 			break
 		}
-		if w.Online && w.ID != "" && now.Sub(w.LastSeen) >= workerQuiet && now.Sub(w.probed) >= workerQuiet {
+		if w.Online && w.ID != "" && now.Sub(w.LastSeen) >= workerQuiet && now.Sub(w.probed) >= probeEvery {
 			w.probed = now
 			ids = append(ids, w.ID)
 		}

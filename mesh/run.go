@@ -281,6 +281,8 @@ func (r *Run) statusOutcome() router.Outcome {
 	switch {
 	case resp == nil:
 		return router.Succeeded
+	case resp.Status == http.StatusForbidden, resp.Status == http.StatusNotModified: // of the worker, or of what was asked
+		return router.Unjudged
 	case RefusesWorker(resp.Status):
 		return router.AgentFailed
 	case resp.Status < http.StatusInternalServerError && !limited(resp.Status), resp.Status == http.StatusNotImplemented:

@@ -16,10 +16,12 @@ const (
 )
 
 // For backlogTime, the length of the queue is taken for what it was, and what was submitted
-// since; but not for the last backlogNear places, which another gateway may have taken.
+// since; but not for the last backlogNear places, which another gateway may have taken. That
+// there is no room, or no answer, holds for backlogPause.
 const (
-	backlogTime = time.Second
-	backlogNear = 64
+	backlogTime  = time.Second
+	backlogNear  = 64
+	backlogPause = 100 * time.Millisecond
 )
 
 // backlog keeps count of the queue, so that not each submission must ask how long it is.
@@ -29,46 +31,81 @@ type backlog struct {
 	at       time.Time // when the queue was asked
 	messages int       // as it said, and what was submitted since
 	bytes    int64
-	kept     int64 // bytes of the records, as the store said
-	under    int   // submissions under way
+	large    int64     // what the tasks in it need beyond taskRoom; of those that were submitted here
+	keptAt   time.Time // when the records were asked
+	kept     int64     // their bytes, as they said
+	under    int       // submissions under way
+	failedAt time.Time
+	failure  error // of then
 }
 
 // begin takes a place for a submission, where so many tasks and so many bytes of records may
-// be. The error is [ErrFull], or of the store; without one, end follows.
-func (b *backlog) begin(ctx context.Context, s *store, limit int, room int64) error {
+// be, and which needs more than taskRoom of them. The error is [ErrFull], or of the store;
+// without one, end follows.
+func (b *backlog) begin(ctx context.Context, s *store, limit int, room, more int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if time.Since(b.at) > backlogTime || b.full(limit-backlogNear, room) {
-		messages, bytes, err := s.length(ctx, queueName)
-		if err != nil {
-			return err
-		}
-		_, kept, err := s.length(ctx, recordName)
-		if err != nil {
-			return err
-		}
-		b.at, b.messages, b.bytes, b.kept = time.Now(), messages, bytes, kept
+	if time.Since(b.failedAt) < backlogPause { // those who have waited for that do not ask again
+		return b.failure
 	}
-	if b.full(limit, room) {
+	if b.crowded(room, more) && time.Since(b.keptAt) < backlogPause {
+		return ErrFull
+	}
+	if err := b.ask(ctx, s, limit, room, more); err != nil {
+		b.failedAt, b.failure = time.Now(), err
+		return err
+	}
+	if b.full(limit) || b.crowded(room, more) {
 		return ErrFull
 	}
 	b.under++
 	return nil
 }
 
-// full reports whether there may be no room for one more.
-func (b *backlog) full(limit int, room int64) bool {
-	return b.messages+b.under >= limit || b.bytes+int64(b.under+1)*maxPromptSpace > queueBytes ||
-		b.kept+int64(b.messages+b.under+1)*taskRoom > refuseAt(room)
+// ask asks for what may have changed.
+func (b *backlog) ask(ctx context.Context, s *store, limit int, room, more int64) error {
+	if time.Since(b.at) > backlogTime || b.full(limit-backlogNear) || b.crowded(room, more) {
+		messages, bytes, err := s.length(ctx, queueName)
+		if err != nil {
+			return err
+		}
+		b.at, b.messages, b.bytes, b.large = time.Now(), messages, bytes, min(b.large, 2*bytes)
+	}
+	if time.Since(b.keptAt) > backlogTime || b.crowded(room, more) {
+		_, kept, err := s.length(ctx, recordName)
+		if err != nil {
+			return err
+		}
+		b.keptAt, b.kept = time.Now(), kept
+	}
+	return nil
 }
 
-// end ends a submission that took so many bytes when it went well.
-func (b *backlog) end(ok bool, bytes int) {
+// full reports whether there may be as many tasks as may be.
+func (b *backlog) full(limit int) bool { return b.messages+b.under >= limit }
+
+// crowded reports whether there may be no room for one more.
+func (b *backlog) crowded(room, more int64) bool {
+	return b.bytes+int64(b.under+1)*maxPromptSpace > queueBytes ||
+		b.kept+int64(b.messages+b.under+1)*taskRoom+b.large+more > refuseAt(room)
+}
+
+// more returns what the tasks of a queue of so many bytes need beyond taskRoom.
+func (b *backlog) more(bytes int64) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return min(b.large, 2*bytes)
+}
+
+// end ends a submission that took so many bytes when it went well, and needs more than
+// taskRoom.
+func (b *backlog) end(ok bool, bytes int, more int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.under--
 	if ok {
 		b.messages++
 		b.bytes += int64(bytes)
+		b.large += more
 	}
 }

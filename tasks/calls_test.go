@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -199,3 +200,40 @@ func TestClusterCalls(t *testing.T) {
 
 // completedNot is the end of a call that broke.
 func completedNot(r *Record) { r.State, r.Reason = Failed, "broken" }
+
+// TestCallAgain wants a call whose id was used before to be one task, in the list and in the
+// index of it.
+func TestCallAgain(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	for range 20 {
+		c, _ := begin(p, "same")
+		c.End(nil, completed)
+		time.Sleep(time.Millisecond) // the order is by them
+	}
+	if got := listed(t, p, "ann", Query{Limit: 1}); got != "false same:completed" {
+		t.Errorf("got %s", got)
+	}
+	x := p.service.Load().current.Load().store.calls.index
+	x.forget(0)
+	if n := len(x.owners[ownerKey("ann")]); n != 1 {
+		t.Errorf("the index has %d", n)
+	}
+}
+
+// TestCallUnanswered wants a call to be listed whose record the store has, and did not say so.
+func TestCallUnanswered(t *testing.T) {
+	old := defaultLimits
+	t.Cleanup(func() { defaultLimits = old })
+	defaultLimits.fault = func(when, _, what string) error {
+		if when == "after" && strings.HasPrefix(what, callSubject) {
+			return context.DeadlineExceeded
+		}
+		return nil
+	}
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	<-p.service.Load().current.Load().store.calls.index.loaded
+	begin(p, "late")
+	if got := listed(t, p, "ann", Query{Limit: 9}); got != "false late:running" {
+		t.Errorf("got %s", got)
+	}
+}

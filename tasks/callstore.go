@@ -18,7 +18,7 @@ func (s *store) layOutCalls(ctx context.Context) error {
 		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardOld, DenyDelete: true, AllowRollup: true, AllowMsgTTL: true,
 	})
 	if err == nil {
-		s.calls = shelf{stream: callName, calls: true, index: newIndex()}
+		s.calls = shelf{stream: callName, index: newIndex(true)}
 		s.calls.KeyValue, err = patiently(ctx, s, func(ctx context.Context) (jetstream.KeyValue, error) { return s.js.KeyValue(ctx, callBucket) })
 	}
 	return err
@@ -45,6 +45,7 @@ func (s *store) putCall(ctx context.Context, r *Record, opts ...jetstream.Publis
 	}
 	message, err := s.publish(ctx, &nats.Msg{Subject: callSubject + r.key(), Data: b}, opts...)
 	if err != nil {
+		s.calls.index.failed()
 		return fmt.Errorf("%w: %w", ErrStore, err)
 	}
 	s.calls.index.note(r, message)

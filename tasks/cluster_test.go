@@ -166,6 +166,20 @@ func TestClusterExit(t *testing.T) {
 	}
 }
 
+// TestClusterExitAway wants a gateway to end that does not reach its servers.
+func TestClusterExitAway(t *testing.T) {
+	n := startServer(t)
+	p := join(t, n.cluster(), &fakeRunner{run: hangs("half")}, defaultLimits)
+	id := submit(t, p, "")
+	until(t, p, id, "a task that runs", func(r *Record) bool { return r.State == Running })
+	n.stop()
+	begun := time.Now()
+	p.service.Load().Close()
+	if took := time.Since(begun); took > callTimeout/2 {
+		t.Errorf("it took %s", took)
+	}
+}
+
 // TestClusterExitWebhooks wants the same of webhooks that are being sent.
 func TestClusterExitWebhooks(t *testing.T) {
 	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "1")

@@ -281,7 +281,7 @@ func (s *session) mayBeServed(r *keyRecord, subject string) bool {
 // accepted reports whether the task of a key was accepted, whose client had no answer. One
 // that was not will not be.
 func (s *session) accepted(ctx context.Context, owner string, of *keyRecord) (bool, error) {
-	task := &Record{ID: of.Task, Owner: owner, State: Queued, Created: of.Created}
+	task := &Record{ID: of.Task, Owner: owner, Keyed: true, State: Queued, Created: of.Created}
 	for range maxConflicts {
 		r, revision, err := s.store.get(ctx, task.key())
 		switch {

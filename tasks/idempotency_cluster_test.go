@@ -39,8 +39,8 @@ func TestKeyCluster(t *testing.T) {
 	submitted.Task, unsubmitted.Task = NewID("", Target{}), NewID("", Target{})
 	takeKey(t, a, submitted)
 	takeKey(t, a, unsubmitted)
-	if _, err := a.Submit(t.Context(), Submission{ID: submitted.Task, Owner: "ann", Site: "site", Prompt: "x"}); err != nil {
-		t.Fatal(err)
+	if r, err := a.Submit(t.Context(), Submission{ID: submitted.Task, Owner: "ann", Site: "site", Prompt: "x"}); err != nil || !r.Keyed {
+		t.Fatal(r, err)
 	}
 	for _, k := range []Key{testKey("served"), testKey("died"), submitted, unsubmitted} {
 		if _, err := b.begin(t.Context(), k, nil); !errors.Is(err, ErrKeyInUse) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // order says when a task was submitted, in milliseconds, and tells it from others of that
@@ -31,18 +32,31 @@ func (o order) milliseconds() uint64 {
 	return binary.BigEndian.Uint64(append([]byte{0, 0}, o[:6]...))
 }
 
+// token is the part of the order of a call that is of its id.
+type token [16]byte
+
+// token returns it.
+func (o order) token() token { return token(o[6:]) }
+
 // entry is what the index says of a task.
 type entry struct {
-	order          order
-	state, webhook uint8  // their places in States, and from 1 on in WebhookStates
-	revision       uint64 // 0 for a task that was dropped
+	order    order
+	state    uint8  // its place in States
+	webhook  uint8  // from 1 on in WebhookStates, and ofKey
+	revision uint64 // 0 for a task that was dropped
 }
+
+// ofKey is for a task that has an idempotency key, which may be asked what became of it.
+const ofKey = 1 << 7
 
 // newEntry returns what the index says of a record.
 func newEntry(r *Record, revision uint64) entry {
 	e := entry{order: r.order(), revision: revision, state: uint8(slices.Index(States, r.State))}
 	if r.Webhook != nil {
 		e.webhook = uint8(1 + slices.Index(WebhookStates, r.Webhook.State))
+	}
+	if r.Keyed {
+		e.webhook |= ofKey
 	}
 	return e
 }
@@ -58,16 +72,18 @@ func (e entry) key(owner string, ofCall bool) string {
 // index says which tasks each owner has in a bucket, without having to read them. Of each
 // it has 32 bytes, and as much again at most.
 type index struct {
+	calls  bool          // their tasks are calls, whose ids their clients may use again
 	loaded chan struct{} // closed when all that were there have been noted
 
 	mu     sync.Mutex
 	owners map[string][]entry // by ownerKey; the oldest first, when it is loaded
 	newest uint64             // all up to this revision are noted, where others write too
+	behind time.Time          // when a write failed that may have come to the store all the same
 }
 
 // newIndex returns one that is to be loaded.
-func newIndex() *index {
-	return &index{loaded: make(chan struct{}), owners: make(map[string][]entry)}
+func newIndex(calls bool) *index {
+	return &index{calls: calls, loaded: make(chan struct{}), owners: make(map[string][]entry)}
 }
 
 // isLoaded reports whether it is.
@@ -107,11 +123,25 @@ func (x *index) load(newest uint64) {
 	if x.isLoaded() {
 		return
 	}
+	x.compact()
+	close(x.loaded)
+}
+
+// again notes that not all records could be read: they are noted once more.
+func (x *index) again() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.isLoaded() {
+		x.compact()
+	}
+}
+
+// compact brings the entries of each owner in order, and leaves one of each task.
+func (x *index) compact() {
 	for owner, all := range x.owners {
 		slices.SortFunc(all, func(a, b entry) int { return cmp.Or(a.order.compare(b.order), cmp.Compare(b.revision, a.revision)) })
 		x.owners[owner] = slices.CompactFunc(all, func(a, b entry) bool { return a.order == b.order })
 	}
-	close(x.loaded)
 }
 
 // follow notes that all changes up to a revision were noted.
@@ -128,12 +158,39 @@ func (x *index) followed() uint64 {
 	return x.newest
 }
 
+// failed notes that a write failed, which may have come to the store all the same, or may
+// come yet.
+func (x *index) failed() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.behind = time.Now()
+}
+
+// isBehind reports whether a record may be there that was not noted. It says so for as long
+// as a write may be under way.
+func (x *index) isBehind() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	behind := !x.behind.IsZero()
+	if time.Since(x.behind) > callTimeout {
+		x.behind = time.Time{}
+	}
+	return behind
+}
+
 // forget removes what is older than a revision, or was dropped: the bucket has it no more.
+// Of a call whose id was used again, it has the newest.
 func (x *index) forget(first uint64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for owner, all := range x.owners {
-		all = slices.DeleteFunc(all, func(e entry) bool { return e.revision < first })
+		newest := make(map[token]uint64)
+		if x.calls {
+			for _, e := range all {
+				newest[e.order.token()] = max(newest[e.order.token()], e.revision)
+			}
+		}
+		all = slices.DeleteFunc(all, func(e entry) bool { return e.revision < max(first, newest[e.order.token()]) })
 		if cap(all) > 2*len(all) {
 			all = slices.Clone(all)
 		}
@@ -145,7 +202,7 @@ func (x *index) forget(first uint64) {
 
 // finished reports whether nothing more becomes of the task by itself.
 func (e entry) finished() bool {
-	return States[e.state].Ended() && e.webhook != 1+uint8(slices.Index(WebhookStates, WebhookPending))
+	return States[e.state].Ended() && e.webhook&^ofKey != 1+uint8(slices.Index(WebhookStates, WebhookPending))
 }
 
 // unfinished returns the keys of the tasks of which more is to become, and that were written
@@ -176,7 +233,7 @@ func (x *index) before(owner string, o order, q Query, most int) []entry {
 	state, webhook := slices.Index(States, q.State), slices.Index(WebhookStates, q.Webhook)+1
 	var found []entry
 	for at--; at >= 0 && len(found) < most; at-- {
-		if e := all[at]; e.revision != 0 && (state < 0 || int(e.state) == state) && (webhook == 0 || int(e.webhook) == webhook) {
+		if e := all[at]; e.revision != 0 && (state < 0 || int(e.state) == state) && (webhook == 0 || int(e.webhook&^ofKey) == webhook) {
 			found = append(found, e)
 		}
 	}

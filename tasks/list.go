@@ -50,6 +50,9 @@ func (p *page) add(r *Record) {
 		p.records = slices.Delete(p.records, i, i+1)
 	}
 	if !p.wants(r) {
+		if old && p.more { // what was left out comes next, and nothing older before it
+			p.Limit = len(p.records)
+		}
 		return
 	}
 	if p.records = slices.Insert(p.records, i, r); len(p.records) > p.Limit {
@@ -59,7 +62,7 @@ func (p *page) add(r *Record) {
 
 // full reports whether no task of an order, nor an older one, can become part of the page.
 func (p *page) full(o order) bool {
-	return p.more && len(p.records) == p.Limit && o.compare(p.records[p.Limit-1].order()) < 0
+	return p.more && len(p.records) == p.Limit && (p.Limit == 0 || o.compare(p.records[p.Limit-1].order()) < 0)
 }
 
 // list returns tasks of an owner, newest first, and whether there are more. It reads about
@@ -75,22 +78,35 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 		}
 		q.before = r.order()
 	}
-	p := &page{Query: q}
+	for {
+		p := &page{Query: q}
+		if err := s.fill(ctx, owner, p); err != nil {
+			return nil, false, err
+		}
+		if len(p.records) > 0 || !p.more { // else all of them have changed meanwhile
+			return p.records, p.more, nil
+		}
+	}
+}
+
+// fill makes a page of the tasks of an owner.
+func (s *store) fill(ctx context.Context, owner string, p *page) error {
+	q := p.Query
 	if (q.State == "" || q.State == Queued) && (q.Webhook == "" || q.Webhook == WebhookPending) {
 		if err := s.listQueue(ctx, owner, p); err != nil {
-			return nil, false, fmt.Errorf("%w: listing the queue: %w", ErrStore, err)
+			return fmt.Errorf("%w: listing the queue: %w", ErrStore, err)
 		}
 	}
 	// After the queue: what leaves it is in its bucket by then.
 	if err := s.listShelf(ctx, &s.records, owner, p); err != nil {
-		return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
+		return fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
 	}
 	if q.Webhook == "" && q.State != Queued {
 		if err := s.listShelf(ctx, &s.calls, owner, p); err != nil {
-			return nil, false, fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
+			return fmt.Errorf("%w: listing tasks: %w", ErrStore, err)
 		}
 	}
-	return p.records, p.more, nil
+	return nil
 }
 
 // listShelf adds the newest tasks of a shelf to a page.
@@ -99,24 +115,33 @@ func (s *store) listShelf(ctx context.Context, from *shelf, owner string, p *pag
 		return err
 	}
 	owner = ownerKey(owner)
+	most := p.Limit + 1
+	read := make(map[string]bool) // a call whose id was used again has an entry for each time
 	for before := p.before; ; {
-		entries := from.index.before(owner, before, p.Query, p.Limit+1)
+		entries := from.index.before(owner, before, p.Query, most)
 		for _, e := range entries {
 			if p.full(e.order) {
 				return nil
 			}
-			r, err := s.read(ctx, e.key(owner, from.calls))
-			if err != nil && !errors.Is(err, ErrNotFound) {
-				return err
+			key := e.key(owner, from.index.calls)
+			if read[key] {
+				continue
 			}
-			if err == nil {
+			read[key] = true
+			r, err := s.read(ctx, key)
+			switch {
+			case errors.Is(err, ErrNotFound): // another gateway may have dropped it
+				from.index.drop(ownedEntry{e, owner})
+			case err != nil:
+				return err
+			default:
 				p.add(r)
 			}
 		}
-		if len(entries) <= p.Limit {
+		if len(entries) < most {
 			return nil
 		}
-		before = entries[p.Limit].order
+		before = entries[most-1].order
 	}
 }
 

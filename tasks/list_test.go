@@ -4,6 +4,7 @@ package tasks
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -17,7 +18,7 @@ import (
 )
 
 // fillEnded puts tasks that have ended into the store, as fast as that goes.
-func fillEnded(t testing.TB, s *store, n int) {
+func fillEnded(t testing.TB, s *store, n int, change ...func(i int, r *Record)) {
 	t.Helper()
 	js, err := jetstream.New(s.conn, jetstream.WithPublishAsyncMaxPending(4000))
 	if err != nil {
@@ -34,6 +35,9 @@ func fillEnded(t testing.TB, s *store, n int) {
 		before = *r
 		_ = r.end(Completed, "", "")
 		r.note(&before)
+		for _, c := range change {
+			c(i, r)
+		}
 		b, err := r.encode()
 		if err != nil {
 			t.Fatal(err)
@@ -53,7 +57,7 @@ func TestIndex(t *testing.T) {
 		*Record
 		revision uint64
 	}
-	x, all := newIndex(), make(map[order]written)
+	x, all := newIndex(false), make(map[order]written)
 	var revision uint64
 	write := func(i int) {
 		at := time.UnixMilli(int64(i))
@@ -132,8 +136,25 @@ func TestListLate(t *testing.T) {
 	const n = 500
 	fillEnded(t, s, n)
 	s.close()
+	gate, waits := make(chan struct{}), make(chan struct{}, 10)
+	old := defaultLimits
+	t.Cleanup(func() { defaultLimits = old })
+	defaultLimits.fault = func(when, verb, what string) error {
+		if when == "before" && verb == "read" && what == recordName {
+			waits <- struct{}{}
+			<-gate
+		}
+		return nil
+	}
 	p := open(t, dir, &fakeRunner{run: says("", nil)}, Options{})
+	<-waits
 	newest := submit(t, p, "")
+	ctx, cancel := context.WithTimeout(t.Context(), short)
+	if page, _, err := p.List(ctx, "ann", Query{Limit: 2 * n}); !errors.Is(err, ErrStore) {
+		t.Errorf("too early: %d tasks, %v", len(page), err)
+	}
+	cancel()
+	close(gate)
 	if page, more, err := p.List(t.Context(), "ann", Query{Limit: 2 * n}); err != nil || more || len(page) != n+1 || page[0].ID != newest {
 		t.Errorf("%d tasks, %v, %v", len(page), more, err)
 	}
@@ -149,6 +170,47 @@ func TestListLate(t *testing.T) {
 	}
 	if after, more, err := p.List(t.Context(), "ann", Query{Limit: 7}); err != nil || !more || len(after) != 7 || after[6].ID != page[9].ID {
 		t.Errorf("got %d, %v, %v", len(after), more, err)
+	}
+	for _, e := range s.records.index.before(ownerKey("ann"), order{}, Query{}, 10) {
+		if r := page[3]; e.order == r.order() {
+			t.Errorf("%s is in the index still", r.ID)
+		}
+	}
+}
+
+// TestPageChanges wants no task to be left out of a page and the next because another, which
+// was in the page, is none of it any more.
+func TestPageChanges(t *testing.T) {
+	task := func(i int, s State) *Record {
+		return &Record{ID: fmt.Sprintf("task_%012x%024x", i, 0), Owner: "ann", State: s}
+	}
+	for limit := 1; limit <= 3; limit++ {
+		p := page{Query: Query{State: Queued, Limit: limit}}
+		for i := 9; i > 9-limit-1; i-- {
+			p.add(task(i, Queued))
+		}
+		p.add(task(9, Running))
+		older := task(1, Queued)
+		if !p.more || !p.full(older.order()) {
+			t.Errorf("%d: nothing older can come in", limit)
+		}
+		if p.add(older); len(p.records) != limit-1 || limit > 1 && p.records[limit-2].ID != task(9-limit+1, Queued).ID {
+			t.Errorf("%d: got %+v", limit, p.records)
+		}
+	}
+}
+
+// TestIndexAgain wants what is noted once more to be there once.
+func TestIndexAgain(t *testing.T) {
+	x := newIndex(false)
+	for range 3 {
+		for i := range 10 {
+			x.note(&Record{ID: fmt.Sprintf("task_%036x", i), Owner: "ann", State: Completed}, uint64(100+i))
+		}
+		x.again()
+		if n := len(x.owners[ownerKey("ann")]); n != 10 {
+			t.Errorf("there are %d", n)
+		}
 	}
 }
 

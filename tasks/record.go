@@ -90,6 +90,8 @@ type Record struct {
 	// is the process that runs it.
 	Sync   bool   `json:"sync,omitempty"`
 	Holder string `json:"holder,omitempty"`
+	// Keyed says that the task was submitted with an idempotency key.
+	Keyed bool `json:"keyed,omitempty"`
 	// Site names the settings of the site that took the task; see [Part.Register].
 	Site   string `json:"site"`
 	Target Target `json:"target"`

@@ -106,6 +106,7 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) (uint64, er
 		err = s.sync(recordName, message)
 	}
 	if err != nil {
+		s.records.index.failed()
 		return 0, s.failedTo(ctx, err)
 	}
 	s.records.index.note(r, message)
@@ -190,14 +191,9 @@ func (s *store) updateFrom(ctx context.Context, key string, known *Record, revis
 	return nil, 0, fmt.Errorf("%w: %w", ErrStore, errConflict)
 }
 
-// submit puts a new task into the queue. When it returns nil, it is on disk.
-func (s *store) submit(ctx context.Context, r *Record, prompt string) error {
-	r.note(nil)
-	header, err := r.encodeHeader()
-	if err != nil {
-		return err
-	}
-	err = s.enqueue(ctx, s.queue, queueName, &nats.Msg{Subject: inQueue(r.key()), Header: header, Data: []byte(prompt)})
+// submit puts a new task into the queue, with its record as the header has it. When it returns nil, it is on disk.
+func (s *store) submit(ctx context.Context, r *Record, header nats.Header, prompt string) error {
+	err := s.enqueue(ctx, s.queue, queueName, &nats.Msg{Subject: inQueue(r.key()), Header: header, Data: []byte(prompt)})
 	if err == nil {
 		return nil
 	}
@@ -319,20 +315,28 @@ func (s *store) next(ctx context.Context, stream jetstream.Stream, from uint64, 
 }
 
 // endWatch ends a watch. What was on its way is taken: the library would wait for that for
-// ever, with a goroutine.
+// ever, with a goroutine. For a server that is away it waits longer than this does.
 func endWatch(w jetstream.KeyWatcher) {
-	_ = w.Stop()
-	late := time.NewTimer(time.Second)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		_ = w.Stop()
+	}()
+	late := time.NewTimer(flushWait)
 	defer late.Stop()
-	for {
+	for updates := w.Updates(); updates != nil; {
 		select {
-		case _, ok := <-w.Updates():
+		case _, ok := <-updates:
 			if !ok {
-				return
+				updates = nil
 			}
 		case <-late.C:
 			return
 		}
+	}
+	select {
+	case <-stopped:
+	case <-late.C:
 	}
 }
 

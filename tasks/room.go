@@ -6,16 +6,26 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
+	"math"
+	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
 // taskRoom is what a task that has no end may come to need in the bucket of the records, in
 // bytes, as a rule: it writes two of them that stay, beside what it has there by then.
 const taskRoom = 3 << 10
+
+// moreRoom is what a task needs beyond that, whose record has so many bytes in the queue.
+func moreRoom(header int) int64 { return int64(max(0, 2*header-taskRoom/2)) }
 
 // Of the room for records, the last sixteenth is for tasks that need more than that. Before
 // it comes to that, the tasks that ended first make room.
@@ -24,86 +34,129 @@ func evictAt(room int64) int64  { return room - room/8 }
 
 const (
 	evictPause = 5 * time.Second
-	// maxEvicted bounds how many tasks are dropped in one go.
-	maxEvicted = 20_000
+	// evictTime bounds how long it takes to drop evictBatch tasks, evictAtOnce at one time.
+	evictTime   = time.Minute
+	evictBatch  = 500
+	evictAtOnce = 16
 )
+
+// errHeld says that there is little room, and that all is to be kept that there is.
+var errHeld = errors.New("nothing can be dropped: tasks wait for their webhooks to be delivered, or have an idempotency key of less than 24 hours")
 
 // makeRoom drops the tasks that ended first, before their time, whenever there is little
 // room, until the session ends.
 func (s *session) makeRoom() {
+	var told time.Time // when it was said last that something is wrong
 	for s.ctx.Err() == nil {
-		pause(s.ctx, s.limits.evict)
+		pause(s.ctx, s.limits.evict/2+rand.N(s.limits.evict)) // gateways that share a store do not all begin at one time
 		n, err := s.evict()
 		if n > 0 {
+			metrics.AsyncDropped(n)
 			s.log().Warn("tasks that have ended were dropped early: there is no room for more", zap.Int("tasks", n))
 		}
-		if err != nil && s.ctx.Err() == nil {
+		if err != nil && s.ctx.Err() == nil && time.Since(told) > time.Minute {
+			told = time.Now()
 			s.log().Warn("making room for tasks", zap.Error(err))
 		}
 	}
 }
 
-// evict drops as many of them as it takes, and returns how many that were.
+// evict drops as many of them as it takes, and returns how many that were. It goes on past
+// those that cannot be dropped.
 func (s *session) evict() (n int, err error) {
-	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
-	defer cancel()
-	unfinished, _, err := s.store.length(ctx, queueName)
+	enough := evictAt(s.limits.records)
+	for after := uint64(0); ; {
+		ctx, cancel := context.WithTimeout(s.ctx, evictTime)
+		most, last, err := s.evictSome(ctx, after, enough)
+		cancel()
+		n += most
+		switch {
+		case n > 0 && errors.Is(err, errHeld):
+			return n, nil
+		case err != nil || last == 0:
+			return n, err
+		}
+		after, enough = last, evictAt(s.limits.records)-s.limits.records/64 // not one by one
+	}
+}
+
+// evictSome drops some of those that were last written after a revision, unless no more is
+// needed than enough. It returns how many, and the revision that the next are after; 0 for
+// none.
+func (s *session) evictSome(ctx context.Context, after uint64, enough int64) (n int, last uint64, err error) {
+	messages, bytes, err := s.store.length(ctx, queueName)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	stream, err := patiently(ctx, s.store, func(ctx context.Context) (jetstream.Stream, error) { return s.store.js.Stream(ctx, recordName) })
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	state := stream.CachedInfo().State
-	excess := int64(state.Bytes) + int64(unfinished)*taskRoom - evictAt(s.limits.records)
-	if excess <= 0 || state.Msgs == 0 {
-		return 0, nil
+	s.shares.weigh(s.store.records.index, state, s.limits)
+	if int64(state.Bytes)+int64(messages)*taskRoom+s.backlog.more(bytes) <= enough || !s.store.records.index.isLoaded() {
+		return 0, 0, nil
 	}
-	excess += s.limits.records / 64 // not one by one
-	most := min(maxEvicted, int(1+excess/(2*int64(state.Bytes/state.Msgs))))
-	found := s.store.records.index.firstEnded(state.FirstSeq, state.LastSeq, most)
-	return s.dropAll(ctx, stream, found)
+	found := s.store.records.index.firstEnded(after, evictBatch, s.limits.now())
+	if len(found) == 0 {
+		return 0, 0, errHeld
+	}
+	last = found[len(found)-1].revision
+	n, err = s.dropAll(ctx, stream, found)
+	return n, last, err
 }
 
 // dropAll drops tasks. After a power cut, none must be there as it was before its end, in
 // the bucket or in the queue: what is older is gone on disk before the end itself goes.
 func (s *session) dropAll(ctx context.Context, stream jetstream.Stream, found []ownedEntry) (n int, err error) {
-	idle := found[:0]
-	for _, e := range found {
-		ok, err := s.isIdle(ctx, &e)
-		if err != nil {
-			return 0, err
+	err = forEach(found, func(e *ownedEntry) error {
+		idle, err := s.isIdle(ctx, e)
+		if !idle {
+			e.revision = 0
 		}
-		if ok {
-			idle = append(idle, e)
-		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	idle := slices.DeleteFunc(found, func(e ownedEntry) bool { return e.revision == 0 })
+	purge := func(e *ownedEntry, below uint64) error {
+		_, err := step(s.store, "purge", e.owner, func() (any, error) {
+			return patiently(ctx, s.store, func(ctx context.Context) (any, error) {
+				return nil, stream.Purge(ctx, jetstream.WithPurgeSubject("$KV."+bucket+"."+e.key(e.owner, false)), jetstream.WithPurgeSequence(below))
+			})
+		})
+		return err
 	}
 	if err := s.store.force(queueName); err != nil {
 		return 0, s.store.failedTo(ctx, err)
 	}
-	purge := func(e ownedEntry, below uint64) error {
-		_, err := patiently(ctx, s.store, func(ctx context.Context) (any, error) {
-			return nil, stream.Purge(ctx, jetstream.WithPurgeSubject("$KV."+bucket+"."+e.key(e.owner, false)), jetstream.WithPurgeSequence(below))
-		})
-		return err
-	}
-	for _, e := range idle {
-		if err := purge(e, e.revision); err != nil {
-			return 0, err
-		}
+	if err := forEach(idle, func(e *ownedEntry) error { return purge(e, e.revision) }); err != nil {
+		return 0, err
 	}
 	if err := s.store.force(recordName); err != nil {
 		return 0, s.store.failedTo(ctx, err)
 	}
-	for _, e := range idle {
-		if err := purge(e, e.revision+1); err != nil {
-			return n, err
+	var dropped atomic.Int64
+	err = forEach(idle, func(e *ownedEntry) error {
+		err := purge(e, e.revision+1)
+		if err == nil {
+			s.store.records.index.drop(*e)
+			dropped.Add(1)
 		}
-		s.store.records.index.drop(e)
-		n++
+		return err
+	})
+	return int(dropped.Load()), err
+}
+
+// forEach calls do with each of some tasks, with some of them at one time.
+func forEach(found []ownedEntry, do func(*ownedEntry) error) error {
+	var g errgroup.Group
+	g.SetLimit(evictAtOnce)
+	for i := range found {
+		g.Go(func() error { return do(&found[i]) })
 	}
-	return n, nil
+	return g.Wait()
 }
 
 // isIdle reports whether nothing is to be done for a task any more, and brings its entry up
@@ -115,10 +168,13 @@ func (s *session) isIdle(ctx context.Context, e *ownedEntry) (bool, error) {
 		s.store.records.index.drop(*e)
 		return false, nil
 	}
+	if errors.Is(err, errDamaged) { // it goes with its time
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
-	if e.entry = newEntry(r, revision); !e.finished() {
+	if e.entry = newEntry(r, revision); !e.canGo(s.limits.now()) {
 		return false, nil
 	}
 	there, err := s.store.waiting(ctx, s.store.queue, inQueue(key))
@@ -131,29 +187,43 @@ type ownedEntry struct {
 	owner string
 }
 
-// firstEnded returns about so many of the tasks that nothing becomes of any more, those that
-// were written first. The bucket has the revisions from first to last.
-func (x *index) firstEnded(first, last uint64, most int) (found []ownedEntry) {
+// canGo reports whether a task may be dropped before its time. What has a key is kept for
+// as long as that: whoever sends it again must not have the task run again.
+func (e entry) canGo(now time.Time) bool {
+	return e.revision != 0 && e.finished() &&
+		(e.webhook&ofKey == 0 || now.Sub(time.UnixMilli(int64(e.order.milliseconds()))) > KeepKey+time.Minute)
+}
+
+// names returns the owners of tasks.
+func (x *index) names() []string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if !x.isLoaded() {
-		return nil
+	return slices.Collect(maps.Keys(x.owners))
+}
+
+// firstEnded returns as many of the tasks that can go, those that were last written first
+// after a revision.
+func (x *index) firstEnded(after uint64, most int, now time.Time) (found []ownedEntry) {
+	end := uint64(math.MaxUint64)
+	trim := func() {
+		slices.SortFunc(found, func(a, b ownedEntry) int { return cmp.Compare(a.revision, b.revision) })
+		found = found[:min(len(found), most)]
 	}
-	for width := uint64(2 * most); len(found) < most; width *= 2 {
-		found = found[:0]
-		for owner, all := range x.owners {
-			for _, e := range all {
-				if e.revision != 0 && e.revision < first+width && e.finished() {
-					found = append(found, ownedEntry{e, owner})
-				}
+	for _, owner := range x.names() {
+		x.mu.Lock()
+		for _, e := range x.owners[owner] {
+			if e.revision <= after || e.revision >= end || !e.canGo(now) {
+				continue
+			}
+			if found = append(found, ownedEntry{e, owner}); len(found) == 2*most {
+				trim()
+				end = found[most-1].revision
 			}
 		}
-		if first+width > last {
-			break
-		}
+		x.mu.Unlock()
 	}
-	slices.SortFunc(found, func(a, b ownedEntry) int { return cmp.Compare(a.revision, b.revision) })
-	return found[:min(len(found), most)]
+	trim()
+	return found
 }
 
 // drop takes a task out.

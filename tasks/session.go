@@ -33,6 +33,7 @@ type session struct {
 	poster  *poster
 	backlog backlog
 	keyRoom keyRoom
+	shares  roomShare
 	listing chan struct{} // holds a place for each list that is being made
 	silent  atomic.Bool   // in tests: other gateways hear nothing of it, nor it of them
 
@@ -122,8 +123,10 @@ func (s *session) consume(ctx context.Context, queue jetstream.Stream, name, sub
 // close ends the work and closes the store.
 func (s *session) close() {
 	s.cancel(errClosing)
+	// A drain waits for an answer, and a server that is away has none.
+	drain := s.store.shared && s.store.conn.FlushTimeout(flushWait) == nil
 	for _, messages := range s.queues {
-		if s.store.shared {
+		if drain {
 			messages.Drain()
 		} else {
 			messages.Stop()
@@ -181,11 +184,20 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 	if err := s.roomy(); err != nil {
 		return err
 	}
-	if err := s.backlog.begin(ctx, s.store, limit, s.limits.records); err != nil {
+	if err := s.shares.check(r.Owner); err != nil {
 		return err
 	}
-	err := s.store.submit(ctx, r, prompt)
-	s.backlog.end(err == nil, len(prompt)+recordSpace)
+	r.note(nil)
+	header, err := r.encodeHeader()
+	if err != nil {
+		return err
+	}
+	size := len(header.Get(recordHeader))
+	if err := s.backlog.begin(ctx, s.store, limit, s.limits.records, moreRoom(size)); err != nil {
+		return err
+	}
+	err = s.store.submit(ctx, r, header, prompt)
+	s.backlog.end(err == nil, len(prompt)+max(recordSpace, size), moreRoom(size))
 	return err
 }
 

@@ -16,21 +16,23 @@ import (
 type shelf struct {
 	jetstream.KeyValue
 	stream string
-	calls  bool
 	index  *index
 }
 
 // readThrough looks at each record of a shelf, as often as that fails. Then its index is loaded.
 func (s *session) readThrough(from *shelf, look func(*Record, uint64)) {
 	for s.ctx.Err() == nil {
-		newest, err := s.store.eachRecord(s.ctx, from, 0, func(r *Record, revision uint64) {
-			from.index.note(r, revision)
-			look(r, revision)
+		newest, err := step(s.store, "read", from.stream, func() (uint64, error) {
+			return s.store.eachRecord(s.ctx, from, 0, func(r *Record, revision uint64) {
+				from.index.note(r, revision)
+				look(r, revision)
+			})
 		})
 		if err == nil {
 			from.index.load(newest)
 			return
 		}
+		from.index.again()
 		if s.ctx.Err() == nil {
 			s.log().Warn("reading what is kept of tasks", zap.String("bucket", from.Bucket()), zap.Error(err))
 			pause(s.ctx, time.Second)
@@ -38,14 +40,15 @@ func (s *session) readThrough(from *shelf, look func(*Record, uint64)) {
 	}
 }
 
-// upToDate waits until the index of a shelf is loaded, and has it know of what others wrote.
+// upToDate waits until the index of a shelf is loaded, and has it know of what others wrote,
+// and of what was written without an answer.
 func (s *store) upToDate(ctx context.Context, of *shelf) error {
 	select {
 	case <-of.index.loaded:
 	case <-ctx.Done():
 		return fmt.Errorf("they are still being read: %w", context.Cause(ctx))
 	}
-	if !s.shared {
+	if !of.index.isBehind() && !s.shared {
 		return nil
 	}
 	end, err := s.lastMessage(ctx, of.stream)
@@ -53,6 +56,9 @@ func (s *store) upToDate(ctx context.Context, of *shelf) error {
 		if _, err = s.eachRecord(ctx, of, known, of.index.note); err == nil {
 			of.index.follow(end)
 		}
+	}
+	if err != nil {
+		of.index.failed()
 	}
 	return err
 }

@@ -41,6 +41,8 @@ const (
 	// callTimeout bounds each call to the store.
 	callTimeout = 10 * time.Second
 	startWait   = time.Minute
+	// flushWait is how long the end waits for a server of a cluster that does not answer.
+	flushWait = time.Second
 	// stopWait is how long requests may hold up the end; less than lockWait.
 	stopWait = time.Second
 )
@@ -275,7 +277,7 @@ func (s *store) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream
 // layOutRecords makes the bucket of the records.
 func (s *store) layOutRecords(ctx context.Context) error {
 	var err error
-	s.records = shelf{stream: recordName, index: newIndex()}
+	s.records = shelf{stream: recordName, index: newIndex(false)}
 	s.records.KeyValue, err = s.bucket(ctx, bucket, jetstream.StreamConfig{MaxBytes: recordBytes, MaxMsgSize: maxRecord, SubjectDeleteMarkerTTL: time.Minute})
 	return err
 }
@@ -352,7 +354,7 @@ func (s *store) failedTo(ctx context.Context, err error) error {
 func (s *store) close() {
 	if s.conn != nil {
 		if s.shared { // what was given back is to be known
-			_ = s.conn.FlushTimeout(time.Second)
+			_ = s.conn.FlushTimeout(flushWait)
 		}
 		s.conn.Close()
 	}

@@ -181,7 +181,7 @@ func (p *Part) Ready() error {
 
 // Submission is a task to be accepted.
 type Submission struct {
-	// ID is one of [NewID]; empty for a new one.
+	// ID is one of [NewID], which a [Key] has; empty for a new one.
 	ID          string
 	Owner, Site string
 	Target      Target
@@ -204,7 +204,7 @@ func (p *Part) Submit(ctx context.Context, sub Submission) (*Record, error) {
 	now := s.limits.now().UTC()
 	r := &Record{
 		ID: cmp.Or(sub.ID, newID(now, laneOf(sub.Owner, sub.Target))), Owner: sub.Owner, Site: sub.Site,
-		Target: sub.Target, Bounds: sub.Bounds, PromptSize: len(sub.Prompt), State: Queued, Created: now,
+		Keyed: sub.ID != "", Target: sub.Target, Bounds: sub.Bounds, PromptSize: len(sub.Prompt), State: Queued, Created: now,
 	}
 	if sub.WebhookURL != "" {
 		r.Webhook = &Webhook{URL: sub.WebhookURL, Base: sub.Base, State: WebhookPending}

@@ -25,6 +25,7 @@ type holder struct {
 	n      int64
 	full   bool
 	freed  sync.Once
+	users  atomic.Int64 // who reads it; -1 once its room is given back
 }
 
 // Write implements io.Writer. It never fails.
@@ -81,7 +82,25 @@ func (h *holder) writeTo(w io.Writer) error {
 	return nil
 }
 
-// free gives back its room, once. Whoever reads it still may.
-func (h *holder) free() {
-	h.freed.Do(func() { heldBytes.Add(-h.n) })
+// use keeps its room until release is called; false when that was given back.
+func (h *holder) use() bool {
+	for {
+		n := h.users.Load()
+		if n < 0 {
+			return false
+		}
+		if h.users.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
 }
+
+// release ends a use.
+func (h *holder) release() {
+	if h.users.Add(-1) < 0 {
+		heldBytes.Add(-h.n)
+	}
+}
+
+// free gives back its room, once, when nobody uses it any more.
+func (h *holder) free() { h.freed.Do(h.release) }

@@ -108,3 +108,24 @@ func TestHeldTask(t *testing.T) {
 	g.do(t, "DELETE", wire.PathTasks+"/t1", "")
 	await.Until(t, "it is forgotten", func() bool { return heldBytes.Load() == before })
 }
+
+// TestHeldWhileRead wants the room of what is read still to be counted when it is dropped.
+func TestHeldWhileRead(t *testing.T) {
+	hold(t, zipBuffer, zipBuffer)
+	before := heldBytes.Load()
+	var h holder
+	_, _ = h.Write(make([]byte, 100))
+	held := h.whole()
+	if !held.use() {
+		t.Fatal("it cannot be read")
+	}
+	held.free()
+	held.free()
+	if n := heldBytes.Load() - before; n != 100 {
+		t.Errorf("%d bytes are counted while it is read", n)
+	}
+	held.release()
+	if n := heldBytes.Load() - before; n != 0 || held.use() {
+		t.Errorf("%d bytes are counted afterwards, or it can be read still", n)
+	}
+}

@@ -157,7 +157,13 @@ func (c *call) artifact(id string) {
 	}
 	ctx, end := k.begin(c)
 	defer end()
-	if k.held == nil { // it is made
+	if k.held != nil {
+		if !k.held.use() { // they have gone just now
+			c.fail(http.StatusNotFound, "task_not_found", "There are no files of this task.")
+			return
+		}
+		defer k.held.release()
+	} else { // it is made
 		giveBack, ok := c.a.packing.take(ctx, c.gateway)
 		if !ok {
 			panic(http.ErrAbortHandler)

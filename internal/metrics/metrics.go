@@ -129,7 +129,7 @@ var (
 var collectors = []prometheus.Collector{
 	tasks.vec, attempts.vec, logins.vec, witnessed.vec, streams, duration, workersOnline, queueWaiting, tasksInFlight, unreadable, bytesSent, built,
 	requestDuration, firstToken, outputToken, tokenUsage,
-	asyncRunning, asyncStored, webhookStored, asyncEnds.vec, asyncWait, deliveries.vec, webhookEnds.vec, webhookDelay,
+	asyncRunning, asyncStored, asyncDropped, webhookStored, asyncEnds.vec, asyncWait, deliveries.vec, webhookEnds.vec, webhookDelay,
 }
 
 // Register registers the metrics with the registry of a configuration. It may be

@@ -87,6 +87,7 @@ func TestCounts(t *testing.T) {
 		{func() { Stored(5, 0) }, "agentfm_async_tasks_unfinished", 5},
 		{func() { Stored(0, 7) }, "agentfm_webhooks_pending", 7},
 		{func() { Stored(0, 0) }, "agentfm_webhooks_pending", -7},
+		{func() { AsyncDropped(3) }, "agentfm_async_tasks_dropped_total", 3},
 		{func() { AsyncStarted(time.Minute) }, "agentfm_async_queue_seconds", 1},
 		{func() { WebhookDelay(time.Minute) }, "agentfm_webhook_delay_seconds", 1},
 	}

@@ -48,7 +48,8 @@ var (
 	asyncStored   = newGauge("agentfm_async_tasks_unfinished", "Submitted tasks in the store that are queued or running.")
 	webhookStored = newGauge("agentfm_webhooks_pending", "Webhooks in the store that are yet to be delivered.")
 
-	asyncEnds = newCounters("agentfm_async_tasks_ended_total", "Submitted tasks that this gateway saw to their end, by that.",
+	asyncDropped = newCounter("agentfm_async_tasks_dropped_total", "Submitted tasks that had ended and were dropped before their time, for want of room.")
+	asyncEnds    = newCounters("agentfm_async_tasks_ended_total", "Submitted tasks that this gateway saw to their end, by that.",
 		"status", AsyncCompleted, AsyncFailed, AsyncCancelled)
 	asyncWait = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "agentfm_async_queue_seconds", Help: "Time from a task's submission to its first start at a worker.",
@@ -76,6 +77,9 @@ func Stored(tasks, webhooks int) {
 
 // AsyncEnded counts the end of a submitted task.
 func AsyncEnded(s AsyncStatus) { asyncEnds.inc(s) }
+
+// AsyncDropped counts submitted tasks that had ended and were dropped early.
+func AsyncDropped(n int) { asyncDropped.Add(float64(n)) }
 
 // AsyncStarted counts the first start of a submitted task, and how long it has waited.
 func AsyncStarted(waited time.Duration) { asyncWait.Observe(waited.Seconds()) }

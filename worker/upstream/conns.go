@@ -7,12 +7,16 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // inlineBody is how large a body may be to be written before the answer is read. A
@@ -26,14 +30,16 @@ type conns struct {
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 	addr string
 
-	mu    sync.Mutex
-	idle  []*serverConn // the one that was used last is the last
-	sweep *time.Timer   // closes those that nobody has used for long; nil while there are none
+	mu     sync.Mutex
+	idle   []*serverConn // the one that was used last is the last
+	sweep  *time.Timer   // closes those that nobody has used for long; nil while there are none
+	closed bool          // none is kept until there is another request
 }
 
 // plainAddr returns where a server without TLS listens.
 func plainAddr(base *url.URL) (string, bool) {
-	return net.JoinHostPort(base.Hostname(), cmp.Or(base.Port(), "80")), base.Scheme == "http"
+	addr, err := httpguts.PunycodeHostPort(net.JoinHostPort(base.Hostname(), cmp.Or(base.Port(), "80")))
+	return addr, base.Scheme == "http" && err == nil
 }
 
 // serverConn is a connection to a server.
@@ -63,33 +69,41 @@ func (c *serverConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// resendWithin is how soon after it was sent the failure of a request tells that the server had
+// closed the connection before: later, it may have worked on it.
+const resendWithin = time.Second
+
 // roundTrip sends a request, whose body is no larger than inlineBody. The end of its
-// context closes the connection. A request that a connection was used for before, and
-// that nothing was answered to, is sent again: the server had closed it, or does so now.
+// context closes the connection. On a connection that was used before, a request that soon
+// fails without an answer is sent again, once: the server had closed it, or does so now.
 func (cs *conns) roundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
-	for {
-		c, err := cs.get(ctx)
-		if err != nil {
-			return nil, err
-		}
-		resp, begun, err := c.ask(ctx, req)
-		if err == nil {
-			return resp, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if !c.reused || begun {
-			return nil, err
-		}
+	c, err := cs.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sent := time.Now()
+	resp, begun, err := c.ask(ctx, req)
+	if err != nil && c.reused && !begun && ctx.Err() == nil && time.Since(sent) < resendWithin {
 		if req.GetBody != nil {
 			if req.Body, err = req.GetBody(); err != nil {
 				return nil, err
 			}
 		}
+		if c, err = cs.connect(ctx); err != nil {
+			return nil, err
+		}
+		resp, _, err = c.ask(ctx, req)
 	}
+	if err != nil && ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return resp, err
 }
+
+// earlyAnswer is how long an answer is waited for when the request could not be written to its
+// end: a server that refuses it need not read it.
+const earlyAnswer = 100 * time.Millisecond
 
 // ask is roundTrip on one connection, which is closed when it fails. begun says that
 // something was answered.
@@ -101,24 +115,30 @@ func (c *serverConn) ask(ctx context.Context, req *http.Request) (resp *http.Res
 			_ = c.Close()
 		}
 	}()
-	c.w.Reset(c.Conn) // after an error it would give that again
-	if err = errors.Join(req.Write(c.w), c.w.Flush()); err != nil {
-		return nil, false, err
+	unsent := errors.Join(req.Write(c.w), c.w.Flush())
+	if unsent != nil {
+		_ = c.SetReadDeadline(time.Now().Add(earlyAnswer))
 	}
 	c.budget = maxHeader
 	if _, err = c.r.Peek(1); err != nil {
-		return nil, false, err
+		return nil, false, cmp.Or(unsent, err)
+	}
+	if unsent != nil {
+		_ = c.SetReadDeadline(time.Time{})
 	}
 	for { // over answers of status 1xx, to which the budget belongs, too
 		if resp, err = http.ReadResponse(c.r, req); err != nil {
 			return nil, true, err
+		}
+		if resp.StatusCode < http.StatusContinue {
+			return nil, true, fmt.Errorf("there is no status %d", resp.StatusCode)
 		}
 		if resp.StatusCode >= http.StatusOK || resp.StatusCode == http.StatusSwitchingProtocols {
 			break
 		}
 	}
 	c.budget = -1
-	b := &serverBody{ReadCloser: resp.Body, c: c, stop: stop, last: resp.Close || resp.StatusCode < http.StatusOK}
+	b := &serverBody{ReadCloser: resp.Body, c: c, stop: stop, last: unsent != nil || resp.Close || resp.StatusCode < http.StatusOK}
 	if resp.Body == http.NoBody {
 		b.end()
 	} else {
@@ -177,6 +197,11 @@ func (cs *conns) get(ctx context.Context) (*serverConn, error) {
 		}
 		_ = c.Close()
 	}
+	return cs.connect(ctx)
+}
+
+// connect returns a new connection.
+func (cs *conns) connect(ctx context.Context) (*serverConn, error) {
 	raw, err := cs.dial(ctx, "tcp", cs.addr)
 	if err != nil {
 		return nil, err
@@ -190,6 +215,7 @@ func (cs *conns) get(ctx context.Context) (*serverConn, error) {
 func (cs *conns) pop() *serverConn {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
+	cs.closed = false
 	n := len(cs.idle)
 	if n == 0 {
 		return nil
@@ -204,39 +230,48 @@ func (cs *conns) pop() *serverConn {
 func (cs *conns) put(c *serverConn) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	if len(cs.idle) >= maxIdleConns {
+	if cs.closed || len(cs.idle) >= maxIdleConns {
 		_ = c.Close()
 		return
 	}
 	c.since = time.Now()
 	cs.idle = append(cs.idle, c)
 	if cs.sweep == nil {
-		cs.sweep = time.AfterFunc(idleTimeout, func() { cs.closeUnused(time.Now().Add(-idleTimeout)) })
+		cs.sweep = time.AfterFunc(idleTimeout, cs.closeUnused)
 	}
 }
 
-// closeUnused closes the idle connections that nobody has used since then.
-func (cs *conns) closeUnused(since time.Time) {
+// closeUnused closes the idle connections that nobody has used for idleTimeout, and those that
+// the server has closed.
+func (cs *conns) closeUnused() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	kept := cs.idle[:0]
-	for _, c := range cs.idle {
-		if c.since.After(since) {
-			kept = append(kept, c)
-		} else {
-			_ = c.Close()
-		}
-	}
-	clear(cs.idle[len(kept):])
-	cs.idle = kept
-	if cs.sweep == nil {
-		return
-	}
-	cs.sweep.Stop()
-	if cs.sweep = nil; len(kept) > 0 {
-		cs.sweep = time.AfterFunc(idleTimeout, func() { cs.closeUnused(time.Now().Add(-idleTimeout)) })
+	cs.closeIf(func(c *serverConn) bool { return time.Since(c.since) >= idleTimeout || !c.quiet() })
+	if cs.sweep = nil; len(cs.idle) > 0 { // the one that was put first has waited the longest
+		cs.sweep = time.AfterFunc(max(0, idleTimeout-time.Since(cs.idle[0].since)), cs.closeUnused)
 	}
 }
 
-// closeIdle closes the idle connections.
-func (cs *conns) closeIdle() { cs.closeUnused(time.Now()) }
+// closeIf closes the idle connections of which bad says so. The caller holds cs.mu.
+func (cs *conns) closeIf(bad func(*serverConn) bool) {
+	cs.idle = slices.DeleteFunc(cs.idle, func(c *serverConn) bool {
+		if !bad(c) {
+			return false
+		}
+		_ = c.Close()
+		return true
+	})
+}
+
+// closeIdle closes the idle connections, and those in use when that ends, until there is
+// another request.
+func (cs *conns) closeIdle() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.closed = true
+	cs.closeIf(func(*serverConn) bool { return true })
+	if cs.sweep != nil {
+		cs.sweep.Stop()
+		cs.sweep = nil
+	}
+}

@@ -11,8 +11,12 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
 // scripted is a server that does on each connection what the next of the scripts says.
@@ -165,6 +169,7 @@ func TestConnsFail(t *testing.T) {
 		"closed":    send(""),
 		"half":      send("HTTP/1.1 200 OK\r\nContent-"),
 		"too large": last(send("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 2*maxHeader) + "\r\n\r\n")),
+		"no status": last(send("HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n" + one)),
 		"no end":    last(send(strings.Repeat(early, maxHeader/len(early)+1))),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -230,10 +235,113 @@ func TestConnsCancel(t *testing.T) {
 func TestConnsIdle(t *testing.T) {
 	cs := scripted(t, last(send(one)))
 	_ = answered(t, cs)
-	if cs.closeUnused(time.Now().Add(-time.Hour)); len(cs.idle) != 1 || cs.sweep == nil {
+	if cs.closeUnused(); len(cs.idle) != 1 || cs.sweep == nil {
 		t.Fatal("one that was used a moment ago was closed")
 	}
-	if cs.closeIdle(); len(cs.idle) != 0 || cs.sweep != nil {
-		t.Error("one was kept")
+	c := cs.pop()
+	if cs.closeIdle(); cs.sweep != nil {
+		t.Error("there is a timer for nobody")
+	}
+	if cs.put(c); len(cs.idle) != 0 {
+		t.Error("one that came back after the end was kept")
+	}
+}
+
+// TestConnsClosed wants idle connections closed that the server has closed.
+func TestConnsClosed(t *testing.T) {
+	if !canBeQuiet {
+		t.Skip("it is not seen here")
+	}
+	cs := scripted(t, send(one))
+	_ = answered(t, cs)
+	await.Until(t, "the connection is closed", func() bool {
+		cs.closeUnused()
+		cs.mu.Lock()
+		defer cs.mu.Unlock()
+		return len(cs.idle) == 0 && cs.sweep == nil
+	})
+}
+
+// TestConnsEarlyAnswer wants the answer of a server that reads no body, and closes.
+func TestConnsEarlyAnswer(t *testing.T) {
+	const tries = 100
+	scripts := make([]func(net.Conn, *bufio.Reader), tries)
+	for i := range scripts {
+		scripts[i] = func(c net.Conn, r *bufio.Reader) {
+			if _, err := http.ReadRequest(r); err == nil {
+				_, _ = io.WriteString(c, "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\ntoo")
+			}
+		}
+	}
+	cs := scripted(t, scripts...)
+	lost := 0
+	for range tries {
+		req := question(t.Context())
+		setBody(req, make([]byte, inlineBody))
+		resp, err := cs.roundTrip(req)
+		if err != nil {
+			lost++
+			continue
+		}
+		if b, err := io.ReadAll(resp.Body); resp.StatusCode != http.StatusRequestEntityTooLarge || err == nil && string(b) != "too" {
+			t.Errorf("got %d %q, %v", resp.StatusCode, b, err)
+		}
+		_ = resp.Body.Close()
+	}
+	t.Logf("%d of %d answers were lost", lost, tries)
+	if lost > tries/20 { // what a system has not read yet when the other side is gone, it may drop
+		t.Errorf("%d of %d answers were lost", lost, tries)
+	}
+}
+
+// TestConnsResend wants a request sent again once, and not on each idle connection: whoever
+// gets it may do it before it fails.
+func TestConnsResend(t *testing.T) {
+	if !canBeQuiet {
+		t.Skip("no connection is used again here")
+	}
+	var accepted, got atomic.Int64
+	ready, dies := make(chan struct{}), func(c net.Conn, r *bufio.Reader) {
+		send(one)(c, r)
+		if asked(r) != nil {
+			got.Add(1)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted.Add(1)
+			serving.Go(func() {
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+				<-ready
+				dies(c, bufio.NewReader(c))
+			})
+		}
+	})
+	cs := &conns{dial: new(net.Dialer).DialContext, addr: l.Addr().String()}
+	defer serving.Wait()
+	defer l.Close()
+	defer cs.closeIdle()
+	var asking sync.WaitGroup
+	for range 8 {
+		asking.Go(func() { _ = answered(t, cs) })
+	}
+	await.Until(t, "eight connections", func() bool { return accepted.Load() == 8 })
+	close(ready)
+	asking.Wait()
+	if text := answered(t, cs); text != "one" {
+		t.Errorf("got %q", text)
+	}
+	if n := got.Load(); n != 1 {
+		t.Errorf("%d connections failed with the request", n)
 	}
 }
