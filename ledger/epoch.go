@@ -15,27 +15,6 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
 
-// ErrAsking says that not all were asked yet who may know more of the own log.
-var ErrAsking = errors.New("this node has not yet asked its peers, bootstrap nodes and witnesses what they have of its log; try again in two minutes")
-
-// Recover begins the epoch of the own log, which was continued twice by accident: see
-// [store.Store.Recover]. Peers, bootstrap nodes and witnesses must have been asked for what they
-// have of it. It returns how many entries stay as they were.
-func (l *Ledger) Recover(ctx context.Context) (kept uint64, err error) {
-	if !l.confirmed.Load() && l.waiting() {
-		return 0, ErrAsking
-	}
-	e, err := l.store.Recover(ctx)
-	if err != nil {
-		return 0, err
-	}
-	l.node.Log().Warn("this node has begun a new epoch of its log", zap.Uint64("kept", e.Size))
-	l.news()
-	l.announce(e)
-	l.publishAll()
-	return e.Size, nil
-}
-
 // announce tells the mesh of an epoch.
 func (l *Ledger) announce(e *wire.Epoch) {
 	if err := l.gossip.epochs.Publish(l.ctx, e.Marshal()); err != nil && l.ctx.Err() == nil {
@@ -43,22 +22,27 @@ func (l *Ledger) announce(e *wire.Epoch) {
 	}
 }
 
-// validateEpoch is the validator of epochs. One that is known is no news.
+// validateEpoch is the validator of epochs. One that is known is no news, nor is any more of who has
+// two.
 func (l *Ledger) validateEpoch(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	e, err := wire.ParseEpoch(m.GetData())
-	if err == nil && from != l.store.Self() {
-		if known, err := l.store.Knows(ctx, e); err != nil || known {
-			return pubsub.ValidationIgnore
-		}
+	if err == nil && from != l.store.Self() && l.knows(e) {
+		return pubsub.ValidationIgnore
 	}
 	if err == nil {
 		err = e.Verify()
 	}
-	if err == nil && from != l.store.Self() && (l.store.MayDeclare(ctx, e.Peer) != nil || !l.gossip.declared.admit(e.Peer)) {
+	if err == nil && from != l.store.Self() && (l.store.MayDeclare(ctx, e) != nil || !l.gossip.declared.admit(e.Peer)) {
 		err = errLater
 	}
 	m.ValidatorData = e
 	return judge(err, from, m)
+}
+
+// knows reports whether an epoch is no news.
+func (l *Ledger) knows(e *wire.Epoch) bool {
+	have, ok := l.store.Epochs()[e.Peer]
+	return ok && (have.Twice || have.Time == e.Time)
 }
 
 // takeEpochs takes in the epochs that gossip brings.
@@ -69,54 +53,56 @@ func (l *Ledger) takeEpochs(sub *pubsub.Subscription) {
 			return
 		}
 		if e, ok := m.ValidatorData.(*wire.Epoch); ok && m.GetFrom() != l.store.Self() {
-			l.declared(e)
+			l.takeEpoch(e)
 		}
 	}
 }
 
-// declaration takes in an epoch that a peer holds. One that is news is told to the mesh.
-func (l *Ledger) declaration(ctx context.Context, b []byte) error {
+// epochNotice takes in an epoch that a peer holds. One that is news is told to the mesh.
+func (l *Ledger) epochNotice(ctx context.Context, b []byte) error {
 	e, err := wire.ParseEpoch(b)
-	if err != nil || l.store.MayDeclare(ctx, e.Peer) != nil {
-		return err
-	}
-	if known, err := l.store.Knows(ctx, e); err != nil || known {
+	if err != nil || l.knows(e) || l.store.MayDeclare(ctx, e) != nil {
 		return err
 	}
 	if err := e.Verify(); err != nil {
 		return err
 	}
-	if l.declared(e) && l.gossip.declared.admit(e.Peer) {
+	if (e.Peer == l.store.Self() || l.gossip.declared.admit(e.Peer)) && l.takeEpoch(e) {
 		l.announce(e)
 	}
 	return nil
 }
 
-// declared takes in an epoch, and reports whether it is news.
-func (l *Ledger) declared(e *wire.Epoch) bool {
-	news, err := l.store.Declared(l.ctx, e)
+// takeEpoch takes in an epoch, and reports whether it is news.
+func (l *Ledger) takeEpoch(e *wire.Epoch) bool {
+	news, err := l.store.TakeEpoch(l.ctx, e)
 	if err != nil && !errors.Is(err, store.ErrQuota) && !errors.Is(err, store.ErrFuture) {
 		l.alarm(err)
 	}
-	if news {
-		l.news()
-		what := "a peer has begun a new epoch of its log: what it signed before, behind what it keeps, is void"
-		if l.store.Equivocators()[e.Peer] {
-			what = "a peer has begun a second epoch of its log, or signed two logs in its first"
-		}
-		l.node.Log().Warn(what, zap.Stringer("peer", e.Peer), zap.Uint64("kept", e.Size))
+	if !news {
+		return false
 	}
-	return news
+	l.news()
+	what := "a peer has begun a new epoch of its log: what it signed before is void"
+	if l.store.Equivocators()[e.Peer] {
+		what = "a peer has begun a second epoch of its log, or signed two logs in its first"
+	}
+	l.node.Log().Warn(what, zap.Stringer("peer", e.Peer))
+	if e.Peer == l.store.Self() {
+		l.alarm(l.store.MaySign())
+	}
+	return true
 }
 
-// penance is for how long who has begun an epoch is trusted no further than a newcomer.
+// penance is for how long who has begun an epoch is trusted no further than a newcomer: from when
+// this node has heard of it, for of when that was there is only its owner's word.
 const penance = 30 * 24 * time.Hour
 
 // penitents returns who has begun an epoch not long ago.
 func (l *Ledger) penitents(now time.Time) map[peer.ID]bool {
 	all := make(map[peer.ID]bool)
 	for id, e := range l.store.Epochs() {
-		if now.Sub(time.Unix(0, e.Time)) < penance {
+		if now.Sub(e.Received) < penance {
 			all[id] = true
 		}
 	}

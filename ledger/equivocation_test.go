@@ -29,6 +29,7 @@ type forger struct {
 	entries []*wire.Entry
 	nodes   map[tree.Node]wire.Hash // by level and index
 	roots   []wire.Hash             // by size
+	ahead   time.Duration           // of its clock
 }
 
 func newForger(t testing.TB, key crypto.PrivKey) *forger {
@@ -44,6 +45,7 @@ func newForger(t testing.TB, key crypto.PrivKey) *forger {
 func (f *forger) fork(t testing.TB, size, more int) *forger {
 	t.Helper()
 	g := newForger(t, f.key)
+	g.ahead = f.ahead
 	for _, e := range f.entries[:size] {
 		g.add(t, e)
 	}
@@ -69,7 +71,7 @@ func (f *forger) add(t testing.TB, e *wire.Entry) {
 func (f *forger) grow(t testing.TB, n int) *forger {
 	t.Helper()
 	for range n {
-		e := &wire.Entry{Kind: wire.Rating, Rater: f.id, Subject: newID(t), Dimension: wire.Honesty, Score: 1, Time: time.Now().UnixNano()}
+		e := &wire.Entry{Kind: wire.Rating, Rater: f.id, Subject: newID(t), Dimension: wire.Honesty, Score: 1, Time: time.Now().Add(f.ahead).UnixNano()}
 		if len(f.entries) > 0 {
 			e.Prev = f.entries[len(f.entries)-1].Hash()
 		}
@@ -84,7 +86,7 @@ func (f *forger) grow(t testing.TB, n int) *forger {
 // head returns the head of a size.
 func (f *forger) head(t testing.TB, size int) *wire.Head {
 	t.Helper()
-	h := &wire.Head{Peer: f.id, Size: uint64(size), Root: f.roots[size], Time: time.Now().UnixNano()}
+	h := &wire.Head{Peer: f.id, Size: uint64(size), Root: f.roots[size], Time: time.Now().Add(f.ahead).UnixNano()}
 	if err := h.Sign(f.key); err != nil {
 		t.Fatal(err)
 	}

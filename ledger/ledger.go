@@ -267,6 +267,8 @@ func (l *Ledger) alarm(err error) {
 	switch {
 	case errors.Is(err, store.ErrForked):
 		l.node.Log().Error("this node signs no more: its log was continued by another process with its key, or a store was restored that is older than what was published; see `caddy agentfm reputation recover`", zap.Error(err))
+	case errors.Is(err, store.ErrOther):
+		l.node.Log().Error("this node signs no more before it is restarted", zap.Error(err))
 	case errors.Is(err, store.ErrBehind):
 		l.node.Log().Warn("this node does not sign before a peer has given back what its store has lost", zap.Error(err))
 	default:

@@ -4,11 +4,13 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
@@ -20,6 +22,9 @@ const (
 	// noticePages is how many pages of them one peer is asked for at once: the rest comes in the
 	// next round.
 	noticePages = 12
+	// badNotices is how many that are none, or prove nothing, are passed over: a peer that shows more
+	// is left for this round.
+	badNotices = 16
 )
 
 // notices is how far a peer's notices were read: its evidence against equivocators, and the epochs
@@ -29,18 +34,17 @@ type notices struct {
 	epochs, alerts uint64    // the last rows
 }
 
-// askNotices fetches the notices that a peer has got since it was asked last. A peer that shows what
-// is none, or proves nothing, is not asked for more. The epochs come first, which clear some of
-// whom there is evidence against.
+// askNotices fetches the notices that a peer has got since it was asked last. The epochs come first,
+// which clear some of whom there is evidence against.
 func (l *Ledger) askNotices(ctx context.Context, id peer.ID) error {
 	n := l.headsSeen(id).notices
 	if time.Since(n.anew) >= noticesAnew {
 		n = notices{anew: time.Now()}
 	}
-	err := l.readNotices(ctx, id, wire.EpochsProtocol, &n.epochs, l.declaration)
-	if err == nil {
-		err = l.readNotices(ctx, id, wire.AlertsProtocol, &n.alerts, l.accusation)
-	}
+	err := errors.Join(
+		l.readNotices(ctx, id, wire.EpochsProtocol, &n.epochs, l.epochNotice),
+		l.readNotices(ctx, id, wire.AlertsProtocol, &n.alerts, l.accusation),
+	)
 	c := l.headsSeen(id)
 	c.notices = n
 	l.sawHeads(id, c)
@@ -53,6 +57,7 @@ func (l *Ledger) readNotices(ctx context.Context, id peer.ID, p protocol.ID, las
 	if err != nil || len(has) == 0 {
 		return err
 	}
+	bad := 0
 	for range noticePages {
 		items, err := l.page(ctx, id, p, *last, wire.MaxPage)
 		if err != nil {
@@ -64,7 +69,10 @@ func (l *Ledger) readNotices(ctx context.Context, id peer.ID, p protocol.ID, las
 			}
 			*last = i.Index
 			if err := take(ctx, i.Entry); err != nil {
-				return err
+				l.node.Log().Debug("a peer holds a notice that proves nothing", zap.Stringer("peer", id), zap.Error(err))
+				if bad++; bad >= badNotices {
+					return nil
+				}
 			}
 		}
 		if len(items) < wire.MaxPage {

@@ -19,9 +19,9 @@ import (
 //
 // A worker is proven when what this gateway and its seeds have seen of it is good, by several
 // tasks of this gateway or by the word of a seed, and hardly any of its tasks ended badly
-// lately. Who has begun an epoch of its log is not, for a while. What others say proves nobody and takes that from nobody, nor does what this gateway
-// has signed for its clients. All who are not proven are on probation, and their word is a
-// stranger's.
+// lately. Who has begun an epoch of its log is not, for a while. What others say proves nobody and
+// takes that from nobody, nor does what this gateway has signed for its clients. All who are not
+// proven are on probation, and their word is a stranger's.
 const (
 	neutral     = 4.0 // tasks' worth of not knowing
 	seedVoice   = 4.0 // tasks' worth of a seed's opinion, times its trust

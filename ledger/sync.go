@@ -184,11 +184,17 @@ func (l *Ledger) each(ids []peer.ID, within time.Duration, ask func(context.Cont
 	wait.Wait()
 }
 
-// ask asks one peer for its log, the heads that it holds, and its inbox.
+// ask asks one peer for the notices that it has, its log, the heads that it holds, and its inbox.
 func (l *Ledger) ask(ctx context.Context, id peer.ID) error {
-	if err := l.askNotices(ctx, id); err != nil {
-		return fmt.Errorf("notices: %w", err)
+	err := l.askNotices(ctx, id)
+	if err != nil {
+		err = fmt.Errorf("notices: %w", err)
 	}
+	return errors.Join(err, l.askLogs(ctx, id)) // without notices, the rest is worth as much
+}
+
+// askLogs asks one peer for its log, the heads that it holds, and its inbox.
+func (l *Ledger) askLogs(ctx context.Context, id peer.ID) error {
 	if err := l.askHeads(ctx, id); err != nil {
 		return fmt.Errorf("heads: %w", err)
 	}

@@ -35,7 +35,7 @@ const maxAdminBody = 4 << 10
 //	GET  /agentfm/workers  the workers that are known, also those that are offline
 //	GET  /agentfm/peers    the peers that are connected
 //	POST /agentfm/ping     {"peer": "<peer id or multiaddress>"}
-//	POST /agentfm/recover  {}: begins the one epoch of the node's log of ratings
+//	POST /agentfm/recover  {"force": false}: begins the one epoch of the node's log of ratings
 //
 // Caddy's rules for the admin API say who may ask.
 type adminAPI struct{}
@@ -215,12 +215,15 @@ func adminPing(l *Lease, r *http.Request) (any, error) {
 
 // recoverer is the ledger, as its operator sees it who recovers from a log that was continued twice.
 type recoverer interface {
-	Recover(context.Context) (kept uint64, err error)
+	Recover(ctx context.Context, force bool) (entries uint64, err error)
 }
 
 // adminRecover serves POST /agentfm/recover.
 func adminRecover(l *Lease, r *http.Request) (any, error) {
-	if err := adminBody(r, new(struct{})); err != nil {
+	var req struct {
+		Force bool `json:"force"`
+	}
+	if err := adminBody(r, &req); err != nil {
 		return nil, err
 	}
 	l.node.attaching.Lock()
@@ -229,13 +232,13 @@ func adminRecover(l *Lease, r *http.Request) (any, error) {
 	if !ok {
 		return nil, apiError(http.StatusNotFound, "this node keeps no ledger")
 	}
-	kept, err := ledger.Recover(r.Context())
+	entries, err := ledger.Recover(r.Context(), req.Force)
 	if err != nil {
 		return nil, caddy.APIError{HTTPStatus: http.StatusConflict, Err: err}
 	}
 	return struct {
-		Kept uint64 `json:"entries_kept"`
-	}{kept}, nil
+		Entries uint64 `json:"entries"`
+	}{entries}, nil
 }
 
 // Interface guard

@@ -114,8 +114,13 @@ func TestAdminPing(t *testing.T) {
 // recovering is a ledger whose log was continued twice, or was not.
 type recovering struct{ err error }
 
-func (recovering) Close()                                    {}
-func (r recovering) Recover(context.Context) (uint64, error) { return 3, r.err }
+func (recovering) Close() {}
+func (r recovering) Recover(_ context.Context, force bool) (uint64, error) {
+	if force {
+		return 4, r.err
+	}
+	return 3, r.err
+}
 
 func TestAdminRecover(t *testing.T) {
 	a := newTestApp(t, nil)
@@ -128,7 +133,8 @@ func TestAdminRecover(t *testing.T) {
 		want              string
 	}{
 		{nil, jsonType, "{}", 404, "keeps no ledger"},
-		{recovering{}, jsonType, "{}", 200, `{"entries_kept":3}`},
+		{recovering{}, jsonType, "{}", 200, `{"entries":3}`},
+		{recovering{}, jsonType, `{"force":true}`, 200, `{"entries":4}`},
 		{recovering{errors.New("not forked")}, jsonType, "{}", 409, "not forked"},
 		{recovering{}, jsonType, `{"size":1}`, 400, "unknown field"},
 		{recovering{}, jsonType, "", 400, "reading the body"},

@@ -126,20 +126,22 @@ a file of - is standard input. When anything is wrong, the exit code is 1.`,
 // reputationRecoverCommand is `caddy agentfm reputation recover`.
 func reputationRecoverCommand() *cobra.Command {
 	cmd := askServer(&cobra.Command{
-		Use:   "recover --yes [--json] [--address <listen>] [--config <path> [--adapter <name>]]",
+		Use:   "recover --yes [--force] [--json] [--address <listen>] [--config <path> [--adapter <name>]]",
 		Short: "Begins the one epoch of the gateway's log, when that was continued twice by accident",
 		Long: `
 For a gateway whose log of ratings was continued twice, by a restored backup for example: it
 says so in its log, signs no more, and its peers take it for an equivocator. It declares to
-them, by the admin API of the running Caddy, that what it has signed since the two logs part is
-void. What it has of that itself it signs anew. For 30 days it is trusted no further than a
-newcomer. Peers forgive a node once: first stop whatever else signs with its key.`,
+them, by the admin API of the running Caddy, that what it has signed up to now is void. What it has
+of that itself it signs anew. For 30 days it is trusted no further than a newcomer. Peers forgive a
+node once: first stop whatever else signs with its key. They are asked before whether they have
+done so; --force does without the answers of bootstrap nodes and witnesses that are gone for good.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if yes, _ := cmd.Flags().GetBool("yes"); !yes {
 				return usage(errors.New("peers forgive a node once, and this cannot be taken back; say --yes to do it"))
 			}
-			answer, err := ask(cmd, "recover", struct{}{})
+			force, _ := cmd.Flags().GetBool("force")
+			answer, err := ask(cmd, "recover", map[string]bool{"force": force})
 			if err != nil {
 				return err
 			}
@@ -147,16 +149,17 @@ newcomer. Peers forgive a node once: first stop whatever else signs with its key
 				return printJSON(cmd.OutOrStdout(), answer)
 			}
 			var done struct {
-				Kept uint64 `json:"entries_kept"`
+				Entries uint64 `json:"entries"`
 			}
 			if err := json.Unmarshal(answer, &done); err != nil {
 				return fmt.Errorf("reading the answer: %w", err)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "a new epoch has begun; the first %d entries of the log stay\n", done.Kept)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "a new epoch has begun; %d entries were signed anew\n", done.Entries)
 			return err
 		},
 	})
 	cmd.Flags().Bool("yes", false, "Do it")
+	cmd.Flags().Bool("force", false, "Do without the answers of who does not answer")
 	return cmd
 }
 

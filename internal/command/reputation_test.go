@@ -244,11 +244,17 @@ func TestReputationShow(t *testing.T) {
 
 // TestRecover has the running Caddy begin an epoch, if that is said to be meant.
 func TestRecover(t *testing.T) {
-	address := admin(t, map[string]string{"POST /agentfm/recover{}": `{"entries_kept":3}`})
-	if out, _, err := run("reputation", "recover", "--yes", "--address", address); err != nil || out != "a new epoch has begun; the first 3 entries of the log stay\n" {
+	address := admin(t, map[string]string{
+		`POST /agentfm/recover{"force":false}`: `{"entries":3}`,
+		`POST /agentfm/recover{"force":true}`:  `{"entries":4}`,
+	})
+	if out, _, err := run("reputation", "recover", "--yes", "--address", address); err != nil || out != "a new epoch has begun; 3 entries were signed anew\n" {
 		t.Errorf("%q, %v", out, err)
 	}
-	if out, _, err := run("reputation", "recover", "--yes", "--json", "--address", address); err != nil || !strings.Contains(out, `"entries_kept":3`) {
+	if out, _, err := run("reputation", "recover", "--yes", "--json", "--address", address); err != nil || !strings.Contains(out, `"entries":3`) {
+		t.Errorf("%q, %v", out, err)
+	}
+	if out, _, err := run("reputation", "recover", "--yes", "--force", "--address", address); err != nil || !strings.Contains(out, "4 entries") {
 		t.Errorf("%q, %v", out, err)
 	}
 	if _, _, err := run("reputation", "recover", "--address", address); exitCode(err) != exitUsage {

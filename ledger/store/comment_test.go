@@ -57,7 +57,7 @@ func contents(s *Store, subject peer.ID) (string, error) {
 	about, err3 := s.About(ctx, subject, 500, 0)
 	var votes []Vote
 	err4 := s.Votes(ctx, func(v Vote) { votes = append(votes, v) })
-	s.now = func() time.Time { return epoch } // tallies age
+	s.now = func() time.Time { return voteBase } // tallies age
 	tallies, err5 := s.Tallies(ctx)
 	s.now = time.Now
 	return fmt.Sprint(s.Head(), len(about), own, in, s.Equivocators(), votes, tallies), errors.Join(err1, err2, err3, err4, err5)

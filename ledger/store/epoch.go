@@ -4,10 +4,10 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -15,50 +15,79 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
 
-// Reasons not to declare an epoch.
-var (
-	// ErrNotForked says that the own log was not continued twice, as far as is known.
-	ErrNotForked = errors.New("this node's log was not continued twice, as far as it knows; there is nothing to recover from")
-	// ErrSecondEpoch says that the own log has had its epoch.
-	ErrSecondEpoch = errors.New("this node's log was recovered once, which no peer forgives again; the node needs another identity")
-)
-
 // errVoid says that what was signed is void by an epoch.
 var errVoid = fmt.Errorf("%w: its author has declared it void", ErrFork)
 
-// Numbers of what is known of how the own log was continued twice.
+// Numbers of the entries that were refused before this node heard of an epoch: peers have them.
 const (
-	// parted is the first place that has another entry in the other log, and 1; 0 for not known.
-	parted = "parted"
-	// conflict is the smallest size of a head that is of the other log; 0 for none.
-	conflict = "conflict"
-	// latest is the latest time at which something of the other log was signed.
-	latest = "latest"
+	// refused is not 0 when there may be some.
+	refused = "refused"
+	// lastAnew is when all inboxes were last read anew for that.
+	lastAnew = "last anew"
 )
 
-// Epochs returns who has declared an epoch, and not a second. The map is not to be changed.
-func (s *Store) Epochs() map[peer.ID]*wire.Epoch { return *s.epochs.Load() }
+// anewEvery is how often that is done: anybody can cause it.
+const anewEvery = time.Hour
 
-// Voided reports whether a head is void by an epoch of its owner.
-func (s *Store) Voided(h *wire.Head) bool {
-	e := s.Epochs()[h.Peer]
-	return e != nil && e.Voids(h.Size-1, h.Time)
+// Epoch is an epoch that an owner has declared.
+type Epoch struct {
+	*wire.Epoch
+	// Received is when this node heard of it.
+	Received time.Time
+	// Twice says that there is a second: the owner is an equivocator for good.
+	Twice bool
 }
 
-// Declared takes in an epoch, whose signature is verified here. What its owner has signed and is
+// voids reports whether what a peer has signed for its log at a time is void by its epoch.
+func (o *owners) voids(id peer.ID, time int64) bool {
+	e, ok := o.epochs[id]
+	return ok && !e.Twice && e.Voids(time)
+}
+
+// clears reports whether evidence proves nothing by an epoch: one of the heads is void.
+func (o *owners) clears(a *wire.Alert) bool {
+	return o.voids(a.Peer, a.A.Time) || o.voids(a.Peer, a.B.Time)
+}
+
+// Epochs returns who has declared an epoch. The map is not to be changed.
+func (s *Store) Epochs() map[peer.ID]Epoch { return s.owners.Load().epochs }
+
+// Voided reports whether a head is void by the epoch of its owner.
+func (s *Store) Voided(h *wire.Head) bool { return s.owners.Load().voids(h.Peer, h.Time) }
+
+// Cleared reports whether an alert proves nothing, by the epoch of the accused.
+func (s *Store) Cleared(a *wire.Alert) bool { return s.owners.Load().clears(a) }
+
+// MayDeclare returns [ErrFuture] when the time of an epoch has not come, and [ErrQuota] when it
+// would be one too many.
+func (s *Store) MayDeclare(ctx context.Context, e *wire.Epoch) error {
+	return s.mayDeclare(s.reader(ctx), s.owners.Load(), e)
+}
+
+func (s *Store) mayDeclare(query query, o *owners, e *wire.Epoch) error {
+	if e.Time > s.now().Add(maxAhead).UnixNano() {
+		return ErrFuture
+	}
+	if _, ok := o.epochs[e.Peer]; ok {
+		return nil
+	}
+	return s.room(query, e.Peer, len(o.epochs))
+}
+
+// TakeEpoch takes in an epoch, whose signature is verified here. What its owner has signed and is
 // void now is taken away, and the evidence that it has signed two logs forgotten, if that is of
-// what is void. Who declares a second is an equivocator for good. The error is [ErrFuture] when
-// its time has not come, and [ErrQuota] when there are too many.
-func (s *Store) Declared(ctx context.Context, e *wire.Epoch) (news bool, err error) {
+// what is void. Who declares a second is an equivocator for good. The errors are those of
+// [Store.MayDeclare]. One of this node's own log keeps this process from signing: see [ErrOther].
+func (s *Store) TakeEpoch(ctx context.Context, e *wire.Epoch) (news bool, err error) {
 	if err := e.Verify(); err != nil {
 		return false, err
 	}
-	if e.Time > s.now().Add(maxAhead).UnixNano() {
-		return false, ErrFuture
-	}
 	err = s.write(ctx, func(t *tx) error {
+		if err := s.mayDeclare(t.QueryRow, t.owners, e); err != nil {
+			return err
+		}
 		if e.Peer != s.self {
-			news, _, err = t.declare(e)
+			news, _, _, err = t.declare(e)
 			return err
 		}
 		shown, err := t.number(published)
@@ -66,262 +95,194 @@ func (s *Store) Declared(ctx context.Context, e *wire.Epoch) (news bool, err err
 			return err
 		}
 		news, err = t.begin(e, uint64(shown))
+		s.other = s.other || news && !t.owners.epochs[s.self].Twice
 		return err
 	})
-	return news, err
+	return news && err == nil, err
 }
 
 // declare takes in an epoch whose signature is verified. It returns the entries that it has taken
-// away.
-func (t *tx) declare(e *wire.Epoch) (news bool, late []*wire.Entry, err error) {
-	known, second, err := known(t.QueryRow, e)
-	if err != nil || known {
-		return false, nil, err
+// away, and from which place on.
+func (t *tx) declare(e *wire.Epoch) (news bool, at uint64, late []*wire.Entry, err error) {
+	have, second := t.owners.epochs[e.Peer]
+	if second && (have.Twice || have.Time == e.Time) {
+		return false, 0, nil, nil
 	}
-	if err := t.s.roomForEpoch(t.QueryRow, e.Peer); err != nil {
-		return false, nil, err
+	received := t.s.now()
+	if _, err := t.Exec("INSERT INTO epochs (peer, bytes, received) VALUES (?, ?, ?)", []byte(e.Peer), e.Marshal(), received.UnixNano()); err != nil {
+		return false, 0, nil, err
 	}
-	if _, err := t.Exec("INSERT INTO epoch (peer, bytes) VALUES (?, ?)", []byte(e.Peer), e.Marshal()); err != nil {
-		return false, nil, err
-	}
-	all := maps.Clone(t.s.Epochs())
-	defer t.s.epochs.Store(&all)
 	if second {
-		delete(all, e.Peer)
-		t.brand(e.Peer, true)
-		return true, nil, nil
+		have.Twice = true
+		t.know(have)
+		t.brand(e.Peer)
+		return true, 0, nil, nil
 	}
-	all[e.Peer] = e
-	late, err = t.void(e)
-	return true, late, err
+	t.know(Epoch{Epoch: e, Received: received})
+	at, late, err = t.void(e)
+	return err == nil, at, late, err
 }
 
-// known reports whether an epoch is no news: it is stored, or two others are, which is as much as
-// anybody needs. second says that another is stored.
-func known(query func(string, ...any) *sql.Row, e *wire.Epoch) (known, second bool, err error) {
-	err = query("SELECT count(*) > 1 OR coalesce(max(bytes = ?), 0), count(*) > 0 FROM epoch WHERE peer = ?", e.Marshal(), []byte(e.Peer)).Scan(&known, &second)
-	return known, second, err
+// know has an epoch be known.
+func (t *tx) know(e Epoch) {
+	o := owners{t.owners.liars, maps.Clone(t.owners.epochs)}
+	o.epochs[e.Peer] = e
+	t.owners = &o
 }
 
-// Knows reports whether an epoch is no news.
-func (s *Store) Knows(ctx context.Context, e *wire.Epoch) (bool, error) {
-	is, _, err := known(s.reader(ctx), e)
-	return is, err
-}
-
-// brand has a peer be an equivocator, or not any more.
-func (t *tx) brand(id peer.ID, bad bool) {
-	all := maps.Clone(t.s.Equivocators())
-	if delete(all, id); bad {
-		all[id] = true
-	}
-	t.s.equivocators.Store(&all)
-}
-
-// void takes away what an epoch makes void: entries, which it returns, with those behind them, and
-// what they count, heads, and evidence. A head that this node has signed as a witness stays until it signs one of the
-// epoch.
-func (t *tx) void(e *wire.Epoch) (late []*wire.Entry, err error) {
-	id := []byte(e.Peer)
-	var evidence []byte
-	if err := t.QueryRow("SELECT (SELECT evidence FROM equivocator WHERE peer = ?)", id).Scan(&evidence); err != nil {
-		return nil, err
-	}
-	if len(evidence) > 0 {
-		a, err := wire.ParseAlert(evidence)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		if clears(e, a) {
-			if _, err := t.Exec("DELETE FROM equivocator WHERE peer = ?", id); err != nil {
-				return nil, err
-			}
-			t.brand(e.Peer, false)
-		}
-	}
-	if _, err := t.Exec("DELETE FROM head WHERE peer = ? AND size > ?", id, e.Size); err != nil {
-		return nil, err
-	}
-	if _, err := t.Exec("DELETE FROM unproven WHERE peer = ?", id); err != nil { // what is not void comes again
-		return nil, err
+// void takes away what an epoch makes void: evidence, entries, which it returns, and what they
+// count, and heads. A head that this node has signed as a witness stays until it signs one of the
+// new log.
+func (t *tx) void(e *wire.Epoch) (at uint64, late []*wire.Entry, err error) {
+	cleared, err := t.clear(e)
+	if err != nil {
+		return 0, nil, err
 	}
 	author, err := t.peer(e.Peer)
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
-	if late, err = t.log(author, e.Size, 1<<62); err != nil {
-		return nil, err
+	all, err := t.log(author, 0, 1<<62)
+	if err != nil {
+		return 0, nil, err
 	}
-	at := e.Size
-	for len(late) > 0 && late[0].Time > e.Time { // it is of the epoch
-		late, at = late[1:], at+1
+	// What stands behind an entry that is void has no place, whenever it was signed.
+	first := slices.IndexFunc(all, func(x *wire.Entry) bool { return e.Voids(x.Time) })
+	at = uint64(len(all))
+	if first >= 0 {
+		at, late = uint64(first), all[first:]
+		if err := t.truncate(author, late, at); err != nil {
+			return 0, nil, err
+		}
+		if e.Peer != t.s.self {
+			if err := t.free(author, late); err != nil {
+				return 0, nil, err
+			}
+		}
 	}
-	if len(late) == 0 {
-		return nil, nil
+	if cleared || len(late) > 0 || e.Peer == t.s.self {
+		if err := t.setNumber(refused, 1); err != nil {
+			return 0, nil, err
+		}
 	}
-	return late, t.truncate(author, late, at)
+	return at, late, t.voidHeads(e, at)
 }
 
-// begin takes in the epoch of the own log. Of the entries that it takes away, those from a place
-// on are appended anew.
-func (t *tx) begin(e *wire.Epoch, from uint64) (news bool, err error) {
-	s := t.s
-	before := s.size()
-	news, late, err := t.declare(e)
-	switch {
-	case err != nil || !news:
-		return news, err
-	case s.Epochs()[s.self] == nil: // it is the second
-		s.forked = true
-		return true, nil
+// clear forgets the evidence against the owner of an epoch, if that is of what is void.
+func (t *tx) clear(e *wire.Epoch) (cleared bool, err error) {
+	if !t.owners.liars[e.Peer] {
+		return false, nil
 	}
-	shown, err := t.number(published)
-	if err != nil {
+	var evidence []byte
+	if err := t.QueryRow("SELECT evidence FROM equivocator WHERE peer = ?", []byte(e.Peer)).Scan(&evidence); err != nil {
 		return false, err
 	}
-	for name, n := range map[string]int64{published: min(shown, int64(before)-int64(len(late))), parted: 0, conflict: 0} {
-		if err := t.setNumber(name, n); err != nil {
-			return false, err
-		}
+	a, err := wire.ParseAlert(evidence)
+	if err != nil {
+		return false, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	s.forked, s.lost = s.Equivocators()[s.self], nil
-	first := before - uint64(len(late)) // the place of the first that is gone
-	if err := t.again(late[min(uint64(len(late)), max(from, first)-first):]); err != nil {
-		return false, err
+	if !t.owners.clears(a) {
+		return false, nil
 	}
-	if size, _, err := t.end(s.me); err != nil || size == 0 {
-		s.head = nil
-		return true, err
-	}
-	return true, t.signHead()
+	t.absolve(e.Peer)
+	_, err = t.Exec("DELETE FROM equivocator WHERE peer = ?", []byte(e.Peer))
+	return true, err
 }
 
-// Recover declares the epoch of the own log, which was continued twice: what was signed for the
-// places from the one on where the two part, or when that is not known, from the first on, is
-// void, and of that what is stored here is appended anew. Nobody may be shown that before
-// [Store.Publish].
-func (s *Store) Recover(ctx context.Context) (e *wire.Epoch, err error) {
-	err = s.write(ctx, func(t *tx) error {
-		var had bool
-		switch err := t.QueryRow("SELECT EXISTS (SELECT 1 FROM epoch WHERE peer = ?)", []byte(s.self)).Scan(&had); {
-		case err != nil:
-			return err
-		case !s.forked:
-			return ErrNotForked
-		case had:
-			return ErrSecondEpoch
-		}
-		if e, err = t.epoch(); err != nil {
+// voidHeads takes away the heads that are void, and one of more entries than are left: if it is
+// not void it comes again.
+func (t *tx) voidHeads(e *wire.Epoch, left uint64) error {
+	h, err := t.head(e.Peer)
+	if err != nil {
+		return err
+	}
+	if h != nil && (e.Voids(h.Time) || h.Size > left) {
+		if _, err := t.Exec("DELETE FROM head WHERE peer = ?", []byte(e.Peer)); err != nil {
 			return err
 		}
-		_, err = t.begin(e, e.Size)
-		return err
-	})
-	return e, err
-}
-
-// epoch makes and signs the epoch of the own log.
-func (t *tx) epoch() (*wire.Epoch, error) {
-	s := t.s
-	at, err := t.number(parted)
-	if err != nil {
-		return nil, err
 	}
-	below, err := t.number(conflict)
-	if err != nil {
-		return nil, err
-	}
-	last, err := t.number(latest)
-	if err != nil {
-		return nil, err
-	}
-	now := s.now()
-	e := &wire.Epoch{Peer: s.self, Time: max(last, now.UnixNano())}
-	if at > 0 && (below == 0 || at-1 < below) {
-		e.Size = uint64(at - 1)
-	}
-	if s.head != nil {
-		e.Time = max(e.Time, s.head.Time)
-	}
-	if e.Time > now.Add(maxAhead).UnixNano() {
-		return nil, fmt.Errorf("%w: this node has signed its log at %s, and its clock is behind that", ErrFuture, time.Unix(0, e.Time).UTC().Format(time.RFC3339))
-	}
-	return e, e.Sign(s.key)
-}
-
-// parts remembers that the own log was continued twice, as what was signed at a time tells, and a
-// number of how, of which the smallest counts.
-func (t *tx) parts(name string, n uint64, at int64) error {
-	t.s.forked = true
-	last, err := t.number(latest)
-	if err == nil && at > last {
-		err = t.setNumber(latest, at)
-	}
-	if err != nil {
+	first, newest, err := t.unproven(e.Peer)
+	if err != nil || first == nil && newest == nil {
 		return err
 	}
-	have, err := t.number(name)
-	if err != nil || have > 0 && uint64(have) <= n {
+	if _, err := t.Exec("DELETE FROM unproven WHERE peer = ?", []byte(e.Peer)); err != nil {
 		return err
 	}
-	return t.setNumber(name, int64(n))
-}
-
-// voided returns [errVoid] when an entry that would take a place in its author's log is void.
-func (t *tx) voided(e *wire.Entry, at int64) error {
-	if ep := t.s.Epochs()[e.Rater]; ep != nil && at >= 0 && ep.Voids(uint64(at), e.Time) {
-		return errVoid
+	place := 0
+	for _, h := range []*wire.Head{first, newest} {
+		if h == nil || e.Voids(h.Time) {
+			continue
+		}
+		if err := t.setUnproven(h, place); err != nil {
+			return err
+		}
+		place++
 	}
 	return nil
 }
 
-// stamp is the time of what this node signs now for its log: no epoch of it makes that void.
-func (t *tx) stamp() int64 {
-	now := t.s.now().UnixNano()
-	if e := t.s.Epochs()[t.s.self]; e != nil {
-		now = max(now, e.Time+1)
+// free gives back to the quotas what entries of another have taken that are gone, with their
+// texts, if no other comment has the same.
+func (t *tx) free(author int64, gone []*wire.Entry) error {
+	sum := int64(0)
+	for _, e := range gone {
+		sum += cost(e)
+		if e.Kind != wire.Comment {
+			continue
+		}
+		for _, table := range []string{"comment", "wanted"} {
+			if _, err := t.Exec("DELETE FROM "+table+" WHERE cid = ? AND NOT EXISTS (SELECT 1 FROM entry WHERE cid = ?)", e.TextCID, e.TextCID); err != nil {
+				return err
+			}
+		}
 	}
-	return now
-}
-
-// clears reports whether evidence proves nothing by an epoch: one of the heads is void.
-func clears(e *wire.Epoch, a *wire.Alert) bool {
-	return e != nil && (e.Voids(a.A.Size-1, a.A.Time) || e.Voids(a.B.Size-1, a.B.Time))
-}
-
-// Cleared reports whether an alert proves nothing, by an epoch of the accused.
-func (s *Store) Cleared(a *wire.Alert) bool { return clears(s.Epochs()[a.Peer], a) }
-
-// MayDeclare returns [ErrQuota] when an epoch of a peer would not be taken in.
-func (s *Store) MayDeclare(ctx context.Context, id peer.ID) error {
-	return s.roomForEpoch(s.reader(ctx), id)
-}
-
-// roomForEpoch returns [ErrQuota] when an epoch of a peer is too much. Who has declared two is an
-// equivocator, and counts as one.
-func (s *Store) roomForEpoch(query func(string, ...any) *sql.Row, id peer.ID) error {
-	if s.Epochs()[id] != nil || s.Equivocators()[id] {
-		return nil
+	if _, err := t.Exec("UPDATE peer SET stored = max(0, stored - ?) WHERE id = ?", sum, author); err != nil {
+		return err
 	}
-	return s.room(query, id, len(s.Epochs())+len(s.Equivocators()))
+	all, err := t.number("stored")
+	if err != nil {
+		return err
+	}
+	return t.setNumber("stored", max(0, all-sum))
+}
+
+// readAnew has the inboxes of peers be read from the first entry on, when entries may have been
+// refused that would not be now, and that was not done for so long.
+func (t *tx) readAnew(every time.Duration) error {
+	some, err := t.number(refused)
+	if err != nil || some == 0 {
+		return err
+	}
+	last, err := t.number(lastAnew)
+	now := t.s.now()
+	if since := now.Sub(time.Unix(0, last)); err != nil || since >= 0 && since < every {
+		return err
+	}
+	if _, err := t.Exec("DELETE FROM cursor"); err != nil {
+		return err
+	}
+	if err := t.setNumber(refused, 0); err != nil {
+		return err
+	}
+	return t.setNumber(lastAnew, now.UnixNano())
 }
 
 // EpochPage returns a page of the epochs that are known, after a row.
 func (s *Store) EpochPage(ctx context.Context, r wire.Range) ([]wire.Item, error) {
-	return s.rows(ctx, "SELECT id, bytes FROM epoch WHERE id > ? ORDER BY id LIMIT ?", r)
+	return s.rows(ctx, "SELECT id, bytes FROM epochs WHERE id > ? ORDER BY id LIMIT ?", r)
 }
 
 // readEpochs reads the epochs, and verifies them again. It wants the equivocators to have been read.
-func (s *Store) readEpochs(t *tx) error {
-	rows, err := t.Query("SELECT peer, bytes FROM epoch ORDER BY id")
+func (t *tx) readEpochs() error {
+	rows, err := t.Query("SELECT peer, bytes, received FROM epochs ORDER BY id")
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
-	all, liars := make(map[peer.ID]*wire.Epoch), maps.Clone(s.Equivocators())
 	for rows.Next() {
 		var id, b []byte
-		if err := rows.Scan(&id, &b); err != nil {
+		var received int64
+		if err := rows.Scan(&id, &b, &received); err != nil {
 			return err
 		}
 		e, err := wire.ParseEpoch(b)
@@ -334,13 +295,13 @@ func (s *Store) readEpochs(t *tx) error {
 		if err != nil {
 			return fmt.Errorf("%w: an epoch of %s: %w", ErrDamaged, peer.ID(id), err)
 		}
-		if _, ok := all[e.Peer]; ok {
-			e, liars[e.Peer] = nil, true
+		if have, second := t.owners.epochs[e.Peer]; second {
+			have.Twice = true
+			t.owners.epochs[e.Peer] = have
+			t.owners.liars[e.Peer] = true
+			continue
 		}
-		all[peer.ID(id)] = e
+		t.owners.epochs[e.Peer] = Epoch{Epoch: e, Received: time.Unix(0, received)}
 	}
-	maps.DeleteFunc(all, func(_ peer.ID, e *wire.Epoch) bool { return e == nil })
-	s.epochs.Store(&all)
-	s.equivocators.Store(&liars)
 	return rows.Err()
 }

@@ -7,27 +7,60 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
 
-// epoch returns an epoch of an author, which begins now.
-func (a *author) epoch(t testing.TB, size uint64, ago time.Duration) *wire.Epoch {
+// epoch returns an epoch of an author, up to some time ago.
+func (a *author) epoch(t testing.TB, ago time.Duration) *wire.Epoch {
 	t.Helper()
-	e := &wire.Epoch{Peer: a.id, Size: size, Time: time.Now().Add(-ago).UnixNano()}
+	e := &wire.Epoch{Peer: a.id, Time: time.Now().Add(-ago).UnixNano()}
 	if err := e.Sign(a.key); err != nil {
 		t.Fatal(err)
 	}
 	return e
 }
 
-// declared wants an epoch to be taken in, or not.
-func (s *Store) declared(t testing.TB, e *wire.Epoch, news bool, want error) {
+// headAt returns a head of a time.
+func (a *author) headAt(t testing.TB, size uint64, root wire.Hash, at int64) *wire.Head {
 	t.Helper()
-	if got, err := s.Declared(ctx, e); got != news || !errors.Is(err, want) {
+	h := &wire.Head{Peer: a.id, Size: size, Root: root, Time: at}
+	if err := h.Sign(a.key); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// anew has an author begin a new log.
+func (a *author) anew() *author { return &author{key: a.key, id: a.id} }
+
+// took wants an epoch to be taken in, or not.
+func (s *Store) took(t testing.TB, e *wire.Epoch, news bool, want error) {
+	t.Helper()
+	if got, err := s.TakeEpoch(ctx, e); got != news || !errors.Is(err, want) {
 		t.Fatalf("news: %t, %v", got, err)
 	}
+}
+
+// accuse has the store take in two heads as evidence.
+func (s *Store) accuse(t testing.TB, one, other *wire.Head) bool {
+	t.Helper()
+	news, err := s.signed(t, &wire.Alert{Peer: one.Peer, A: one, B: other})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return news
+}
+
+// again opens the store again.
+func (s *Store) again(t testing.TB, dir string, key crypto.PrivKey) *Store {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return open(t, dir, key)
 }
 
 // vote returns how many raters' votes count for a peer, and their sum.
@@ -49,279 +82,307 @@ func (s *Store) vote(t testing.TB, subject peer.ID) (n int, sum float64) {
 func TestEpoch(t *testing.T) {
 	dir, me, a, w := t.TempDir(), newAuthor(t), newAuthor(t), newAuthor(t)
 	s := open(t, dir, me.key)
-	first := a.rate(t, w.id, 1)
 	void := []*wire.Entry{a.rate(t, w.id, -1), a.rate(t, me.id, -1)}
 	late := a.rate(t, w.id, -1) // of the void log, and not here yet
-	s.accept(t, Stored, nil, append([]*wire.Entry{first}, void...)...)
-	accuse := func(one, other *wire.Head) (bool, error) {
-		alert := &wire.Alert{Peer: a.id, A: one, B: other, Witness: w.id, Time: time.Now().UnixNano()}
-		if err := alert.Sign(w.key); err != nil {
-			t.Fatal(err)
-		}
-		return s.Equivocation(ctx, alert)
-	}
+	s.accept(t, Stored, nil, void...)
 	old, other := a.head(t, 3, wire.Hash{1}), a.head(t, 3, wire.Hash{2})
-	if news, err := accuse(old, other); !news || err != nil {
-		t.Fatal(news, err)
+	if !s.accuse(t, old, other) {
+		t.Fatal("no evidence")
 	}
-	forged := a.epoch(t, 1, 0)
-	forged.Size = 0
-	s.declared(t, forged, false, wire.ErrSignature)
-	s.declared(t, a.epoch(t, 1, -time.Hour), false, ErrFuture)
-	e := a.epoch(t, 1, 0)
-	s.declared(t, e, true, nil)
-	s.declared(t, e, false, nil)
+	forged := a.epoch(t, 0)
+	forged.Time--
+	s.took(t, forged, false, wire.ErrSignature)
+	early := a.epoch(t, -time.Hour)
+	s.took(t, early, false, ErrFuture)
+	if err := s.MayDeclare(ctx, early); !errors.Is(err, ErrFuture) {
+		t.Errorf("an epoch of the future is relayed: %v", err)
+	}
+	e := a.epoch(t, 0)
+	s.took(t, e, true, nil)
+	s.took(t, e, false, nil)
 	check := func() {
 		t.Helper()
-		if s.Equivocators()[a.id] || s.Epochs()[a.id] == nil || !s.Voided(old) {
+		if have, ok := s.Epochs()[a.id]; s.Equivocators()[a.id] || !ok || have.Twice || !s.Voided(old) {
 			t.Error("it is an equivocator still")
 		}
-		if size, err := s.Size(ctx, a.id); size != 1 || err != nil {
+		if size, err := s.Size(ctx, a.id); size != 0 || err != nil {
 			t.Errorf("%d entries stay, %v", size, err)
 		}
-		if n, sum := s.vote(t, w.id); n != 1 || sum < 0.999 {
-			t.Errorf("%d votes, %g", n, sum)
+		for _, subject := range []peer.ID{w.id, me.id} {
+			if n, _ := s.vote(t, subject); n != 0 {
+				t.Errorf("a void vote counts")
+			}
 		}
-		if n, _ := s.vote(t, me.id); n != 0 {
-			t.Errorf("a void vote counts")
-		}
-		s.accept(t, Refused, ErrFork, void[0])
-		s.accept(t, Parked, nil, late)
-		if news, err := accuse(old, other); news || err != nil {
-			t.Errorf("what is void is evidence again: %v", err)
+		s.accept(t, Refused, ErrFork, append(void, late)...)
+		if s.accuse(t, old, other) {
+			t.Error("what is void is evidence again")
 		}
 		if alert, ahead, err := s.Observe(ctx, old); alert != nil || ahead || err != nil {
 			t.Errorf("what is void is a head: %v, %t, %v", alert, ahead, err)
 		}
 	}
 	check()
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s = open(t, dir, me.key)
+	s = s.again(t, dir, me.key)
 	check()
 
-	a.prev = first.Hash()
-	s.accept(t, Stored, nil, a.rate(t, w.id, 0.5))
-	if news, err := accuse(a.head(t, 3, wire.Hash{3}), old); news || err != nil {
-		t.Errorf("a head of the epoch and one that is void are evidence: %v", err)
+	s.accept(t, Stored, nil, a.anew().rate(t, w.id, 0.5))
+	if n, sum := s.vote(t, w.id); n != 1 || sum != 0.5 {
+		t.Errorf("%d votes, %g", n, sum)
 	}
-	if news, err := accuse(a.head(t, 3, wire.Hash{3}), a.head(t, 3, wire.Hash{4})); !news || err != nil {
-		t.Errorf("two heads of the epoch are no evidence: %v", err)
+	if s.accuse(t, a.head(t, 3, wire.Hash{3}), old) {
+		t.Error("a head of the epoch and one that is void are evidence")
 	}
-	s.declared(t, a.epoch(t, 1, 0), true, nil)
-	if !s.Equivocators()[a.id] {
-		t.Error("a second epoch is forgiven")
+	if !s.accuse(t, a.head(t, 3, wire.Hash{3}), a.head(t, 3, wire.Hash{4})) {
+		t.Error("two heads of the epoch are no evidence")
 	}
 }
 
 // TestSecondEpoch has an owner declare two epochs, in any order, before or after it forked: it is an
-// equivocator for good.
+// equivocator for good, and a third is no news.
 func TestSecondEpoch(t *testing.T) {
 	dir, me, a := t.TempDir(), newAuthor(t), newAuthor(t)
 	s := open(t, dir, me.key)
-	one, two := a.epoch(t, 0, time.Hour), a.epoch(t, 0, 0)
-	s.declared(t, two, true, nil)
-	s.declared(t, one, true, nil)
-	s.declared(t, two, false, nil)
-	s.declared(t, a.epoch(t, 3, time.Minute), false, nil) // there are proofs enough
+	one, two := a.epoch(t, time.Hour), a.epoch(t, 0)
+	s.took(t, two, true, nil)
+	s.took(t, one, true, nil)
+	s.took(t, two, false, nil)
+	s.took(t, a.epoch(t, time.Minute), false, nil)
 	for range 2 {
-		if !s.Equivocators()[a.id] || s.Epochs()[a.id] != nil {
+		if !s.Equivocators()[a.id] || !s.Epochs()[a.id].Twice {
 			t.Error("it is none")
 		}
 		s.accept(t, Refused, ErrEquivocator, a.rate(t, me.id, 1))
 		if items, err := s.EpochPage(ctx, wire.Range{Count: 10}); err != nil || len(items) != 2 {
 			t.Errorf("%d items, %v", len(items), err)
 		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-		s = open(t, dir, me.key)
+		s = s.again(t, dir, me.key)
 	}
 }
 
-// TestRecover has a store that forked begin its epoch: what it keeps are the entries that both logs
-// have, and its own others stand behind them anew. It can do so once.
-func TestRecover(t *testing.T) {
-	dir, me, subject := t.TempDir(), newAuthor(t), newAuthor(t).id
-	s := open(t, dir, me.key)
-	if _, err := s.Recover(ctx); !errors.Is(err, ErrNotForked) {
-		t.Fatal(err)
-	}
-	both := s.mustAppend(t, subject, 1, true)
-	me.prev = both.Hash()
-	theirs := []*wire.Entry{me.rate(t, subject, -1), me.rate(t, subject, -1)} // of the lost part
-	rating := s.mustAppend(t, subject, 0.5, true)
-	hash := rating.Hash()
-	comment := &wire.Entry{Kind: wire.Comment, Subject: subject, TextCID: wire.CID([]byte("good")), AttachedRating: hash[:]}
-	if err := s.Append(ctx, comment, []byte("good"), true); err != nil {
-		t.Fatal(err)
-	}
-	old := s.Head()
-	s.accept(t, Refused, nil, theirs[0])
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s = open(t, dir, me.key)
-	if err := s.MaySign(); !errors.Is(err, ErrForked) {
-		t.Errorf("that it forked is forgotten: %v", err)
-	}
-	e, err := s.Recover(ctx)
-	if err != nil || e.Size != 1 || e.Verify() != nil || s.MaySign() != nil {
-		t.Fatal(e, err)
-	}
-	for range 2 {
-		if h := s.Head(); h.Size != 3 || h.Root == old.Root || h.Time <= e.Time || s.Voided(h) || !s.Voided(old) {
-			t.Errorf("the head is %v", h)
-		}
-		if err := s.Claim(ctx, old); err != nil || s.MaySign() != nil {
-			t.Errorf("a head that is void counts: %v, %v", err, s.MaySign())
-		}
-		s.accept(t, Refused, ErrFork, theirs[0])
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-		s = open(t, dir, me.key)
-	}
-	fresh, err := s.Publish(ctx)
-	if err != nil || len(fresh) != 2 {
-		t.Fatal(fresh, err)
-	}
-	if h := fresh[0].Hash(); string(fresh[1].AttachedRating) != string(h[:]) || fresh[0].Score != 0.5 || h == hash {
-		t.Errorf("the comment has lost its rating")
-	}
-	if _, err := s.Recover(ctx); !errors.Is(err, ErrNotForked) {
-		t.Error(err)
-	}
-	me.prev = both.Hash()
-	s.accept(t, Refused, nil, me.say(t, &wire.Entry{Kind: wire.Rating, Subject: subject, Dimension: wire.Honesty, Time: time.Now().Add(time.Minute).UnixNano()}))
-	if _, err := s.Recover(ctx); !errors.Is(err, ErrSecondEpoch) {
-		t.Errorf("a second fork is forgiven: %v", err)
-	}
-}
-
-// TestRecoverUnknownPlace has a store know only by a head that it forked: nothing stays as it was.
-// One whose log was forked in a part that is not known either knows no more.
-func TestRecoverUnknownPlace(t *testing.T) {
-	for name, entry := range map[string]bool{"a head": false, "an entry of a later fork, and a head": true} {
-		t.Run(name, func(t *testing.T) {
-			me, subject := newAuthor(t), newAuthor(t).id
-			s := open(t, t.TempDir(), me.key)
-			for range 4 {
-				me.prev = s.mustAppend(t, subject, 1, true).Hash()
-			}
-			s.mustAppend(t, subject, 1, true)
-			if entry {
-				s.accept(t, Refused, nil, me.rate(t, subject, 0))
-			}
-			other := me.head(t, 2, wire.Hash{1})
-			other.Time += int64(time.Minute) // by another clock
-			if err := other.Sign(me.key); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.Claim(ctx, other); err != nil {
-				t.Fatal(err)
-			}
-			e, err := s.Recover(ctx)
-			if err != nil || e.Size != 0 || s.Head().Size != 5 || !s.Voided(other) || s.Voided(s.Head()) {
-				t.Errorf("%v, %v", e, err)
-			}
-		})
-	}
-}
-
-// TestLearnedEpoch has a store that is older than its epoch learn of that: what it has published and
-// is void goes, what nobody has seen stands behind the rest.
-func TestLearnedEpoch(t *testing.T) {
-	me, subject := newAuthor(t), newAuthor(t).id
-	s := open(t, t.TempDir(), me.key)
-	for range 3 {
-		s.mustAppend(t, subject, 1, true)
-	}
-	s.mustAppend(t, subject, -1, false)
-	s.declared(t, me.epoch(t, 2, 0), true, nil)
-	fresh, err := s.Publish(ctx)
-	if err != nil || len(fresh) != 1 || fresh[0].Score != -1 || s.Head().Size != 3 {
-		t.Errorf("%v, %v", fresh, err)
-	}
-	s.declared(t, me.epoch(t, 1, 0), true, nil)
-	if err := s.MaySign(); !errors.Is(err, ErrForked) {
-		t.Errorf("it has two epochs, and may sign: %v", err)
-	}
-	if _, err := s.Recover(ctx); !errors.Is(err, ErrSecondEpoch) {
-		t.Error(err)
-	}
-}
-
-// TestEpochAtWitness has a witness sign the head of an epoch though it has signed a larger one that
-// is void, and never what is void.
-func TestEpochAtWitness(t *testing.T) {
-	s, a := newStore(t), newAuthor(t)
-	submit := func(old uint64, h *wire.Head) int {
-		v, _, err := s.Cosign(ctx, &wire.Submission{Old: old, Head: h})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v.Status
-	}
-	if got := submit(0, a.head(t, 9, wire.Hash{9})); got != wire.Signed {
-		t.Fatal(got)
-	}
-	before := a.head(t, 12, wire.Hash{12})
-	s.declared(t, a.epoch(t, 2, 0), true, nil)
-	if held, err := s.Cosigned(a.id); held != nil || err != nil {
-		t.Errorf("it holds a head that is void: %v, %v", held, err)
-	}
-	if got := submit(0, before); got != wire.Forbidden {
-		t.Errorf("what is void: %d", got)
-	}
-	if got := submit(0, a.head(t, 4, wire.Hash{4})); got != wire.Signed {
-		t.Errorf("the head of the epoch: %d", got)
-	}
-	if got := submit(0, a.head(t, 5, wire.Hash{5})); got != wire.Conflict {
-		t.Errorf("another beginning: %d", got)
-	}
-	if held, err := s.Cosigned(a.id); err != nil || held == nil || held.Size != 4 {
-		t.Errorf("it holds %v, %v", held, err)
-	}
-}
-
-// TestEpochsAreBounded has strangers declare epochs: some are taken in, then those who have a log
-// here, and who was sent tasks always.
+// TestEpochsAreBounded has strangers declare two epochs each: some are taken in, then those who
+// have a log here, and who was sent tasks always. None takes the place of an equivocator.
 func TestEpochsAreBounded(t *testing.T) {
 	s, logged, worker := newStore(t), newAuthor(t), newAuthor(t)
 	s.accept(t, Stored, nil, logged.rate(t, worker.id, 1))
 	if err := s.Note(ctx, map[peer.ID]Tally{worker.id: {Good: 1}}); err != nil {
 		t.Fatal(err)
 	}
-	all := make(map[peer.ID]*wire.Epoch)
-	for i := range maxUnknown {
-		all[peer.ID(string(rune(i)))] = &wire.Epoch{}
+	for range maxUnknown {
+		a := newAuthor(t)
+		s.took(t, a.epoch(t, 0), true, nil)
+		s.took(t, a.epoch(t, time.Minute), true, nil)
 	}
-	s.epochs.Store(&all)
-	s.declared(t, newAuthor(t).epoch(t, 0, 0), false, ErrQuota)
-	s.declared(t, logged.epoch(t, 0, 0), true, nil)
-	s.declared(t, worker.epoch(t, 0, 0), true, nil)
+	s.took(t, newAuthor(t).epoch(t, 0), false, ErrQuota)
+	if n := len(s.Epochs()); n != maxUnknown {
+		t.Errorf("%d have declared an epoch", n)
+	}
+	s.took(t, logged.epoch(t, 0), true, nil)
+	s.took(t, worker.epoch(t, 0), true, nil)
+	liar := newAuthor(t)
+	if !s.accuse(t, liar.head(t, 3, wire.Hash{1}), liar.head(t, 3, wire.Hash{2})) {
+		t.Error("there is no room for an equivocator")
+	}
 }
 
-// TestEpochComesLate has the entries of an epoch come before it: they stay. Those who declare two
-// are counted, too.
-func TestEpochComesLate(t *testing.T) {
-	s, a, w := newStore(t), newAuthor(t), newAuthor(t)
-	e := a.epoch(t, 1, time.Minute)
-	first := a.say(t, &wire.Entry{Kind: wire.Rating, Subject: w.id, Dimension: wire.Honesty, Score: 1, Time: e.Time - int64(time.Minute)})
-	s.accept(t, Stored, nil, first, a.rate(t, w.id, 1), a.rate(t, w.id, 1))
-	s.declared(t, e, true, nil)
-	if size, err := s.Size(ctx, a.id); size != 3 || err != nil {
-		t.Errorf("%d entries, %v", size, err)
+// TestEpochOfLongAgo has an owner date all that it signs long ago. What is void is forgotten, but when
+// the epoch came is that of the store.
+func TestEpochOfLongAgo(t *testing.T) {
+	dir, me, a := t.TempDir(), newAuthor(t), newAuthor(t)
+	s := open(t, dir, me.key)
+	if !s.accuse(t, a.headAt(t, 3, wire.Hash{1}, 1), a.headAt(t, 3, wire.Hash{2}, 1)) {
+		t.Fatal("no evidence")
 	}
-	back := a.say(t, &wire.Entry{Kind: wire.Rating, Subject: w.id, Dimension: wire.Honesty, Score: 1, Time: e.Time})
-	s.accept(t, Refused, ErrFork, back)
+	s.took(t, a.epoch(t, 400*24*time.Hour), true, nil)
+	for range 2 {
+		if e := s.Epochs()[a.id]; s.Equivocators()[a.id] || time.Since(e.Received) > time.Hour {
+			t.Errorf("it came at %s", e.Received)
+		}
+		s = s.again(t, dir, me.key)
+	}
+}
 
-	liars := make(map[peer.ID]bool)
-	for i := range maxUnknown {
-		liars[peer.ID(string(rune(i)))] = true
+// TestNobodyKeepsABeginning has two stores with two logs of one owner that nobody has seen both of.
+// After the epoch there is one log.
+func TestNobodyKeepsABeginning(t *testing.T) {
+	subject, one := newAuthor(t).id, newAuthor(t)
+	other := one.anew()
+	x, y := newStore(t), newStore(t)
+	x.accept(t, Stored, nil, one.rate(t, subject, 1), one.rate(t, subject, 1))
+	y.accept(t, Stored, nil, other.rate(t, subject, -1), other.rate(t, subject, -1))
+	e, log := one.epoch(t, 0), one.anew()
+	entries := []*wire.Entry{log.rate(t, subject, 0.5), log.rate(t, subject, 0.5)}
+	for _, s := range []*Store{x, y} {
+		s.took(t, e, true, nil)
+		s.accept(t, Stored, nil, entries...)
+		if n, sum := s.vote(t, subject); n != 1 || sum != 0.5 {
+			t.Errorf("%d votes, %g", n, sum)
+		}
 	}
-	s.equivocators.Store(&liars)
-	s.declared(t, newAuthor(t).epoch(t, 0, 0), false, ErrQuota)
+}
+
+// TestNewLogBeforeEpoch has entries and a head come that were signed after an epoch, before it does:
+// they stay. Behind what is void nothing stays.
+func TestNewLogBeforeEpoch(t *testing.T) {
+	s, a, subject := newStore(t), newAuthor(t), newAuthor(t).id
+	e := a.epoch(t, time.Minute)
+	s.accept(t, Stored, nil, a.rate(t, subject, 1), a.rate(t, subject, 1))
+	var row int64
+	if err := s.ro.QueryRow("SELECT id FROM peer WHERE bytes = ?", []byte(a.id)).Scan(&row); err != nil {
+		t.Fatal(err)
+	}
+	root, err := nodes(s.ro, row).Root(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*wire.Head{a.head(t, 2, root), a.head(t, 5, wire.Hash{5})} {
+		if _, _, err := s.Observe(ctx, h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.took(t, e, true, nil)
+	if size, err := s.Size(ctx, a.id); size != 2 || err != nil {
+		t.Errorf("%d entries stay, %v", size, err)
+	}
+	if items, err := s.Heads(ctx, wire.Range{Count: 10}); err != nil || len(items) != 2 {
+		t.Errorf("%d heads stay, %v", len(items), err)
+	}
+
+	b := newAuthor(t)
+	old := b.say(t, &wire.Entry{Kind: wire.Rating, Subject: subject, Dimension: wire.Honesty, Time: time.Now().Add(-time.Hour).UnixNano()})
+	s.accept(t, Stored, nil, old, b.rate(t, subject, 1))
+	if _, _, err := s.Observe(ctx, b.headAt(t, 7, wire.Hash{7}, old.Time)); err != nil {
+		t.Fatal(err)
+	}
+	s.took(t, b.epoch(t, time.Minute), true, nil)
+	if size, err := s.Size(ctx, b.id); size != 0 || err != nil {
+		t.Errorf("behind what is void, %d entries stay, %v", size, err)
+	}
+	if items, err := s.Heads(ctx, wire.Range{Count: 10}); err != nil || len(items) != 2 {
+		t.Errorf("a void head stays: %d, %v", len(items), err)
+	}
+}
+
+// TestReadAnew wants inboxes to be read again in which there may be what was refused because its
+// author was an equivocator; not too often, for anybody can cause it, and when the store is opened.
+func TestReadAnew(t *testing.T) {
+	dir, me, from := t.TempDir(), newAuthor(t), newAuthor(t).id
+	s := open(t, dir, me.key)
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	forgive := func() {
+		t.Helper()
+		a := newAuthor(t)
+		if err := s.SetCursor(ctx, from, Cursor{Row: 7}); err != nil {
+			t.Fatal(err)
+		}
+		if !s.accuse(t, a.head(t, 3, wire.Hash{1}), a.head(t, 3, wire.Hash{2})) {
+			t.Fatal("no evidence")
+		}
+		s.took(t, a.epoch(t, 0), true, nil)
+	}
+	swept := func(want uint64) {
+		t.Helper()
+		if err := s.Sweep(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := s.Cursor(ctx, from); err != nil || c.Row != want {
+			t.Errorf("row %d, %v", c.Row, err)
+		}
+	}
+	s.took(t, newAuthor(t).epoch(t, 0), true, nil) // of whom nothing was refused
+	if err := s.SetCursor(ctx, from, Cursor{Row: 7}); err != nil {
+		t.Fatal(err)
+	}
+	swept(7)
+	forgive()
+	swept(0)
+	forgive()
+	swept(7)
+	now = now.Add(anewEvery)
+	swept(0)
+	forgive()
+	s = s.again(t, dir, me.key)
+	swept(0)
+}
+
+// TestEpochGivesQuotaBack has an owner whose quota is used up begin a new log: it is as large as the
+// old one was, and the author as old.
+func TestEpochGivesQuotaBack(t *testing.T) {
+	s, a, subject := newStore(t), newAuthor(t), newAuthor(t).id
+	now := time.Now().Add(-30 * 24 * time.Hour)
+	s.now = func() time.Time { return now }
+	say := func(a *author, text string) *wire.Entry {
+		e := a.say(t, &wire.Entry{Kind: wire.Comment, Subject: subject, TextCID: wire.CID([]byte(text)), Time: now.UnixNano()})
+		s.accept(t, Stored, nil, e)
+		return e
+	}
+	one := say(a, "one")
+	if err := s.PutComment(ctx, one.TextCID, []byte("one")); err != nil {
+		t.Fatal(err)
+	}
+	now = time.Now()
+	say(a, "two")
+	numbers := func() (stored, all, since int64) {
+		t.Helper()
+		err := s.ro.QueryRow("SELECT stored, (SELECT value FROM number WHERE name = 'stored'), since FROM peer WHERE bytes = ?", []byte(a.id)).Scan(&stored, &all, &since)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stored, all, since
+	}
+	full, all, since := numbers()
+	if full == 0 || full != all {
+		t.Fatal(full, all)
+	}
+	s.took(t, a.epoch(t, 0), true, nil)
+	if stored, all, _ := numbers(); stored != 0 || all != 0 {
+		t.Errorf("%d bytes are counted, of all %d", stored, all)
+	}
+	if _, err := s.Comment(ctx, one.TextCID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the text is there still: %v", err)
+	}
+	if wanted, err := s.Wanted(ctx, 10); err != nil || len(wanted) != 0 {
+		t.Errorf("wanted: %v, %v", wanted, err)
+	}
+	b := a.anew()
+	now = time.Now()
+	say(b, "one")
+	say(b, "two")
+	if stored, all, again := numbers(); stored != full || all != full || again != since {
+		t.Errorf("%d bytes, of all %d, since %d; want %d, since %d", stored, all, again, full, since)
+	}
+}
+
+// TestEpochAtWitness has a witness sign the log of an epoch from its beginning, though it has signed a
+// larger head that is void, never what is void, and of the new log never a smaller head again.
+func TestEpochAtWitness(t *testing.T) {
+	s, old := newStore(t), newGrowing(t, newAuthor(t).key).grow(t, 50)
+	a := &author{key: old.key, id: old.id}
+	submit := func(g *growing, from, size uint64, want int) {
+		t.Helper()
+		v, _, err := s.Cosign(ctx, g.submit(t, from, size))
+		if err != nil || v.Status != want {
+			t.Errorf("from %d to %d: %d, %v; want %d", from, size, v.Status, err, want)
+		}
+	}
+	submit(old, 0, 50, wire.Signed)
+	log := newGrowing(t, old.key)
+	log.seed = 1
+	log.grow(t, 60)
+	submit(log, 0, 20, wire.Conflict)
+	before := &wire.Submission{Old: 0, Head: old.head(t, 20)}
+	s.took(t, a.epoch(t, 0), true, nil)
+	if held, err := s.Cosigned(a.id); held != nil || err != nil {
+		t.Errorf("it holds a head that is void: %v, %v", held, err)
+	}
+	if v, _, err := s.Cosign(ctx, before); err != nil || v.Status != wire.Forbidden {
+		t.Errorf("what is void: %d, %v", v.Status, err)
+	}
+	submit(log, 0, 30, wire.Signed)
+	submit(log, 0, 20, wire.Conflict)
+	submit(log, 30, 40, wire.Signed)
+	submit(log, 30, 35, wire.Conflict)
+	if held, err := s.Cosigned(a.id); err != nil || sizeOf(held) != 40 {
+		t.Errorf("it holds %v, %v", held, err)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -20,6 +21,27 @@ const (
 	maxEquivocators = 10_000
 	maxUnknown      = 1_000
 )
+
+// owners is what is known of the owners of logs: who has signed two or declared two epochs, and who
+// has declared an epoch. It does not change.
+type owners struct {
+	liars  map[peer.ID]bool
+	epochs map[peer.ID]Epoch
+}
+
+// brand has a peer be an equivocator.
+func (t *tx) brand(id peer.ID) {
+	o := owners{maps.Clone(t.owners.liars), t.owners.epochs}
+	o.liars[id] = true
+	t.owners = &o
+}
+
+// absolve has a peer be none any more.
+func (t *tx) absolve(id peer.ID) {
+	o := owners{maps.Clone(t.owners.liars), t.owners.epochs}
+	delete(o.liars, id)
+	t.owners = &o
+}
 
 // Equivocation takes in an alert, which is verified. From then on its accused is an
 // equivocator, and nothing more of it is taken in. The error is [ErrQuota] when there are too
@@ -38,37 +60,50 @@ func (s *Store) Equivocation(ctx context.Context, a *wire.Alert) (news bool, err
 		return false, err
 	}
 	err = s.write(ctx, func(t *tx) error {
-		if s.Cleared(a) || s.Equivocators()[a.Peer] {
+		if t.owners.clears(a) || t.owners.liars[a.Peer] {
 			return nil
 		}
-		if err := s.room(t.QueryRow, a.Peer, len(s.Equivocators())); err != nil {
+		if err := s.mayAccuse(t.QueryRow, a.Peer); err != nil {
 			return err
 		}
 		if _, err := t.Exec("INSERT INTO equivocator (peer, evidence) VALUES (?, ?)", []byte(a.Peer), kept.Marshal()); err != nil {
 			return err
 		}
 		news = true
-		t.brand(a.Peer, true)
+		t.brand(a.Peer)
 		if a.Peer != s.self {
 			return nil
 		}
-		return t.parts(conflict, min(a.A.Size, a.B.Size), max(a.A.Time, a.B.Time))
+		return t.fork(max(a.A.Time, a.B.Time))
 	})
 	return news && err == nil, err
 }
 
 // MayAccuse returns [ErrQuota] when an alert against a peer would not be taken in.
 func (s *Store) MayAccuse(ctx context.Context, id peer.ID) error {
-	return s.room(s.reader(ctx), id, len(s.Equivocators()))
+	return s.mayAccuse(s.reader(ctx), id)
 }
 
-// reader returns what reads a row.
-func (s *Store) reader(ctx context.Context) func(string, ...any) *sql.Row {
+// mayAccuse does that. Who has declared two epochs takes nobody's place: there is no evidence of it
+// here.
+func (s *Store) mayAccuse(query query, id peer.ID) error {
+	var n int
+	if err := query("SELECT count(*) FROM equivocator").Scan(&n); err != nil {
+		return err
+	}
+	return s.room(query, id, n)
+}
+
+// query reads a row.
+type query func(string, ...any) *sql.Row
+
+// reader returns what reads a row beside the writer.
+func (s *Store) reader(ctx context.Context) query {
 	return func(q string, args ...any) *sql.Row { return s.ro.QueryRowContext(ctx, q, args...) }
 }
 
 // room returns [ErrQuota] when a peer is one too many beside n that are known for the same.
-func (s *Store) room(query func(string, ...any) *sql.Row, id peer.ID, n int) error {
+func (s *Store) room(query query, id peer.ID, n int) error {
 	var tasks, log bool
 	err := query("SELECT EXISTS (SELECT 1 FROM outcome WHERE peer = ?), EXISTS (SELECT 1 FROM peer WHERE bytes = ? AND size > 0)", []byte(id), []byte(id)).Scan(&tasks, &log)
 	if err == nil && !tasks && id != s.self && (n >= maxEquivocators || !log && n >= maxUnknown) {
@@ -78,7 +113,7 @@ func (s *Store) room(query func(string, ...any) *sql.Row, id peer.ID, n int) err
 }
 
 // Equivocators returns who has equivocated. The map is not to be changed.
-func (s *Store) Equivocators() map[peer.ID]bool { return *s.equivocators.Load() }
+func (s *Store) Equivocators() map[peer.ID]bool { return s.owners.Load().liars }
 
 // Alerts returns a page of the evidence against equivocators, after a row.
 func (s *Store) Alerts(ctx context.Context, r wire.Range) ([]wire.Item, error) {
@@ -107,13 +142,12 @@ func (s *Store) rows(ctx context.Context, q string, r wire.Range) ([]wire.Item, 
 }
 
 // readEquivocators reads who has equivocated. The evidence is verified again.
-func (s *Store) readEquivocators(t *tx) error {
+func (t *tx) readEquivocators() error {
 	rows, err := t.Query("SELECT peer, evidence FROM equivocator")
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
-	all := make(map[peer.ID]bool)
 	for rows.Next() {
 		var id, b []byte
 		if err := rows.Scan(&id, &b); err != nil {
@@ -129,8 +163,7 @@ func (s *Store) readEquivocators(t *tx) error {
 		if err != nil {
 			return fmt.Errorf("%w: the evidence against %s: %w", ErrDamaged, peer.ID(id), err)
 		}
-		all[a.Peer] = true
+		t.owners.liars[a.Peer] = true
 	}
-	s.equivocators.Store(&all)
 	return rows.Err()
 }

@@ -4,7 +4,6 @@ package store
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -70,11 +69,10 @@ func TestEquivocatorsAreBounded(t *testing.T) {
 		return err
 	}
 	fill := func(n int) {
-		all := make(map[peer.ID]bool)
-		for i := range n {
-			all[peer.ID(fmt.Sprint(i))] = true
+		const q = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT OR IGNORE INTO equivocator (peer, evidence) SELECT 'filler ' || i, x'' FROM n"
+		if _, err := s.conn.ExecContext(ctx, q, n); err != nil {
+			t.Fatal(err)
 		}
-		s.equivocators.Store(&all)
 	}
 	stranger, logged, worker := newAuthor(t), newAuthor(t), newAuthor(t)
 	if err := accuse(stranger); err != nil {
@@ -94,6 +92,9 @@ func TestEquivocatorsAreBounded(t *testing.T) {
 	}
 	if err := accuse(worker); err != nil {
 		t.Errorf("one that was sent tasks: %v", err)
+	}
+	if _, err := s.conn.ExecContext(ctx, "DELETE FROM equivocator WHERE peer LIKE 'filler%'"); err != nil {
+		t.Fatal(err)
 	}
 	var longest int
 	if err := s.ro.QueryRowContext(ctx, "SELECT max(length(evidence)) FROM equivocator").Scan(&longest); err != nil || longest > 1<<10 {

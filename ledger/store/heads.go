@@ -102,7 +102,7 @@ func (s *Store) Observe(ctx context.Context, h *wire.Head) (evidence *wire.Alert
 
 // observe takes in a head whose signatures are verified. One that is void says nothing.
 func (t *tx) observe(h *wire.Head) (evidence *wire.Alert, ahead bool, err error) {
-	if t.s.Voided(h) {
+	if t.owners.voids(h.Peer, h.Time) {
 		return nil, false, nil
 	}
 	have, err := t.head(h.Peer)

@@ -99,13 +99,16 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 	if known, err := t.knows(e); err != nil || known {
 		return Known, err
 	}
+	if t.owners.voids(e.Rater, e.Time) {
+		return Refused, errVoid
+	}
 	if e.Rater == t.s.self {
-		return t.recover(e)
+		return t.takeBack(e)
 	}
 	if e.Time > t.s.now().Add(maxAhead).UnixNano() {
 		return Refused, ErrFuture
 	}
-	if t.s.Equivocators()[e.Rater] {
+	if t.owners.liars[e.Rater] {
 		return Refused, ErrEquivocator
 	}
 	var author int64 // its row; 0 for none, which only an entry that is stored makes
@@ -123,9 +126,6 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 		return t.park(e)
 	case uint64(at) < size:
 		return Refused, ErrFork
-	}
-	if err := t.voided(e, at); err != nil {
-		return Refused, err
 	}
 	if err := t.quota(author, cost(e)); err != nil {
 		return Refused, err
@@ -171,13 +171,15 @@ func cost(e *wire.Entry) int64 {
 // number that is kept beside. An author is known from its first entry on: that others
 // speak of it says nothing.
 func (t *tx) quota(author, more int64) error {
-	var stored int64
-	since := t.s.now().UnixNano()
-	err := t.QueryRow("SELECT stored, since FROM peer WHERE id = ? AND size > 0", author).Scan(&stored, &since)
+	var stored, since int64
+	err := t.QueryRow("SELECT stored, since FROM peer WHERE id = ?", author).Scan(&stored, &since)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
-	days := t.s.now().Sub(time.Unix(0, since)).Hours() / 24
+	days := 0.0
+	if since > 0 {
+		days = t.s.now().Sub(time.Unix(0, since)).Hours() / 24
+	}
 	if float64(stored+more) > authorBytes+authorBytesADay*max(0, days) {
 		return ErrQuota
 	}
@@ -250,7 +252,8 @@ func (t *tx) waiting(prev wire.Hash) ([]*wire.Entry, error) {
 }
 
 // Sweep forgets orphans that have waited for too long, the texts of comments that nobody
-// has, and where it was with peers that were not there for a week.
+// has, and where it was with peers that were not there for a week; or with all peers, when they
+// have what was refused.
 func (s *Store) Sweep(ctx context.Context) error {
 	return s.write(ctx, func(t *tx) error {
 		now := s.now()
@@ -267,7 +270,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 				return err
 			}
 		}
-		return nil
+		return t.readAnew(anewEvery)
 	})
 }
 

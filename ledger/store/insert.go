@@ -57,7 +57,7 @@ func (t *tx) insert(e *wire.Entry, author int64, size uint64) (root wire.Hash, e
 			return root, err
 		}
 	}
-	if _, err := t.Exec("UPDATE peer SET size = ?, stored = stored + ?, since = CASE size WHEN 0 THEN ? ELSE since END WHERE id = ?", size+1, cost(e), now, author); err != nil {
+	if _, err := t.Exec("UPDATE peer SET size = ?, stored = stored + ?, since = CASE since WHEN 0 THEN ? ELSE since END WHERE id = ?", size+1, cost(e), now, author); err != nil {
 		return root, err
 	}
 	if err := t.count(e, author, subject, 1); err != nil {
@@ -73,12 +73,12 @@ func (t *tx) insert(e *wire.Entry, author int64, size uint64) (root wire.Hash, e
 // HalfLife is after what time a rating counts half.
 const HalfLife = 30 * 24 * time.Hour
 
-// epoch is the time to which the weights of votes are relative. Weights grow with the time
+// voteBase is the time to which the weights of votes are relative. Weights grow with the time
 // of a rating, so that none has to be touched when time passes.
-var epoch = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+var voteBase = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Weight is what a rating of a time weighs, as votes have it.
-func Weight(t time.Time) float64 { return math.Exp2(t.Sub(epoch).Hours() / HalfLife.Hours()) }
+func Weight(t time.Time) float64 { return math.Exp2(t.Sub(voteBase).Hours() / HalfLife.Hours()) }
 
 // count adds an entry to what is counted of its subject, or with sign -1 takes it away.
 func (t *tx) count(e *wire.Entry, author, subject int64, sign float64) error {
@@ -111,6 +111,9 @@ func (t *tx) countVote(subject, author, entries int64, sum, weight float64) erro
 		return errVoteDamaged
 	}
 	n, s, w = n+entries, s+sum, w+weight
+	if n == 0 {
+		s, w = 0, 0 // what adding and taking away has left
+	}
 	_, err = t.Exec("INSERT OR REPLACE INTO vote VALUES (?, ?, ?, ?, ?, ?)", subject, author, n, s, w, voteMark(subject, author, n, s, w))
 	return err
 }

@@ -25,7 +25,9 @@ func (s *Store) checkOwn(t *tx) error {
 	if size != most || shown > size {
 		return fmt.Errorf("%w: of the own log, %d entries are stored, %d counted and %d published", ErrDamaged, most, size, shown)
 	}
-	if s.forked, err = t.parted(); err != nil || size == 0 {
+	twice, err := t.number(forked)
+	s.forked = twice > 0 || t.owners.liars[s.self]
+	if err != nil || size == 0 {
 		return err
 	}
 	h, err := t.head(s.self)
@@ -43,16 +45,6 @@ func (s *Store) checkOwn(t *tx) error {
 	return nil
 }
 
-// parted reports whether the own log was continued twice.
-func (t *tx) parted() (bool, error) {
-	at, err := t.number(parted)
-	if err != nil {
-		return false, err
-	}
-	below, err := t.number(conflict)
-	return at > 0 || below > 0 || t.s.Equivocators()[t.s.self], err
-}
-
 // MaySign returns why the own log cannot be continued; nil when it can.
 func (s *Store) MaySign() error {
 	s.mu.Lock()
@@ -64,6 +56,8 @@ func (s *Store) maySign() error {
 	switch {
 	case s.forked:
 		return ErrForked
+	case s.other:
+		return ErrOther
 	case s.lost != nil:
 		return ErrBehind
 	}
@@ -227,7 +221,7 @@ func (s *Store) Claim(ctx context.Context, h *wire.Head) error {
 // give way; what was published may not.
 func (t *tx) claim(h *wire.Head) error {
 	s := t.s
-	if s.Voided(h) {
+	if t.owners.voids(h.Peer, h.Time) {
 		return nil
 	}
 	if h.Size <= s.size() {
@@ -245,22 +239,22 @@ func (t *tx) claim(h *wire.Head) error {
 			}
 			return nil
 		case h.Size <= uint64(shown):
-			return t.parts(conflict, h.Size, h.Time)
+			return t.fork(h.Time)
 		}
 	}
 	switch {
 	case s.lost == nil || s.lost.Size < h.Size:
 		s.lost = h.Bare()
 	case s.lost.Size == h.Size && s.lost.Root != h.Root:
-		return t.parts(conflict, h.Size, h.Time)
+		return t.fork(max(h.Time, s.lost.Time))
 	}
 	return nil
 }
 
-// recover takes back an entry of this node's own log that a peer has kept, after a store
+// takeBack takes back an entry of this node's own log that a peer has kept, after a store
 // was restored that is older. What was appended since, and nobody has seen, gives way and
 // is appended anew.
-func (t *tx) recover(e *wire.Entry) (Outcome, error) {
+func (t *tx) takeBack(e *wire.Entry) (Outcome, error) {
 	s := t.s
 	size, _, err := t.end(s.me)
 	if err != nil {
@@ -273,15 +267,12 @@ func (t *tx) recover(e *wire.Entry) (Outcome, error) {
 	if at < 0 {
 		return t.park(e)
 	}
-	if err := t.voided(e, at); err != nil {
-		return Refused, err
-	}
 	shown, err := t.number(published)
 	if err != nil {
 		return Refused, err
 	}
 	if uint64(at) < uint64(shown) {
-		return Refused, t.parts(parted, uint64(at)+1, e.Time)
+		return Refused, t.fork(e.Time)
 	}
 	late, err := t.log(s.me, uint64(at), size)
 	if err != nil {
@@ -322,7 +313,7 @@ func (t *tx) again(late []*wire.Entry) error {
 }
 
 // truncate takes the entries of a log away that stand from a position on. To the quotas they count
-// as before: their texts stay.
+// as before, and their texts stay: see free.
 func (t *tx) truncate(author int64, late []*wire.Entry, size uint64) error {
 	for _, e := range late {
 		subject, err := t.peer(e.Subject)

@@ -32,31 +32,54 @@ func powerCuts(t *testing.T, everyday int) int {
 	return await.Times(t, "AGENTFM_TEST_POWER_CUTS", everyday)
 }
 
+// disk is one that can lose its power.
+type disk struct{ mount, again string }
+
+func newDisk(t *testing.T) disk {
+	t.Helper()
+	dir := t.TempDir()
+	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "mount")
+	d := disk{mount, fmt.Sprintf("mount -o loop %s %s", image, mount)}
+	if err := shell(fmt.Sprintf("truncate -s 128M %[1]s && mkfs.ext4 -q %[1]s && mkdir %s && %s", image, mount, d.again)); err != nil {
+		t.Skipf("a disk that can lose its power takes root: %v", err)
+	}
+	t.Cleanup(func() { _ = shell("umount -l " + mount) })
+	return d
+}
+
+// comeBack gives the disk its power again. Another mount namespace may have the dead file system for a
+// moment more.
+func (d disk) comeBack(t *testing.T) {
+	t.Helper()
+	await.Until(t, "the disk comes back", func() bool {
+		if err := shell("umount " + d.mount + " && " + d.again); err != nil {
+			t.Fatal(err)
+		}
+		return shell("touch "+filepath.Join(d.mount, "alive")) == nil
+	})
+}
+
+func shell(command string) error {
+	out, err := exec.Command("sh", "-c", command).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w %s", command, err, out)
+	}
+	return nil
+}
+
 // TestPowerCut cuts the power of the disk while another process appends and shows heads. No
 // head that was shown may be another afterwards: that would be an equivocation.
 func TestPowerCut(t *testing.T) {
-	dir, me := t.TempDir(), newAuthor(t)
-	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "mount")
-	shell := func(command string) error {
-		out, err := exec.Command("sh", "-c", command).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%s: %w %s", command, err, out)
-		}
-		return nil
-	}
-	mountDisk := fmt.Sprintf("mount -o loop %s %s", image, mount)
-	if err := shell(fmt.Sprintf("truncate -s 128M %[1]s && mkfs.ext4 -q %[1]s && mkdir %s && %s", image, mount, mountDisk)); err != nil {
-		t.Skipf("a disk that can lose its power takes root: %v", err)
-	}
-	defer func() { _ = shell("umount -l " + mount) }()
+	d, me := newDisk(t), newAuthor(t)
+	dir := filepath.Join(d.mount, "store")
 	shown, signed := make(map[uint64]string), uint64(0)
 	for cut := range powerCuts(t, 50) {
-		w := startWriter(t, filepath.Join(mount, "store"), me.key)
+		w := startWriter(t, "TestPowerWriter", dir, me.key)
 		await.Until(t, "the writer appends", func() bool { return len(w.seen()) >= 3 })
 		time.Sleep(rand.N(200 * time.Millisecond))
 		seen := w.seen()
 		signed = max(signed, w.signedAs()) // not later: what is synced during the cut may be lost
-		if err := cutPower(mount); err != nil {
+		if err := cutPower(d.mount); err != nil {
 			t.Fatal(err)
 		}
 		w.stop()
@@ -71,14 +94,8 @@ func TestPowerCut(t *testing.T) {
 			}
 			shown[size] = root
 		}
-		// Another mount namespace may have the dead file system for a moment more.
-		await.Until(t, "the disk comes back", func() bool {
-			if err := shell("umount " + mount + " && " + mountDisk); err != nil {
-				t.Fatal(err)
-			}
-			return shell("touch "+filepath.Join(mount, "alive")) == nil
-		})
-		checkShown(t, filepath.Join(mount, "store"), me.key, cut, shown, signed)
+		d.comeBack(t)
+		checkShown(t, dir, me.key, cut, shown, signed)
 	}
 	t.Logf("%d heads were shown, and one of size %d was signed as a witness", len(shown), signed)
 }
@@ -88,7 +105,7 @@ func TestPowerCut(t *testing.T) {
 func TestKilledWitness(t *testing.T) {
 	dir, me, signed := filepath.Join(t.TempDir(), "store"), newAuthor(t), uint64(0)
 	for kill := range powerCuts(t, 5) {
-		w := startWriter(t, dir, me.key)
+		w := startWriter(t, "TestPowerWriter", dir, me.key)
 		await.Until(t, "the witness signs", func() bool { return w.signedAs() > signed+3 })
 		time.Sleep(rand.N(50 * time.Millisecond))
 		w.stop()
@@ -149,13 +166,13 @@ func powerLog(t testing.TB) *growing {
 	return newGrowing(t, key)
 }
 
-func startWriter(t *testing.T, dir string, key crypto.PrivKey) *writer {
+func startWriter(t *testing.T, test, dir string, key crypto.PrivKey) *writer {
 	t.Helper()
 	b, err := crypto.MarshalPrivateKey(key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &writer{cmd: exec.Command(os.Args[0], "-test.run=^TestPowerWriter$"), done: make(chan struct{})}
+	w := &writer{cmd: exec.Command(os.Args[0], "-test.run=^"+test+"$"), done: make(chan struct{})}
 	w.cmd.Env = append(os.Environ(), "LEDGER_POWER_WRITER="+dir, "LEDGER_POWER_KEY="+hex.EncodeToString(b))
 	out, err := w.cmd.StdoutPipe()
 	if err == nil {
@@ -202,11 +219,12 @@ func (w *writer) stop() {
 	_ = w.cmd.Wait()
 }
 
-// TestPowerWriter is that process.
-func TestPowerWriter(t *testing.T) {
+// openWritten opens the store in the process that writes; nil in any other.
+func openWritten(t *testing.T) *Store {
+	t.Helper()
 	dir := os.Getenv("LEDGER_POWER_WRITER")
 	if dir == "" {
-		return
+		return nil
 	}
 	b, err := hex.DecodeString(os.Getenv("LEDGER_POWER_KEY"))
 	if err != nil {
@@ -216,7 +234,15 @@ func TestPowerWriter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := open(t, dir, key)
+	return open(t, dir, key)
+}
+
+// TestPowerWriter is that process.
+func TestPowerWriter(t *testing.T) {
+	s := openWritten(t)
+	if s == nil {
+		return
+	}
 	var clients sync.WaitGroup
 	for range 4 {
 		subject := newAuthor(t)

@@ -203,7 +203,7 @@ func (s *Store) Votes(ctx context.Context, each func(Vote)) error {
 		if by == nil || about == nil || have != voteMark(subject, author, entries, sum, v.Weight) {
 			return errVoteDamaged
 		}
-		if v.Weight <= 0 { // it has no rating
+		if entries == 0 || v.Weight <= 0 { // it has no rating
 			continue
 		}
 		v.Rater, v.Subject, v.Mean = peer.ID(by), peer.ID(about), min(max(sum/v.Weight, -1), 1)

@@ -34,6 +34,10 @@ var (
 	ErrBehind = errors.New("the store of the ledger is older than what this node has published; it must not sign")
 	// ErrForked says that this node's own log has two continuations.
 	ErrForked = errors.New("this node's log was continued twice; it must not sign")
+	// ErrOther says that the epoch of this node's log was not begun by this process. It is that of
+	// another with its key, which may be running, or the store is older than the epoch. When it is
+	// opened again, peers are asked what was signed since.
+	ErrOther = errors.New("this node's log was recovered by another process with its key, or before its store was restored; stop the other, if there is one, and restart this one")
 	// ErrNotFound says that there is no such entry or comment.
 	ErrNotFound = errors.New("not found")
 )
@@ -52,19 +56,19 @@ type Store struct {
 	ro   *sql.DB
 	now  func() time.Time
 
-	equivocators atomic.Pointer[map[peer.ID]bool]        // replaced as a whole, under mu
-	epochs       atomic.Pointer[map[peer.ID]*wire.Epoch] // as well
+	owners atomic.Pointer[owners] // replaced as a whole, under mu, by what is on disk
 
 	mu     sync.Mutex // of the writer
 	head   *wire.Head // of the own log; nil while it is empty
 	lost   *wire.Head // the largest of the own log that is not of what is stored, as a peer has shown; nil for none
 	forked bool
+	other  bool                 // see ErrOther
 	stmts  map[string]*sql.Stmt // of the writer
 }
 
 // schema makes the tables. A peer is named by its row, and the place of an entry in its
 // author's log is its position, from 0. The row of an entry is its place among all. A peer's
-// since is when its first entry was stored.
+// since is when its first entry was stored; 0 for never.
 const schema = `
 CREATE TABLE IF NOT EXISTS peer (
 	id INTEGER PRIMARY KEY, bytes BLOB NOT NULL UNIQUE,
@@ -93,7 +97,7 @@ CREATE TABLE IF NOT EXISTS unproven (
 	id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL, newest INTEGER NOT NULL, received INTEGER NOT NULL, bytes BLOB NOT NULL, UNIQUE (peer, newest));
 CREATE TABLE IF NOT EXISTS cosigned (peer BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS equivocator (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, evidence BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS epoch (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL, bytes BLOB NOT NULL, UNIQUE (peer, bytes));
+CREATE TABLE IF NOT EXISTS epochs (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL, bytes BLOB NOT NULL, received INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (peer BLOB PRIMARY KEY, row INTEGER NOT NULL, hash BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
@@ -106,7 +110,7 @@ CREATE TRIGGER IF NOT EXISTS orphan_less AFTER DELETE ON orphan BEGIN UPDATE num
 `
 
 // version is that of the schema.
-const version = 4
+const version = 5
 
 // toVersion2 makes a store of version 1 one of version 2: its heads may be of entries that are
 // not stored.
@@ -129,6 +133,11 @@ INSERT INTO equivocator (peer, evidence) SELECT peer, evidence FROM unnumbered;
 DROP TABLE unnumbered;
 `
 
+// toVersion5 has those be without a first entry who are only spoken of.
+const toVersion5 = `
+UPDATE peer SET since = 0 WHERE size = 0;
+`
+
 // upgrade makes the tables, and those of an older store as they are now.
 func (t *tx) upgrade(have int) error {
 	change := schema
@@ -140,6 +149,9 @@ func (t *tx) upgrade(have int) error {
 	}
 	if have > 0 && have < 4 {
 		change += toVersion4
+	}
+	if have > 0 && have < 5 {
+		change += toVersion5
 	}
 	if _, err := t.s.conn.ExecContext(context.Background(), change+fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
 		return err
@@ -211,10 +223,14 @@ func (s *Store) open(file string) error {
 		if s.me, err = tx.peer(s.self); err != nil {
 			return err
 		}
-		if err := s.readEquivocators(tx); err != nil {
+		tx.owners = &owners{make(map[peer.ID]bool), make(map[peer.ID]Epoch)}
+		if err := tx.readEquivocators(); err != nil {
 			return err
 		}
-		if err := s.readEpochs(tx); err != nil {
+		if err := tx.readEpochs(); err != nil {
+			return err
+		}
+		if err := tx.readAnew(0); err != nil {
 			return err
 		}
 		return s.checkOwn(tx)
@@ -265,7 +281,10 @@ func (s *Store) Close() error {
 func (s *Store) Self() peer.ID { return s.self }
 
 // tx is a transaction of the writer, on its connection.
-type tx struct{ s *Store }
+type tx struct {
+	s      *Store
+	owners *owners // as it will be
+}
 
 // write runs do in a transaction, which is on disk when write returns nil. Who asked may
 // be gone by then: half of the work is not undone for that.
@@ -275,26 +294,27 @@ func (s *Store) write(ctx context.Context, do func(*tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	t := &tx{s}
+	t := &tx{s, s.owners.Load()}
 	if _, err := t.Exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
 	done := false
-	head, lost, forked, equivocators, epochs := s.head, s.lost, s.forked, s.equivocators.Load(), s.epochs.Load()
+	head, lost, forked, other := s.head, s.lost, s.forked, s.other
 	defer func() {
 		if !done { // also when do panics
 			_, _ = t.Exec("ROLLBACK")
-			s.head, s.lost, s.forked = head, lost, forked
-			s.equivocators.Store(equivocators)
-			s.epochs.Store(epochs)
+			s.head, s.lost, s.forked, s.other = head, lost, forked, other
 		}
 	}()
 	if err := do(t); err != nil {
 		return err
 	}
-	_, err := t.Exec("COMMIT")
-	done = err == nil
-	return err
+	if _, err := t.Exec("COMMIT"); err != nil {
+		return err
+	}
+	done = true
+	s.owners.Store(t.owners)
+	return nil
 }
 
 // stmt returns a statement, which is prepared once: to parse it takes longer than to run it.
@@ -340,7 +360,7 @@ func (t *tx) QueryRow(q string, args ...any) *sql.Row {
 func (t *tx) peer(id peer.ID) (row int64, err error) {
 	err = t.QueryRow("SELECT id FROM peer WHERE bytes = ?", []byte(id)).Scan(&row)
 	if errors.Is(err, sql.ErrNoRows) {
-		err = t.QueryRow("INSERT INTO peer (bytes, since) VALUES (?, ?) RETURNING id", []byte(id), t.s.now().UnixNano()).Scan(&row)
+		err = t.QueryRow("INSERT INTO peer (bytes, since) VALUES (?, 0) RETURNING id", []byte(id)).Scan(&row)
 	}
 	return row, err
 }

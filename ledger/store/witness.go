@@ -21,7 +21,8 @@ const strangers = "strangers"
 
 // Cosign signs a head as a witness, if it continues the one of that log that was signed
 // before; that is checked, and the head put in the place of the other, in one transaction,
-// which is on disk before the signature is given out. It also returns the evidence, which
+// which is on disk before the signature is given out. Of one log the size never falls; with an
+// epoch another begins, and never a third. It also returns the evidence, which
 // nobody has signed, when the owner has equivocated.
 func (s *Store) Cosign(ctx context.Context, sub *wire.Submission) (v wire.Verdict, evidence *wire.Alert, err error) {
 	h := sub.Head.Bare()
@@ -37,13 +38,13 @@ func (s *Store) Cosign(ctx context.Context, sub *wire.Submission) (v wire.Verdic
 				return err
 			}
 		}
-		if last != nil && s.Voided(last) {
-			last = nil // the log has begun anew
+		if last != nil && t.owners.voids(h.Peer, last.Time) {
+			last = nil // it is of the log before; of this one none was signed
 		}
 		switch {
 		case !known || h.Peer == s.self:
 			v.Status = wire.UnknownLog
-		case !signed || s.Equivocators()[h.Peer] || s.Voided(h):
+		case !signed || t.owners.liars[h.Peer] || t.owners.voids(h.Peer, h.Time):
 			v.Status = wire.Forbidden
 		default:
 			v.Status, evidence = judge(sub, last)
@@ -132,14 +133,14 @@ func (s *Store) Cosigned(id peer.ID) (*wire.Head, error) {
 }
 
 // SetCosigned keeps a head of this node's own log with the signatures of its witnesses, unless
-// a larger one is kept.
+// a larger one is kept, or it is void.
 func (s *Store) SetCosigned(ctx context.Context, h *wire.Head) error {
 	if _, err := wire.ParseHead(h.Marshal()); err != nil {
 		return err
 	}
 	return s.write(ctx, func(t *tx) error {
 		last, err := headOf(t, "cosigned", s.self)
-		if err != nil || last != nil && last.Size > h.Size && !s.Voided(last) {
+		if err != nil || last != nil && last.Size > h.Size || t.owners.voids(s.self, h.Time) {
 			return err
 		}
 		_, err = t.Exec("INSERT OR REPLACE INTO cosigned VALUES (?, ?)", []byte(s.self), h.Marshal())

@@ -19,21 +19,20 @@ const (
 )
 
 // MaxEpoch is the largest epoch, in bytes.
-const MaxEpoch = 256
+const MaxEpoch = 192
 
 // epochContext is what the bytes of an epoch begin with that are signed. In its place all other
 // messages have a peer id: none of them can be taken for an epoch, nor an epoch for one of them.
 const epochContext = "agentfm-epoch-v1"
 
-// Epoch is what the owner of a log declares that was continued twice by accident: that all is
-// void which it has signed for the places after the first Size ones, up to Time. Behind these
-// the log goes on with what is signed later. A log can have one epoch.
+// Epoch is what the owner declares of a log that was continued twice: that all is void which it
+// has signed for its log up to Time. What it signs later is a new log, from the first entry on.
+// Nothing of the old one stays, so that nobody can have another beginning of the new one. Anybody
+// may take back what it has said that way, once: a log can have one epoch.
 type Epoch struct {
 	// Peer is the owner.
 	Peer peer.ID
-	// Size is the number of entries that stay.
-	Size uint64
-	// Time is when it was declared, in nanoseconds since 1970.
+	// Time is up to when all is void, in nanoseconds since 1970.
 	Time int64
 	// Signature is the owner's, over [Epoch.Canonical].
 	Signature []byte
@@ -43,8 +42,7 @@ func (e *Epoch) message() message {
 	var m message
 	m.text(1, epochContext)
 	m.bytes(2, []byte(e.Peer))
-	m.uint(3, e.Size)
-	m.uint(4, uint64(e.Time))
+	m.uint(3, uint64(e.Time))
 	return m
 }
 
@@ -54,7 +52,7 @@ func (e *Epoch) Canonical() []byte { return e.message() }
 // Marshal returns the epoch as it travels.
 func (e *Epoch) Marshal() []byte {
 	m := e.message()
-	m.bytes(5, e.Signature)
+	m.bytes(4, e.Signature)
 	return m
 }
 
@@ -67,8 +65,8 @@ func (e *Epoch) Sign(key crypto.PrivKey) (err error) {
 // Verify checks the owner's signature.
 func (e *Epoch) Verify() error { return verify(e.Peer, e.Canonical(), e.Signature) }
 
-// Voids reports whether what was signed at a time for a place of the log, from 0, is void.
-func (e *Epoch) Voids(place uint64, time int64) bool { return place >= e.Size && time <= e.Time }
+// Voids reports whether what was signed for the log at a time is void.
+func (e *Epoch) Voids(time int64) bool { return time <= e.Time }
 
 // ParseEpoch reads an epoch in its one form. It does not verify the signature.
 func ParseEpoch(b []byte) (*Epoch, error) {
@@ -84,10 +82,8 @@ func ParseEpoch(b []byte) (*Epoch, error) {
 		case 2:
 			return f.into(&e.Peer)
 		case 3:
-			return f.into(&e.Size)
-		case 4:
 			return f.into(&e.Time)
-		case 5:
+		case 4:
 			return f.into(&e.Signature)
 		}
 		return false
@@ -101,8 +97,6 @@ func ParseEpoch(b []byte) (*Epoch, error) {
 	switch {
 	case context != epochContext:
 		return nil, fmt.Errorf("%w: it is no epoch", ErrBad)
-	case e.Size > 1<<62:
-		return nil, fmt.Errorf("%w: an epoch after %d entries", ErrBad, e.Size)
 	case e.Time < firstTime:
 		return nil, fmt.Errorf("%w: its time is before 2024", ErrBad)
 	}

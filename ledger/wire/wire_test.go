@@ -331,7 +331,7 @@ func schema(t testing.TB) protoreflect.FileDescriptor {
 			msg("Rating", fields{bytes, bytes, str, double, str, int64, bytes, bytes}),
 			msg("Comment", fields{bytes, bytes, bytes, str, bytes, int64, bytes, bytes}),
 			msg("WitnessSig", fields{bytes, bytes}), head, signed, alert,
-			msg("Epoch", fields{str, bytes, uint64, int64, bytes}),
+			msg("Epoch", fields{str, bytes, int64, bytes}),
 		},
 	}, nil)
 	if err != nil {

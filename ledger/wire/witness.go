@@ -23,7 +23,8 @@ const MaxProof = 63
 // Submission asks a witness to sign a head, or without one, which it has signed last of the log
 // of who asks.
 type Submission struct {
-	// Old is the size of the head of that log that the witness has signed last, 0 for none.
+	// Old is the size of the head of that log that the witness has signed last, 0 for none, or
+	// one that is void.
 	Old uint64
 	// Proof is that of consistency between the two; nothing when Old is 0.
 	Proof []Hash
