@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
@@ -84,7 +85,11 @@ func ask(cmd *cobra.Command, path string, body any) ([]byte, error) {
 	}
 	resp, err := caddycmd.AdminAPIRequest(address, method, "/agentfm/"+path, header, payload)
 	if err != nil {
-		return nil, coded{fmt.Errorf("asking the admin API at %s: %w; does Caddy run, and is its admin API there? --address or --config say where it is", address, plainError{err}), exitGateway}
+		advice := "; does Caddy run, and is its admin API there? --address or --config say where it is"
+		if answered(err) {
+			advice = ""
+		}
+		return nil, coded{fmt.Errorf("asking the admin API at %s: %w%s", address, plainError{err}, advice), exitGateway}
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
@@ -92,6 +97,13 @@ func ask(cmd *cobra.Command, path string, body any) ([]byte, error) {
 		return nil, coded{fmt.Errorf("reading the answer of %s: %w", address, err), exitGateway}
 	}
 	return answer, nil
+}
+
+// answered reports whether an error of Caddy's says that the running one refused what it was
+// asked, and knows the route.
+func answered(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "responded with error: HTTP ") && !strings.Contains(text, "HTTP 404")
 }
 
 // plainError is an error whose text may hold that of strangers.
