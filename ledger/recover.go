@@ -51,19 +51,16 @@ func (l *Ledger) askAnew(ctx context.Context) error {
 	for _, b := range l.node.Bootstrap() {
 		named = append(named, b.ID)
 	}
-	ids := slices.Concat(named, l.node.Host.Network().Peers())
-	slices.Sort(ids)
+	slices.Sort(named)
+	named = slices.Compact(named)
 	var (
 		mu     sync.Mutex
 		some   bool
 		silent []string
 		wait   sync.WaitGroup
-		turns  = make(chan struct{}, maxKicked)
+		turns  = make(chan struct{}, len(named)+maxKicked) // strangers take none of the named ones
 	)
-	for _, id := range slices.Compact(ids) {
-		if id == l.store.Self() {
-			continue
-		}
+	ask := func(id peer.ID) {
 		turns <- struct{}{}
 		wait.Go(func() {
 			defer func() { <-turns }()
@@ -75,6 +72,16 @@ func (l *Ledger) askAnew(ctx context.Context) error {
 				silent = append(silent, id.String())
 			}
 		})
+	}
+	for _, id := range named {
+		if id != l.store.Self() {
+			ask(id)
+		}
+	}
+	for _, id := range l.node.Host.Network().Peers() {
+		if !slices.Contains(named, id) {
+			ask(id)
+		}
 	}
 	wait.Wait()
 	switch {

@@ -281,10 +281,15 @@ func (l *Ledger) askInbox(ctx context.Context, id peer.ID) error {
 		if last.Index <= c.Row {
 			return fmt.Errorf("%w: the rows do not grow", wire.ErrBad)
 		}
-		c = store.Cursor{Row: last.Index, Hash: hashOf(last)}
-		if err := l.store.SetCursor(ctx, id, c); err != nil {
+		next := store.Cursor{Row: last.Index, Hash: hashOf(last)}
+		switch err := l.store.SetCursor(ctx, id, c, next); {
+		case errors.Is(err, store.ErrCursor):
+			c = store.Cursor{}
+			continue
+		case err != nil:
 			return err
 		}
+		c = next
 		if uint64(len(items)) < inboxPage/2 {
 			return nil
 		}

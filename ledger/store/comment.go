@@ -125,11 +125,22 @@ func (s *Store) Cursor(ctx context.Context, id peer.ID) (c Cursor, err error) {
 	return c, err
 }
 
-// SetCursor stores that of a peer.
-func (s *Store) SetCursor(ctx context.Context, id peer.ID, c Cursor) error {
+// ErrCursor says that the cursor that was to be moved is there no more: the inbox is to be read
+// from its beginning.
+var ErrCursor = errors.New("the inbox is to be read anew")
+
+// SetCursor moves that of a peer, from one that [Store.Cursor] returned or that was set; the zero
+// value is the beginning.
+func (s *Store) SetCursor(ctx context.Context, id peer.ID, from, to Cursor) error {
 	return s.write(ctx, func(t *tx) error {
-		_, err := t.Exec("INSERT INTO cursor VALUES (?, ?, ?, ?) ON CONFLICT (peer) DO UPDATE SET row = excluded.row, hash = excluded.hash, used = excluded.used",
-			[]byte(id), int64(c.Row), c.Hash[:], s.now().UnixNano())
+		var there bool
+		if err := t.QueryRow("SELECT EXISTS (SELECT 1 FROM cursor WHERE peer = ?)", []byte(id)).Scan(&there); err != nil {
+			return err
+		}
+		if from.Row > 0 && !there {
+			return ErrCursor
+		}
+		_, err := t.Exec("INSERT OR REPLACE INTO cursor VALUES (?, ?, ?, ?)", []byte(id), int64(to.Row), to.Hash[:], s.now().UnixNano())
 		return err
 	})
 }

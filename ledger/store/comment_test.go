@@ -38,15 +38,20 @@ func TestCommentsOfOthers(t *testing.T) {
 
 func TestCursor(t *testing.T) {
 	s, id := newStore(t), newAuthor(t).id
-	for _, want := range []Cursor{{}, {7, wire.Hash{1}}, {9, wire.Hash{2}}} {
+	before := Cursor{}
+	for _, want := range []Cursor{{}, {7, wire.Hash{1}}, {9, wire.Hash{2}}, {3, wire.Hash{3}}} {
 		if want.Row > 0 {
-			if err := s.SetCursor(ctx, id, want); err != nil {
+			if err := s.SetCursor(ctx, id, before, want); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if got, err := s.Cursor(ctx, id); got != want || err != nil {
 			t.Errorf("%v, %v", got, err)
 		}
+		before = want
+	}
+	if err := s.SetCursor(ctx, newAuthor(t).id, before, before); !errors.Is(err, ErrCursor) {
+		t.Errorf("one that is not there was moved: %v", err)
 	}
 }
 

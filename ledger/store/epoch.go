@@ -27,7 +27,7 @@ const (
 )
 
 // anewEvery is how often that is done: anybody can cause it.
-const anewEvery = time.Hour
+const anewEvery = 6 * time.Hour
 
 // Epoch is an epoch that an owner has declared.
 type Epoch struct {
@@ -69,6 +69,9 @@ func (s *Store) mayDeclare(query query, o *owners, e *wire.Epoch) error {
 		return ErrFuture
 	}
 	if _, ok := o.epochs[e.Peer]; ok {
+		return nil
+	}
+	if o.liars[e.Peer] && len(o.epochs) < maxEquivocators { // its entries are refused, and so it has no log
 		return nil
 	}
 	return s.room(query, e.Peer, len(o.epochs))
@@ -222,11 +225,15 @@ func (t *tx) voidHeads(e *wire.Epoch, left uint64) error {
 }
 
 // free gives back to the quotas what entries of another have taken that are gone, with their
-// texts, if no other comment has the same.
+// texts, if no other comment has the same, and what is known of subjects of which nobody else
+// speaks: what is not counted must not stay.
 func (t *tx) free(author int64, gone []*wire.Entry) error {
 	sum := int64(0)
 	for _, e := range gone {
 		sum += cost(e)
+		if _, err := t.Exec("DELETE FROM peer WHERE bytes = ? AND since = 0 AND size = 0 AND entries = 0", []byte(e.Subject)); err != nil {
+			return err
+		}
 		if e.Kind != wire.Comment {
 			continue
 		}

@@ -182,6 +182,7 @@ func TestEpochsAreBounded(t *testing.T) {
 	if !s.accuse(t, liar.head(t, 3, wire.Hash{1}), liar.head(t, 3, wire.Hash{2})) {
 		t.Error("there is no room for an equivocator")
 	}
+	s.took(t, liar.epoch(t, 0), true, nil)
 }
 
 // TestEpochOfLongAgo has an owner date all that it signs long ago. What is void is forgotten, but when
@@ -272,7 +273,7 @@ func TestReadAnew(t *testing.T) {
 	forgive := func() {
 		t.Helper()
 		a := newAuthor(t)
-		if err := s.SetCursor(ctx, from, Cursor{Row: 7}); err != nil {
+		if err := s.SetCursor(ctx, from, Cursor{}, Cursor{Row: 7}); err != nil {
 			t.Fatal(err)
 		}
 		if !s.accuse(t, a.head(t, 3, wire.Hash{1}), a.head(t, 3, wire.Hash{2})) {
@@ -290,7 +291,7 @@ func TestReadAnew(t *testing.T) {
 		}
 	}
 	s.took(t, newAuthor(t).epoch(t, 0), true, nil) // of whom nothing was refused
-	if err := s.SetCursor(ctx, from, Cursor{Row: 7}); err != nil {
+	if err := s.SetCursor(ctx, from, Cursor{}, Cursor{Row: 7}); err != nil {
 		t.Fatal(err)
 	}
 	swept(7)
@@ -384,5 +385,40 @@ func TestEpochAtWitness(t *testing.T) {
 	submit(log, 30, 35, wire.Conflict)
 	if held, err := s.Cosigned(a.id); err != nil || sizeOf(held) != 40 {
 		t.Errorf("it holds %v, %v", held, err)
+	}
+}
+
+// TestEpochBetweenCosignatures has a head signed at two times, of which the epoch reaches the
+// first: the second binds the witness to that log.
+func TestEpochBetweenCosignatures(t *testing.T) {
+	s, log := newStore(t), newGrowing(t, newAuthor(t).key).grow(t, 5)
+	a := &author{key: log.key, id: log.id}
+	now := time.Now()
+	for i, at := range []time.Time{now.Add(-time.Hour), now} {
+		sub := &wire.Submission{Old: uint64(5 * i), Head: a.headAt(t, 5, log.roots[5], at.UnixNano())}
+		if v, _, err := s.Cosign(ctx, sub); err != nil || v.Status != wire.Signed {
+			t.Fatal(v.Status, err)
+		}
+	}
+	s.took(t, a.epoch(t, time.Minute), true, nil)
+	other := newGrowing(t, log.key)
+	other.seed = 1
+	if v, _, err := s.Cosign(ctx, other.grow(t, 5).submit(t, 0, 1)); err != nil || v.Status != wire.Conflict {
+		t.Errorf("another log of the same epoch: %d, %v", v.Status, err)
+	}
+}
+
+// TestEpochLeavesNoRows wants nothing to stay of what is not counted any more.
+func TestEpochLeavesNoRows(t *testing.T) {
+	s, a, b, both := newStore(t), newAuthor(t), newAuthor(t), newAuthor(t).id
+	for range 3 {
+		s.accept(t, Stored, nil, a.rate(t, newAuthor(t).id, 1))
+	}
+	s.accept(t, Stored, nil, a.rate(t, both, 1))
+	s.accept(t, Stored, nil, b.rate(t, both, 1))
+	s.took(t, a.epoch(t, 0), true, nil)
+	var votes, peers int
+	if err := s.ro.QueryRow("SELECT (SELECT count(*) FROM vote), (SELECT count(*) FROM peer)").Scan(&votes, &peers); err != nil || votes != 1 || peers != 4 {
+		t.Errorf("%d votes and %d peers, %v; want that of b, and this node, a, b and of whom it speaks", votes, peers, err)
 	}
 }

@@ -112,7 +112,8 @@ func (t *tx) countVote(subject, author, entries int64, sum, weight float64) erro
 	}
 	n, s, w = n+entries, s+sum, w+weight
 	if n == 0 {
-		s, w = 0, 0 // what adding and taking away has left
+		_, err = t.Exec("DELETE FROM vote WHERE subject = ? AND author = ?", subject, author)
+		return err
 	}
 	_, err = t.Exec("INSERT OR REPLACE INTO vote VALUES (?, ?, ?, ?, ?, ?)", subject, author, n, s, w, voteMark(subject, author, n, s, w))
 	return err

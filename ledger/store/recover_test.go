@@ -141,7 +141,7 @@ func TestLearnedEpoch(t *testing.T) {
 			if hasForked {
 				s.accept(t, Refused, nil, me.rate(t, subject, 0))
 			}
-			if err := s.SetCursor(ctx, subject, Cursor{Row: 7}); err != nil {
+			if err := s.SetCursor(ctx, subject, Cursor{}, Cursor{Row: 7}); err != nil {
 				t.Fatal(err)
 			}
 			s.took(t, me.epoch(t, 0), true, nil)

@@ -106,8 +106,8 @@ func (t *tx) mayCosign(id peer.ID) (may, stranger bool, err error) {
 
 // cosign remembers a head as the one of its log that was signed last.
 func (t *tx) cosign(h, last *wire.Head, stranger bool) error {
-	if last != nil && last.Size == h.Size {
-		return nil // it is the same
+	if last != nil && last.Size == h.Size && h.Time <= last.Time {
+		return nil // it is the same; of a later one the time counts, which an epoch may not reach
 	}
 	if stranger {
 		n, err := t.number(strangers)
