@@ -151,7 +151,7 @@ func TestLicence(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && slices.Contains([]string{".git", ".tools", "node_modules"}, d.Name()) {
+		if d.IsDir() && slices.Contains([]string{".git", ".tools", ".peers", "node_modules"}, d.Name()) {
 			return filepath.SkipDir
 		}
 		if !slices.Contains([]string{".go", ".sh", ".py", ".mjs"}, filepath.Ext(path)) {
