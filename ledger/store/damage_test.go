@@ -15,6 +15,16 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
 )
 
+// fill has a store hold one thing more of each kind about a subject.
+func (s *Store) fill(t *testing.T, a *author, subject peer.ID) {
+	t.Helper()
+	s.mustAppend(t, subject, 0.5, true)
+	s.accept(t, Stored, nil, a.rate(t, subject, 1))
+	if err := s.Note(ctx, map[peer.ID]Tally{subject: {Good: 2, Bad: 1}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestDamage flips bytes of the file wherever they are. The store must refuse to open, or to
 // answer, or answer as before; never otherwise, and never with another identity.
 func TestDamage(t *testing.T) {
@@ -22,11 +32,7 @@ func TestDamage(t *testing.T) {
 	subject := newAuthor(t).id
 	s := open(t, dir, me.key)
 	for range 3 {
-		s.mustAppend(t, subject, 0.5, true)
-		s.accept(t, Stored, nil, a.rate(t, subject, 1))
-		if err := s.Note(ctx, map[peer.ID]Tally{subject: {Good: 2, Bad: 1}}); err != nil {
-			t.Fatal(err)
-		}
+		s.fill(t, a, subject)
 	}
 	want, err := contents(s, subject)
 	if err != nil {
@@ -115,11 +121,7 @@ func TestMarks(t *testing.T) {
 func TestUpgradeToMarks(t *testing.T) {
 	dir, me, a, subject := t.TempDir(), newAuthor(t), newAuthor(t), newAuthor(t).id
 	s := open(t, dir, me.key)
-	s.mustAppend(t, subject, 0.5, true)
-	s.accept(t, Stored, nil, a.rate(t, subject, 1))
-	if err := s.Note(ctx, map[peer.ID]Tally{subject: {Good: 2, Bad: 1}}); err != nil {
-		t.Fatal(err)
-	}
+	s.fill(t, a, subject)
 	want, err := contents(s, subject)
 	if err != nil {
 		t.Fatal(err)

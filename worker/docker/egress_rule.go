@@ -57,6 +57,7 @@ func (t target) host() string {
 	return t.addr.String()
 }
 
+// String implements fmt.Stringer.
 func (t target) String() string {
 	return net.JoinHostPort(t.host(), strconv.Itoa(int(t.port)))
 }
@@ -93,6 +94,7 @@ func (r rule) covers(t target) bool {
 	return t == r.target
 }
 
+// String implements fmt.Stringer.
 func (r rule) String() string {
 	if r.below {
 		return "*." + r.target.String()
