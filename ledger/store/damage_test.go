@@ -3,6 +3,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -49,10 +50,18 @@ func TestDamage(t *testing.T) {
 	if os.Getenv("AGENTFM_TEST_NIGHTLY") == "1" {
 		flips = 1000
 	}
-	refused := 0
+	var places []int
 	for i := range flips {
+		places = append(places, i*len(good)/flips)
+	}
+	for at := range len(good) - len(a.id) { // and in each name of a peer, in tables and indexes
+		if bytes.HasPrefix(good[at:], []byte(a.id)) {
+			places = append(places, at+len(a.id)/2)
+		}
+	}
+	refused := 0
+	for i, at := range places {
 		bad := slices.Clone(good)
-		at := i * len(bad) / flips
 		bad[at] ^= 1 << (i % 8)
 		broken := filepath.Join(t.TempDir(), "x")
 		if err := os.MkdirAll(broken, 0o700); err != nil {
@@ -76,7 +85,7 @@ func TestDamage(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	t.Logf("%d of %d refused", refused, flips)
+	t.Logf("%d of %d refused", refused, len(places))
 }
 
 // TestMarks changes what is counted: it must be found, when it is read and when more is to be

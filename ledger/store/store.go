@@ -202,9 +202,8 @@ func (s *Store) open(file string) error {
 	if s.conn, err = s.db.Conn(context.Background()); err != nil {
 		return err
 	}
-	var ok string
-	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA quick_check(1)").Scan(&ok); err != nil || ok != "ok" {
-		return fmt.Errorf("%w: %s %w", ErrDamaged, ok, err)
+	if err := s.check("quick_check(1)"); err != nil {
+		return err
 	}
 	var have int
 	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA user_version").Scan(&have); err != nil {
@@ -212,6 +211,12 @@ func (s *Store) open(file string) error {
 	}
 	if have > version {
 		return fmt.Errorf("it is of version %d, and this program knows %d", have, version)
+	}
+	// Whom a row of another table is about, the table of peers alone says: it must be as its index.
+	if have > 0 {
+		if err := s.check("integrity_check(peer)"); err != nil {
+			return err
+		}
 	}
 	if s.ro, err = database(file, "query_only(1)", readers); err != nil {
 		return err
@@ -235,6 +240,15 @@ func (s *Store) open(file string) error {
 		}
 		return s.checkOwn(tx)
 	})
+}
+
+// check has the database look for damage.
+func (s *Store) check(pragma string) error {
+	var found string
+	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA "+pragma).Scan(&found); err != nil || found != "ok" {
+		return fmt.Errorf("%w: %s %w", ErrDamaged, found, err)
+	}
+	return nil
 }
 
 // private makes a file that nobody else can read.
