@@ -79,7 +79,8 @@ func TestServingIsBounded(t *testing.T) {
 	}
 }
 
-// TestForgedEntriesMuteNobody sends what a peer has not signed: what it may send stays.
+// TestForgedEntriesMuteNobody sends what a peer has not signed, and what it has sent before: what
+// it may send stays.
 func TestForgedEntriesMuteNobody(t *testing.T) {
 	n, from := fresh(t), newID(t)
 	author := newKey(t)
@@ -103,6 +104,21 @@ func TestForgedEntriesMuteNobody(t *testing.T) {
 	}
 	if got := n.validateEntry(ctx, from, message(e)); got != pubsub.ValidationAccept {
 		t.Errorf("an entry: %v", got)
+	}
+	if _, _, err := n.store.Accept(ctx, []*wire.Entry{e}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 * int(authorBurst) { // as somebody does who has its author be silent
+		if got := n.validateEntry(ctx, from, message(e)); got != pubsub.ValidationIgnore {
+			t.Fatalf("an entry that is stored: %v", got)
+		}
+	}
+	next := &wire.Entry{Kind: wire.Rating, Rater: id, Subject: e.Subject, Dimension: "x", Time: e.Time + 1, Prev: e.Hash()}
+	if err := next.Sign(author); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.validateEntry(ctx, from, message(next)); got != pubsub.ValidationAccept {
+		t.Errorf("the next entry: %v", got)
 	}
 }
 

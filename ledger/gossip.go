@@ -138,12 +138,18 @@ func judge(err error, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 // errLater says that a message is not relayed now.
 var errLater = errors.New("too many entries")
 
-// validateEntry is the validator of entries. What it does not accept is not relayed. Whose
-// signature is wrong spends nothing of what its author may send.
-func (l *Ledger) validateEntry(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
+// validateEntry is the validator of entries. What it does not accept is not relayed. One that
+// is stored is no news. Neither it nor one whose signature is wrong spends anything of what its
+// author may send.
+func (l *Ledger) validateEntry(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	e, err := wire.ParseEntry(m.GetData())
 	if err == nil {
 		err = e.Verify()
+	}
+	if err == nil && from != l.store.Self() {
+		if known, bad := l.store.Knows(ctx, e); bad == nil && known {
+			return pubsub.ValidationIgnore
+		}
 	}
 	if err == nil && from != l.store.Self() && !l.gossip.authors.admit(e.Rater) {
 		err = errLater

@@ -25,6 +25,11 @@ const (
 	// maxPubSubMessage is what AgentFM 1.3 nodes send at most. Telemetry is held
 	// to wire.MaxTelemetry by its validator.
 	maxPubSubMessage = 1 << 20
+	// seenFor is how long a message is remembered, so that its copies are dropped unread:
+	// those of GossipSub come within seconds. It takes half a kilobyte, and a thousand workers
+	// send five hundred a second; by default it is two minutes. What comes later is no news to
+	// the validators, which look at sequence numbers or at what is stored.
+	seenFor = 30 * time.Second
 )
 
 // topics are those of the mesh; what a peer says of others is not kept.
@@ -35,6 +40,7 @@ var topics = []string{wire.TelemetryTopic, "agentfm-feedback-v1", "agentfm-equiv
 func NewPubSub(ctx context.Context, h host.Host, trusted func(peer.ID) bool) (*pubsub.PubSub, error) {
 	params := &pubsub.PeerScoreParams{
 		SkipAtomicValidation: true,
+		SeenMsgTTL:           seenFor,
 		AppSpecificWeight:    1,
 		AppSpecificScore: func(p peer.ID) float64 {
 			if trusted(p) {
@@ -64,6 +70,7 @@ func NewPubSub(ctx context.Context, h host.Host, trusted func(peer.ID) bool) (*p
 		pubsub.WithFloodPublish(true),
 		pubsub.WithPeerExchange(false), // we send none; what we take is decided by the score
 		pubsub.WithPeerScore(params, thresholds),
+		pubsub.WithSeenMessagesTTL(seenFor),
 		pubsub.WithMaxMessageSize(maxPubSubMessage),
 		pubsub.WithAppSpecificRpcInspector(newFlows().inspect),
 		pubsub.WithValidateQueueSize(1024),

@@ -96,7 +96,7 @@ func (s *Store) Accept(ctx context.Context, entries []*wire.Entry) (outcomes []O
 
 // accept takes in one entry whose signature is verified.
 func (t *tx) accept(e *wire.Entry) (Outcome, error) {
-	if known, err := t.knows(e); err != nil || known {
+	if known, err := knows(t.QueryRow, e); err != nil || known {
 		return Known, err
 	}
 	if t.owners.voids(e.Rater, e.Time) {
@@ -137,10 +137,15 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 	return Stored, err
 }
 
-// knows reports whether an entry is stored.
-func (t *tx) knows(e *wire.Entry) (known bool, err error) {
+// Knows reports whether an entry is stored.
+func (s *Store) Knows(ctx context.Context, e *wire.Entry) (bool, error) {
+	return knows(s.reader(ctx), e)
+}
+
+// knows is [Store.Knows].
+func knows(query query, e *wire.Entry) (known bool, err error) {
 	h := e.Hash()
-	err = t.QueryRow("SELECT EXISTS (SELECT 1 FROM entry WHERE hash = ?)", h[:]).Scan(&known)
+	err = query("SELECT EXISTS (SELECT 1 FROM entry WHERE hash = ?)", h[:]).Scan(&known)
 	return known, err
 }
 
