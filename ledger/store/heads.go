@@ -124,13 +124,8 @@ func (t *tx) observe(h *wire.Head) (evidence *wire.Alert, ahead bool, err error)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, false, err
 	}
-	for range 2 { // the first, and then the one that was the newest
-		if first == nil || first.Size > size {
-			break
-		}
-		if have, first, newest, err = t.settle(have, first, newest, author); err != nil {
-			return nil, false, err
-		}
+	if have, first, newest, err = t.settle(have, first, newest, author, size); err != nil {
+		return nil, false, err
 	}
 	if h.Size > size {
 		return nil, true, t.keepUnproven(h, first, newest, size)
@@ -152,21 +147,52 @@ func (t *tx) observe(h *wire.Head) (evidence *wire.Alert, ahead bool, err error)
 	return evidence, false, err
 }
 
-// settle looks again at a head that was not of the entries that were stored then: when it is
-// now, it is held, and the newest is the first of those that are not.
-func (t *tx) settle(have, first, newest *wire.Head, author int64) (held, still, left *wire.Head, err error) {
-	root, err := nodes(t, author).Root(first.Size)
-	if err != nil || root != first.Root {
-		return have, first, newest, err
+// settled looks again at the heads of a peer that were ahead of its entries, now that there are
+// more of these.
+func (t *tx) settled(id peer.ID) error {
+	first, newest, err := t.unproven(id)
+	if err != nil || first == nil {
+		return err
 	}
-	if have, err = t.keepHeld(have, first); err != nil {
-		return nil, nil, nil, err
+	have, err := t.head(id)
+	if err != nil {
+		return err
 	}
-	if _, err := t.Exec("DELETE FROM unproven WHERE peer = ? AND newest = 0", []byte(first.Peer)); err != nil {
-		return nil, nil, nil, err
+	var author int64
+	var size uint64
+	if err := t.QueryRow("SELECT id, size FROM peer WHERE bytes = ?", []byte(id)).Scan(&author, &size); err != nil {
+		return err
 	}
-	_, err = t.Exec("UPDATE unproven SET newest = 0 WHERE peer = ?", []byte(first.Peer))
-	return have, newest, nil, err
+	_, _, _, err = t.settle(have, first, newest, author, size)
+	return err
+}
+
+// settle looks again at heads that were not of the entries that were stored then, the first and
+// then the newest: one that is now is held, and the newest is the first of those that are not.
+func (t *tx) settle(have, first, newest *wire.Head, author int64, size uint64) (held, still, left *wire.Head, err error) {
+	for range 2 {
+		if first == nil || first.Size > size {
+			break
+		}
+		root, err := nodes(t, author).Root(first.Size)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		if root != first.Root {
+			break
+		}
+		if have, err = t.keepHeld(have, first); err != nil {
+			return nil, nil, nil, err
+		}
+		if _, err := t.Exec("DELETE FROM unproven WHERE peer = ? AND newest = 0", []byte(first.Peer)); err != nil {
+			return nil, nil, nil, err
+		}
+		if _, err := t.Exec("UPDATE unproven SET newest = 0 WHERE peer = ?", []byte(first.Peer)); err != nil {
+			return nil, nil, nil, err
+		}
+		first, newest = newest, nil
+	}
+	return have, first, newest, nil
 }
 
 // keepHeld keeps the newer of two heads of the entries that are stored, and returns it.

@@ -63,6 +63,40 @@ func (o *observed) kept(t *testing.T) (sizes []uint64) {
 	return sizes
 }
 
+// TestHeadBeforeEntries has heads come before their entries: when these come, the heads are of
+// what is stored, though nobody shows them again.
+func TestHeadBeforeEntries(t *testing.T) {
+	from, o := newObserved(t, 5), newObserved(t, 0)
+	o.a = from.a
+	for _, size := range []uint64{3, 4, 5} {
+		if _, ahead, err := o.Observe(ctx, from.honest(t, size)); err != nil || !ahead {
+			t.Fatalf("a head of %d entries: ahead %v, %v", size, ahead, err)
+		}
+	}
+	items, err := from.Inbox(ctx, wire.Range{Count: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []uint64{0, 0, 3, 3, 5} {
+		e, err := wire.ParseEntry(items[i].Entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.accept(t, Stored, nil, e)
+		h, err := headOf(o.ro, "head", from.a.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var size uint64
+		if h != nil {
+			size = h.Size
+		}
+		if size != want {
+			t.Errorf("after %d entries: a head of %d, want %d", i+1, size, want)
+		}
+	}
+}
+
 // TestTwoSizes shows a store heads of two logs of one owner that have different sizes, in
 // each order in which they may come. Once the store has a true head above the other, it has
 // evidence that any other node believes.

@@ -75,17 +75,24 @@ func (s *Store) Accept(ctx context.Context, entries []*wire.Entry) (outcomes []O
 		valid[i] = reasons[i] == nil
 	}
 	err = s.write(ctx, func(t *tx) error {
+		grown := make(map[peer.ID]bool)
 		for i, e := range entries {
 			if !valid[i] {
 				continue
 			}
 			if outcomes[i], err = t.accept(e); err == nil && outcomes[i] == Stored {
+				grown[e.Rater] = true
 				err = t.promote(e)
 			}
 			switch {
 			case errors.Is(err, ErrFork), errors.Is(err, ErrQuota), errors.Is(err, ErrFuture), errors.Is(err, ErrEquivocator), errors.Is(err, wire.ErrBad):
 				outcomes[i], reasons[i] = Refused, err
 			case err != nil:
+				return err
+			}
+		}
+		for id := range grown {
+			if err := t.settled(id); err != nil {
 				return err
 			}
 		}
