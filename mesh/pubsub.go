@@ -29,7 +29,7 @@ const (
 	// those of GossipSub come within seconds. It takes half a kilobyte, and a thousand workers
 	// send five hundred a second; by default it is two minutes. What comes later is no news to
 	// the validators, which look at sequence numbers or at what is stored.
-	seenFor = 30 * time.Second
+	seenFor = 15 * time.Second
 )
 
 // topics are those of the mesh; what a peer says of others is not kept.
