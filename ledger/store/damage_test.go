@@ -126,6 +126,23 @@ func TestMarks(t *testing.T) {
 	}
 }
 
+// TestLostRow loses an entry of the own log from the index by which it is read, as a bit that
+// turns in that does: the log is not shown without it.
+func TestLostRow(t *testing.T) {
+	for _, lost := range []int{0, 1, 2} {
+		s, subject := newStore(t), newAuthor(t).id
+		for range 3 {
+			s.mustAppend(t, subject, 0.5, true)
+		}
+		if _, err := s.conn.ExecContext(ctx, "UPDATE entry SET position = position + 1000 WHERE author = ? AND position = ?", s.me, lost); err != nil {
+			t.Fatal(err)
+		}
+		if items, err := s.Log(ctx, wire.Range{Count: 10}); !errors.Is(err, ErrDamaged) {
+			t.Errorf("without entry %d: %d entries, %v", lost, len(items), err)
+		}
+	}
+}
+
 // TestUpgradeToMarks opens a store of version 2, in which nothing has a mark.
 func TestUpgradeToMarks(t *testing.T) {
 	dir, me, a, subject := t.TempDir(), newAuthor(t), newAuthor(t), newAuthor(t).id

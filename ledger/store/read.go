@@ -6,6 +6,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -37,11 +38,25 @@ func items(rows *sql.Rows, err error) ([]wire.Item, error) {
 }
 
 // Log returns a page of the own log. The index of the first entry is 1.
-func (s *Store) Log(ctx context.Context, r wire.Range) ([]wire.Item, error) {
-	if r.From > 1<<62 {
-		return nil, nil
+func (s *Store) Log(ctx context.Context, r wire.Range) (out []wire.Item, err error) {
+	from := max(r.From, 1)
+	t, err := s.ro.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
 	}
-	return items(s.ro.QueryContext(ctx, "SELECT position + 1, bytes, hash FROM entry WHERE author = ? AND position + 1 >= ? AND position < (SELECT coalesce(max(value), 0) FROM number WHERE name = 'published') ORDER BY position LIMIT ?", s.me, max(r.From, 1), r.Count))
+	defer t.Rollback()
+	var size uint64
+	if err := t.QueryRowContext(ctx, "SELECT coalesce(max(value), 0) FROM number WHERE name = ?", published).Scan(&size); err != nil || from > size {
+		return nil, err
+	}
+	count := min(r.Count, size-from+1)
+	out, err = items(t.QueryContext(ctx, "SELECT position + 1, bytes, hash FROM entry WHERE author = ? AND position >= ? ORDER BY position LIMIT ?", s.me, from-1, count))
+	for n := range count {
+		if err == nil && (n >= uint64(len(out)) || out[n].Index != from+n) {
+			err = fmt.Errorf("%w: entry %d of the own log is not found", ErrDamaged, from+n)
+		}
+	}
+	return out, err
 }
 
 // Inbox returns a page of what is stored of others, after a row.
