@@ -56,6 +56,8 @@ type Store struct {
 	ro   *sql.DB
 	now  func() time.Time
 
+	known *sql.Stmt // of readers: see knownEntry
+
 	owners atomic.Pointer[owners] // replaced as a whole, under mu, by what is on disk
 
 	mu     sync.Mutex // of the writer
@@ -216,7 +218,7 @@ func (s *Store) open(file string) error {
 	if s.ro, err = database(file, "query_only(1)", readers); err != nil {
 		return err
 	}
-	return s.write(context.Background(), func(tx *tx) error {
+	err = s.write(context.Background(), func(tx *tx) error {
 		if err := tx.upgrade(have); err != nil {
 			return err
 		}
@@ -235,6 +237,10 @@ func (s *Store) open(file string) error {
 		}
 		return s.checkOwn(tx)
 	})
+	if err == nil {
+		s.known, err = s.ro.Prepare(knownEntry)
+	}
+	return err
 }
 
 // private makes a file that nobody else can read.
@@ -248,7 +254,8 @@ func private(file string) error {
 
 // database opens a pool of connections to a file.
 func database(file, pragma string, conns int) (*sql.DB, error) {
-	q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", pragma, "cache_size(-16384)", "journal_size_limit(67108864)"}}
+	// What the log of writes has is copied into the file at 32 MiB: pages that many entries change are copied once.
+	q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", pragma, "cache_size(-16384)", "wal_autocheckpoint(8192)", "journal_size_limit(67108864)"}}
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?"+q.Encode())
 	if err != nil {
 		return nil, err
@@ -265,6 +272,9 @@ func (s *Store) Close() error {
 	var errs []error
 	for _, st := range s.stmts {
 		errs = append(errs, st.Close())
+	}
+	if s.known != nil {
+		errs = append(errs, s.known.Close())
 	}
 	if s.conn != nil {
 		errs = append(errs, s.conn.Close())
