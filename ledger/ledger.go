@@ -253,7 +253,7 @@ func (l *Ledger) awaits(id peer.ID) bool {
 // alarm logs what keeps this node from signing, or that the store fails; the same once a
 // minute.
 func (l *Ledger) alarm(err error) {
-	if err == nil || l.ctx.Err() != nil {
+	if err == nil || l.ctx.Err() != nil || errors.Is(err, store.ErrRecovering) {
 		return
 	}
 	l.alarms.Lock()

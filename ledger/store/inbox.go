@@ -126,6 +126,9 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 	if t.owners.voids(e.Rater, e.Time) {
 		return Refused, errVoid
 	}
+	if t.owners.epochs[e.Rater].voiding {
+		return Refused, errVoiding
+	}
 	if e.Rater == t.s.self {
 		return t.takeBack(e)
 	}
@@ -275,13 +278,16 @@ func (t *tx) promote(e *wire.Entry) error {
 
 // waiting returns the orphans that wait for an entry.
 func (t *tx) waiting(prev wire.Hash) ([]*wire.Entry, error) {
-	return t.entries("SELECT bytes, hash FROM orphan WHERE prev = ?", prev[:])
+	return scanEntries(t.Query("SELECT bytes, hash FROM orphan WHERE prev = ?", prev[:]))
 }
 
-// Sweep forgets orphans that have waited for too long, the texts of comments that nobody
+// Sweep takes away what is void, and forgets orphans that have waited for too long, the texts of comments that nobody
 // has, and where it was with peers that were not there for a week; or with all peers, when they
 // have what was refused.
 func (s *Store) Sweep(ctx context.Context) error {
+	if err := s.finish(ctx); err != nil {
+		return err
+	}
 	return s.write(ctx, func(t *tx) error {
 		now := s.now()
 		for _, q := range []struct {

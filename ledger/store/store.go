@@ -38,6 +38,8 @@ var (
 	// another with its key, which may be running, or the store is older than the epoch. When it is
 	// opened again, peers are asked what was signed since.
 	ErrOther = errors.New("this node's log was recovered by another process with its key, or before its store was restored; stop the other, if there is one, and restart this one")
+	// ErrRecovering says that this node's log is being signed anew.
+	ErrRecovering = errors.New("this node's log is being recovered; try again in a moment")
 	// ErrNotFound says that there is no such entry or comment.
 	ErrNotFound = errors.New("not found")
 )
@@ -100,6 +102,8 @@ CREATE TABLE IF NOT EXISTS unproven (
 CREATE TABLE IF NOT EXISTS cosigned (peer BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS equivocator (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, evidence BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS epochs (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL, bytes BLOB NOT NULL, received INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS voiding (author INTEGER PRIMARY KEY, next INTEGER NOT NULL, again INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS anew (before BLOB PRIMARY KEY, after BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (peer BLOB PRIMARY KEY, row INTEGER NOT NULL, hash BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
@@ -111,8 +115,8 @@ CREATE TRIGGER IF NOT EXISTS orphan_more AFTER INSERT ON orphan BEGIN UPDATE num
 CREATE TRIGGER IF NOT EXISTS orphan_less AFTER DELETE ON orphan BEGIN UPDATE number SET value = value - 1 WHERE name = 'orphans'; END;
 `
 
-// version is that of the schema.
-const version = 5
+// version is that of the schema. A program that knows 5 would show what is void by the table voiding.
+const version = 6
 
 // toVersion2 makes a store of version 1 one of version 2: its heads may be of entries that are
 // not stored.
@@ -232,15 +236,18 @@ func (s *Store) open(file string) error {
 		if err := tx.readEpochs(); err != nil {
 			return err
 		}
-		if err := tx.readAnew(0); err != nil {
-			return err
-		}
-		return s.checkOwn(tx)
+		return tx.readAnew(0)
 	})
-	if err == nil {
-		s.known, err = s.ro.Prepare(knownEntry)
+	for err == nil && s.owners.Load().epochs[s.self].voiding { // the process ended while it recovered
+		err = s.write(context.Background(), func(tx *tx) error { _, err := tx.step(); return err })
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if s.known, err = s.ro.Prepare(knownEntry); err != nil {
+		return err
+	}
+	return s.write(context.Background(), s.checkOwn)
 }
 
 // private makes a file that nobody else can read.
