@@ -36,7 +36,9 @@ type Epoch struct {
 	// Twice says that there is a second: the owner is an equivocator for good.
 	Twice bool
 
-	voiding bool // not all that is void is taken away yet
+	voiding bool  // not all that is void is taken away yet
+	since   int64 // when the first entry of its owner was stored here; 0 for never
+	kept    bool  // its owner was sent tasks
 }
 
 // voids reports whether what a peer has signed for its log at a time is void by its epoch.
@@ -69,13 +71,19 @@ func (s *Store) mayDeclare(query query, o *owners, e *wire.Epoch) error {
 	if e.Time > s.now().Add(maxAhead).UnixNano() {
 		return ErrFuture
 	}
-	if _, ok := o.epochs[e.Peer]; ok {
+	if _, ok := o.epochs[e.Peer]; ok || e.Peer == s.self {
 		return nil
 	}
-	if o.liars[e.Peer] && len(o.epochs) < maxEquivocators { // its entries are refused, and so it has no log
-		return nil
+	since, kept, err := standing(query, e.Peer)
+	if err != nil || kept {
+		return err
 	}
-	return s.room(query, e.Peer, len(o.epochs))
+	n := len(o.epochs)
+	free := n < maxUnknown || n < maxEpochs && (since > 0 || o.liars[e.Peer]) // whose entries are refused has none
+	if !free && (o.youngest.Epoch == nil || !Epoch{since: since, Received: s.now()}.olderThan(o.youngest)) {
+		return fmt.Errorf("%w: %d epochs are known", ErrQuota, n)
+	}
+	return nil
 }
 
 // TakeEpoch takes in an epoch, whose signature is verified here. What its owner has signed and is
@@ -129,15 +137,23 @@ func (t *tx) declare(e *wire.Epoch, sound, again uint64) (news bool, left uint64
 		t.brand(e.Peer)
 		return true, 0, nil
 	}
-	t.know(Epoch{Epoch: e, Received: received})
+	since, kept, err := standing(t.QueryRow, e.Peer)
+	if err != nil {
+		return false, 0, err
+	}
+	t.know(Epoch{Epoch: e, Received: received, since: since, kept: kept || e.Peer == t.s.self})
+	if err := t.makeRoom(e.Peer); err != nil {
+		return false, 0, err
+	}
 	left, err = t.void(e, sound, again)
 	return err == nil, left, err
 }
 
 // know has an epoch be known.
 func (t *tx) know(e Epoch) {
-	o := owners{t.owners.liars, maps.Clone(t.owners.epochs)}
+	o := owners{liars: t.owners.liars, epochs: maps.Clone(t.owners.epochs)}
 	o.epochs[e.Peer] = e
+	o.rank()
 	t.owners = &o
 }
 
@@ -222,15 +238,16 @@ func (s *Store) EpochPage(ctx context.Context, r wire.Range) ([]wire.Item, error
 
 // readEpochs reads the epochs, and verifies them again. It wants the equivocators to have been read.
 func (t *tx) readEpochs() error {
-	rows, err := t.Query("SELECT peer, bytes, received FROM epochs ORDER BY id")
+	rows, err := t.Query("SELECT e.peer, e.bytes, received, coalesce(since, 0), EXISTS (SELECT 1 FROM outcome o WHERE o.peer = e.peer) FROM epochs e LEFT JOIN peer p ON p.bytes = e.peer ORDER BY e.id")
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var id, b []byte
-		var received int64
-		if err := rows.Scan(&id, &b, &received); err != nil {
+		var received, since int64
+		var kept bool
+		if err := rows.Scan(&id, &b, &received, &since, &kept); err != nil {
 			return err
 		}
 		e, err := wire.ParseEpoch(b)
@@ -249,8 +266,9 @@ func (t *tx) readEpochs() error {
 			t.owners.liars[e.Peer] = true
 			continue
 		}
-		t.owners.epochs[e.Peer] = Epoch{Epoch: e, Received: time.Unix(0, received)}
+		t.owners.epochs[e.Peer] = Epoch{Epoch: e, Received: time.Unix(0, received), since: since, kept: kept || e.Peer == t.s.self}
 	}
+	t.owners.rank()
 	if err := rows.Err(); err != nil {
 		return err
 	}

@@ -229,7 +229,7 @@ func (s *Store) open(file string) error {
 		if s.me, err = tx.peer(s.self); err != nil {
 			return err
 		}
-		tx.owners = &owners{make(map[peer.ID]bool), make(map[peer.ID]Epoch)}
+		tx.owners = &owners{liars: make(map[peer.ID]bool), epochs: make(map[peer.ID]Epoch)}
 		if err := tx.readEquivocators(); err != nil {
 			return err
 		}
