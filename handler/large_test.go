@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/ledger"
@@ -24,8 +26,13 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 )
 
-// hotPeers are so many peers that all others speak of.
-const hotPeers = 10
+const (
+	// hotPeers are so many peers that all others speak of.
+	hotPeers = 10
+	// bulkRounds is how many ratings by each peer are stored at once: pages that many entries
+	// change are written once.
+	bulkRounds = 4
+)
 
 // TestLargeMesh asks about a mesh of 10,000 workers, whose ledger has 1,000,000 entries by them
 // about each other, or a small part of that: AGENTFM_TEST_WORKERS says how many workers,
@@ -40,10 +47,10 @@ func TestLargeMesh(t *testing.T) {
 	n := openLedger(t, ledger.Settings{Floor: -0.5})
 	players := newRaters(t, workers)
 	begun := time.Now()
-	for round := range rounds {
-		rateAll(t, n.Store(), players, round)
+	for first := 0; first < rounds; first += bulkRounds {
+		rateAll(t, n.Store(), players, first, min(bulkRounds, rounds-first))
 	}
-	t.Logf("%d entries stored in %s", workers*rounds, time.Since(begun))
+	t.Logf("%d entries signed and stored in %s", workers*rounds, time.Since(begun))
 	f := new(fakeMesh)
 	for i, p := range players {
 		w := worker(p.id.String(), fmt.Sprint("Agent number ", i), "meta/llama-3.2-8b-instruct")
@@ -141,38 +148,49 @@ func newRaters(t *testing.T, n int) []*rater {
 	return out
 }
 
-// rateAll has each rater rate another one: in the first rounds the ten that all rate.
-func rateAll(t *testing.T, s *store.Store, raters []*rater, round int) {
+// rateAll has each rater rate others for some rounds: in the first rounds the ten that all rate.
+func rateAll(t *testing.T, s *store.Store, raters []*rater, first, rounds int) {
 	t.Helper()
-	var batch []*ledgerwire.Entry
+	entries := make([]*ledgerwire.Entry, len(raters)*rounds)
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, r := range raters {
-		of := (i + 1 + round*7919) % len(raters)
-		if round < hotPeers {
-			of = round
-		}
-		if of == i {
-			of = (of + 1) % len(raters)
-		}
-		e := &ledgerwire.Entry{
-			Kind: ledgerwire.Rating, Rater: r.id, Subject: raters[of].id, Dimension: ledgerwire.Honesty, Score: 0.5,
-			Context: "task:successes=5,failures=0,window=3600s", Time: time.Now().UnixNano(), Prev: r.prev,
-		}
-		if err := e.Sign(r.key); err != nil {
-			t.Fatal(err)
-		}
-		r.prev = e.Hash()
-		if batch = append(batch, e); len(batch) < 1000 && i < len(raters)-1 {
-			continue
-		}
-		outcomes, reasons, err := s.Accept(context.Background(), batch)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i, o := range outcomes {
-			if o != store.Stored {
-				t.Fatal(o, reasons[i])
+		g.Go(func() error {
+			for round := range rounds {
+				e := &ledgerwire.Entry{
+					Kind: ledgerwire.Rating, Rater: r.id, Subject: raters[ratee(i, first+round, len(raters))].id, Dimension: ledgerwire.Honesty, Score: 0.5,
+					Context: "task:successes=5,failures=0,window=3600s", Time: time.Now().UnixNano(), Prev: r.prev,
+				}
+				if err := e.Sign(r.key); err != nil {
+					return err
+				}
+				r.prev, entries[round*len(raters)+i] = e.Hash(), e
 			}
-		}
-		batch = nil
+			return nil
+		})
 	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	outcomes, reasons, err := s.Accept(context.Background(), entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, o := range outcomes {
+		if o != store.Stored {
+			t.Fatal(o, reasons[i])
+		}
+	}
+}
+
+// ratee returns whom of so many a rater rates in a round.
+func ratee(rater, round, of int) int {
+	id := (rater + 1 + round*7919) % of
+	if round < hotPeers {
+		id = round
+	}
+	if id == rater {
+		id = (id + 1) % of
+	}
+	return id
 }

@@ -4,6 +4,7 @@ package ledger
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -46,7 +47,10 @@ func TestAttacks(t *testing.T) {
 		games = 1000
 	}
 	for n := range games {
-		synctest.Test(t, func(t *testing.T) { play(t, n, meshHostile) })
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { play(t, n, meshHostile) })
+		})
 	}
 }
 

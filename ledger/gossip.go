@@ -143,13 +143,13 @@ var errLater = errors.New("too many entries")
 // author may send.
 func (l *Ledger) validateEntry(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	e, err := wire.ParseEntry(m.GetData())
-	if err == nil {
-		err = e.Verify()
-	}
 	if err == nil && from != l.store.Self() {
 		if known, bad := l.store.Knows(ctx, e); bad == nil && known {
 			return pubsub.ValidationIgnore
 		}
+	}
+	if err == nil {
+		err = e.Verify()
 	}
 	if err == nil && from != l.store.Self() && !l.gossip.authors.admit(e.Rater) {
 		err = errLater

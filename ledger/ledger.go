@@ -40,6 +40,7 @@ type Ledger struct {
 	showing   sync.Mutex   // held while it changes whether the own log may be shown, and while it is continued
 	confirmed atomic.Bool  // peers were asked for what they have of the own log
 	kicks     chan peer.ID // peers that came
+	asking    sync.Map     // who is being asked for all that it has
 	heads     struct {     // how far the heads of peers were read
 		sync.Mutex
 		seen map[peer.ID]headCursor
@@ -252,7 +253,7 @@ func (l *Ledger) awaits(id peer.ID) bool {
 // alarm logs what keeps this node from signing, or that the store fails; the same once a
 // minute.
 func (l *Ledger) alarm(err error) {
-	if err == nil || l.ctx.Err() != nil {
+	if err == nil || l.ctx.Err() != nil || errors.Is(err, store.ErrRecovering) {
 		return
 	}
 	l.alarms.Lock()

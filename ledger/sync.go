@@ -152,9 +152,13 @@ func (l *Ledger) speaks(id peer.ID) bool {
 	return err == nil && len(has) > 0
 }
 
-// round asks some peers for all that they have.
+// round asks some peers for all that they have. Who has much is still being asked in the next round.
 func (l *Ledger) round(ids []peer.ID) {
 	l.each(ids, roundWithin, func(ctx context.Context, id peer.ID) error {
+		if _, is := l.asking.LoadOrStore(id, true); is {
+			return nil
+		}
+		defer l.asking.Delete(id)
 		if err := l.ask(ctx, id); err != nil {
 			return err
 		}
@@ -313,7 +317,7 @@ func (l *Ledger) takeItems(items []wire.Item, author peer.ID) error {
 			entries = append(entries, e)
 		}
 	}
-	for chunk := range slices.Chunk(entries, 200) { // so that others can write in between
+	for chunk := range slices.Chunk(entries, 500) { // so that others can write in between
 		if err := l.take(chunk, false); err != nil {
 			return err
 		}

@@ -30,7 +30,7 @@ func (s *Store) Comment(ctx context.Context, cid []byte) (text []byte, err error
 // such comment about it.
 func (s *Store) Language(ctx context.Context, about peer.ID, cid []byte) (string, error) {
 	var b, hash []byte
-	err := s.ro.QueryRowContext(ctx, "SELECT bytes, hash FROM entry WHERE cid = ? AND subject = (SELECT id FROM peer WHERE bytes = ?) LIMIT 1", cid, []byte(about)).Scan(&b, &hash)
+	err := s.ro.QueryRowContext(ctx, "SELECT bytes, hash FROM entry WHERE cid = ? AND subject = (SELECT id FROM peer WHERE bytes = ?) AND "+liveEntry+" LIMIT 1", cid, []byte(about)).Scan(&b, &hash)
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", ErrNotFound
 	}

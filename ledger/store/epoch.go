@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -36,6 +35,10 @@ type Epoch struct {
 	Received time.Time
 	// Twice says that there is a second: the owner is an equivocator for good.
 	Twice bool
+
+	voiding bool  // not all that is void is taken away yet
+	since   int64 // when the first entry of its owner was stored here; 0 for never
+	kept    bool  // its owner was sent tasks
 }
 
 // voids reports whether what a peer has signed for its log at a time is void by its epoch.
@@ -68,21 +71,32 @@ func (s *Store) mayDeclare(query query, o *owners, e *wire.Epoch) error {
 	if e.Time > s.now().Add(maxAhead).UnixNano() {
 		return ErrFuture
 	}
-	if _, ok := o.epochs[e.Peer]; ok {
+	if _, ok := o.epochs[e.Peer]; ok || e.Peer == s.self {
 		return nil
 	}
-	if o.liars[e.Peer] && len(o.epochs) < maxEquivocators { // its entries are refused, and so it has no log
-		return nil
+	since, kept, err := standing(query, e.Peer)
+	if err != nil || kept {
+		return err
 	}
-	return s.room(query, e.Peer, len(o.epochs))
+	n := len(o.epochs)
+	free := n < maxUnknown || n < maxEpochs && (since > 0 || o.liars[e.Peer]) // whose entries are refused has none
+	if !free && (o.youngest.Epoch == nil || !Epoch{since: since, Received: s.now()}.olderThan(o.youngest)) {
+		return fmt.Errorf("%w: %d epochs are known", ErrQuota, n)
+	}
+	return nil
 }
 
 // TakeEpoch takes in an epoch, whose signature is verified here. What its owner has signed and is
 // void now is taken away, and the evidence that it has signed two logs forgotten, if that is of
 // what is void. Who declares a second is an equivocator for good. The errors are those of
-// [Store.MayDeclare]. One of this node's own log keeps this process from signing: see [ErrOther].
+// [Store.MayDeclare]; with news, the epoch is known, and what is left to be taken away will be later. One
+// of this node's own log keeps this process from signing: see [ErrOther].
 func (s *Store) TakeEpoch(ctx context.Context, e *wire.Epoch) (news bool, err error) {
 	if err := e.Verify(); err != nil {
+		return false, err
+	}
+	sound, err := s.sound(ctx, e) // outside of the transaction: it takes its time
+	if err != nil {
 		return false, err
 	}
 	err = s.write(ctx, func(t *tx) error {
@@ -90,7 +104,7 @@ func (s *Store) TakeEpoch(ctx context.Context, e *wire.Epoch) (news bool, err er
 			return err
 		}
 		if e.Peer != s.self {
-			news, _, _, err = t.declare(e)
+			news, _, err = t.declare(e, sound, 0)
 			return err
 		}
 		shown, err := t.number(published)
@@ -101,74 +115,46 @@ func (s *Store) TakeEpoch(ctx context.Context, e *wire.Epoch) (news bool, err er
 		s.other = s.other || news && !t.owners.epochs[s.self].Twice
 		return err
 	})
-	return news && err == nil, err
+	if err != nil || !news {
+		return false, err
+	}
+	return true, s.finish(ctx)
 }
 
-// declare takes in an epoch whose signature is verified. It returns the entries that it has taken
-// away, and from which place on.
-func (t *tx) declare(e *wire.Epoch) (news bool, at uint64, late []*wire.Entry, err error) {
+// declare takes in an epoch whose signature is verified. It returns how many entries stay; see void.
+func (t *tx) declare(e *wire.Epoch, sound, again uint64) (news bool, left uint64, err error) {
 	have, second := t.owners.epochs[e.Peer]
 	if second && (have.Twice || have.Time == e.Time) {
-		return false, 0, nil, nil
+		return false, 0, nil
 	}
 	received := t.s.now()
 	if _, err := t.Exec("INSERT INTO epochs (peer, bytes, received) VALUES (?, ?, ?)", []byte(e.Peer), e.Marshal(), received.UnixNano()); err != nil {
-		return false, 0, nil, err
+		return false, 0, err
 	}
 	if second {
 		have.Twice = true
 		t.know(have)
 		t.brand(e.Peer)
-		return true, 0, nil, nil
+		return true, 0, nil
 	}
-	t.know(Epoch{Epoch: e, Received: received})
-	at, late, err = t.void(e)
-	return err == nil, at, late, err
+	since, kept, err := standing(t.QueryRow, e.Peer)
+	if err != nil {
+		return false, 0, err
+	}
+	t.know(Epoch{Epoch: e, Received: received, since: since, kept: kept || e.Peer == t.s.self})
+	if err := t.makeRoom(e.Peer); err != nil {
+		return false, 0, err
+	}
+	left, err = t.void(e, sound, again)
+	return err == nil, left, err
 }
 
 // know has an epoch be known.
 func (t *tx) know(e Epoch) {
-	o := owners{t.owners.liars, maps.Clone(t.owners.epochs)}
+	o := owners{liars: t.owners.liars, epochs: maps.Clone(t.owners.epochs)}
 	o.epochs[e.Peer] = e
+	o.rank()
 	t.owners = &o
-}
-
-// void takes away what an epoch makes void: evidence, entries, which it returns, and what they
-// count, and heads. A head that this node has signed as a witness stays until it signs one of the
-// new log.
-func (t *tx) void(e *wire.Epoch) (at uint64, late []*wire.Entry, err error) {
-	cleared, err := t.clear(e)
-	if err != nil {
-		return 0, nil, err
-	}
-	author, err := t.peer(e.Peer)
-	if err != nil {
-		return 0, nil, err
-	}
-	all, err := t.log(author, 0, 1<<62)
-	if err != nil {
-		return 0, nil, err
-	}
-	// What stands behind an entry that is void has no place, whenever it was signed.
-	first := slices.IndexFunc(all, func(x *wire.Entry) bool { return e.Voids(x.Time) })
-	at = uint64(len(all))
-	if first >= 0 {
-		at, late = uint64(first), all[first:]
-		if err := t.truncate(author, late, at); err != nil {
-			return 0, nil, err
-		}
-		if e.Peer != t.s.self {
-			if err := t.free(author, late); err != nil {
-				return 0, nil, err
-			}
-		}
-	}
-	if cleared || len(late) > 0 || e.Peer == t.s.self {
-		if err := t.setNumber(refused, 1); err != nil {
-			return 0, nil, err
-		}
-	}
-	return at, late, t.voidHeads(e, at)
 }
 
 // clear forgets the evidence against the owner of an epoch, if that is of what is void.
@@ -224,35 +210,6 @@ func (t *tx) voidHeads(e *wire.Epoch, left uint64) error {
 	return nil
 }
 
-// free gives back to the quotas what entries of another have taken that are gone, with their
-// texts, if no other comment has the same, and what is known of subjects of which nobody else
-// speaks: what is not counted must not stay.
-func (t *tx) free(author int64, gone []*wire.Entry) error {
-	sum := int64(0)
-	for _, e := range gone {
-		sum += cost(e)
-		if _, err := t.Exec("DELETE FROM peer WHERE bytes = ? AND since = 0 AND size = 0 AND entries = 0", []byte(e.Subject)); err != nil {
-			return err
-		}
-		if e.Kind != wire.Comment {
-			continue
-		}
-		for _, table := range []string{"comment", "wanted"} {
-			if _, err := t.Exec("DELETE FROM "+table+" WHERE cid = ? AND NOT EXISTS (SELECT 1 FROM entry WHERE cid = ?)", e.TextCID, e.TextCID); err != nil {
-				return err
-			}
-		}
-	}
-	if _, err := t.Exec("UPDATE peer SET stored = max(0, stored - ?) WHERE id = ?", sum, author); err != nil {
-		return err
-	}
-	all, err := t.number("stored")
-	if err != nil {
-		return err
-	}
-	return t.setNumber("stored", max(0, all-sum))
-}
-
 // readAnew has the inboxes of peers be read from the first entry on, when entries may have been
 // refused that would not be now, and that was not done for so long.
 func (t *tx) readAnew(every time.Duration) error {
@@ -281,15 +238,16 @@ func (s *Store) EpochPage(ctx context.Context, r wire.Range) ([]wire.Item, error
 
 // readEpochs reads the epochs, and verifies them again. It wants the equivocators to have been read.
 func (t *tx) readEpochs() error {
-	rows, err := t.Query("SELECT peer, bytes, received FROM epochs ORDER BY id")
+	rows, err := t.Query("SELECT e.peer, e.bytes, received, coalesce(since, 0), EXISTS (SELECT 1 FROM outcome o WHERE o.peer = e.peer) FROM epochs e LEFT JOIN peer p ON p.bytes = e.peer ORDER BY e.id")
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var id, b []byte
-		var received int64
-		if err := rows.Scan(&id, &b, &received); err != nil {
+		var received, since int64
+		var kept bool
+		if err := rows.Scan(&id, &b, &received, &since, &kept); err != nil {
 			return err
 		}
 		e, err := wire.ParseEpoch(b)
@@ -308,7 +266,11 @@ func (t *tx) readEpochs() error {
 			t.owners.liars[e.Peer] = true
 			continue
 		}
-		t.owners.epochs[e.Peer] = Epoch{Epoch: e, Received: time.Unix(0, received)}
+		t.owners.epochs[e.Peer] = Epoch{Epoch: e, Received: time.Unix(0, received), since: since, kept: kept || e.Peer == t.s.self}
 	}
-	return rows.Err()
+	t.owners.rank()
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	return t.readVoiding()
 }

@@ -159,32 +159,6 @@ func TestSecondEpoch(t *testing.T) {
 	}
 }
 
-// TestEpochsAreBounded has strangers declare two epochs each: some are taken in, then those who
-// have a log here, and who was sent tasks always. None takes the place of an equivocator.
-func TestEpochsAreBounded(t *testing.T) {
-	s, logged, worker := newStore(t), newAuthor(t), newAuthor(t)
-	s.accept(t, Stored, nil, logged.rate(t, worker.id, 1))
-	if err := s.Note(ctx, map[peer.ID]Tally{worker.id: {Good: 1}}); err != nil {
-		t.Fatal(err)
-	}
-	for range maxUnknown {
-		a := newAuthor(t)
-		s.took(t, a.epoch(t, 0), true, nil)
-		s.took(t, a.epoch(t, time.Minute), true, nil)
-	}
-	s.took(t, newAuthor(t).epoch(t, 0), false, ErrQuota)
-	if n := len(s.Epochs()); n != maxUnknown {
-		t.Errorf("%d have declared an epoch", n)
-	}
-	s.took(t, logged.epoch(t, 0), true, nil)
-	s.took(t, worker.epoch(t, 0), true, nil)
-	liar := newAuthor(t)
-	if !s.accuse(t, liar.head(t, 3, wire.Hash{1}), liar.head(t, 3, wire.Hash{2})) {
-		t.Error("there is no room for an equivocator")
-	}
-	s.took(t, liar.epoch(t, 0), true, nil)
-}
-
 // TestEpochOfLongAgo has an owner date all that it signs long ago. What is void is forgotten, but when
 // the epoch came is that of the store.
 func TestEpochOfLongAgo(t *testing.T) {

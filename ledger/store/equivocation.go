@@ -27,18 +27,20 @@ const (
 type owners struct {
 	liars  map[peer.ID]bool
 	epochs map[peer.ID]Epoch
+	// youngest is the epoch that goes first; zero while there is room.
+	youngest Epoch
 }
 
 // brand has a peer be an equivocator.
 func (t *tx) brand(id peer.ID) {
-	o := owners{maps.Clone(t.owners.liars), t.owners.epochs}
+	o := owners{maps.Clone(t.owners.liars), t.owners.epochs, t.owners.youngest}
 	o.liars[id] = true
 	t.owners = &o
 }
 
 // absolve has a peer be none any more.
 func (t *tx) absolve(id peer.ID) {
-	o := owners{maps.Clone(t.owners.liars), t.owners.epochs}
+	o := owners{maps.Clone(t.owners.liars), t.owners.epochs, t.owners.youngest}
 	delete(o.liars, id)
 	t.owners = &o
 }

@@ -119,3 +119,19 @@ func TestQuota(t *testing.T) {
 	}
 	s.accept(t, Refused, ErrQuota, a.rate(t, subject, 1))
 }
+
+// TestOnlyNewsIsVerified has entries come again: of what is stored the signature says nothing, and
+// what is forged is stored nowhere.
+func TestOnlyNewsIsVerified(t *testing.T) {
+	s, a, subject := newStore(t), newAuthor(t), newAuthor(t).id
+	entries := []*wire.Entry{a.rate(t, subject, 1), a.rate(t, subject, 1)}
+	s.accept(t, Stored, nil, entries[0])
+	for _, e := range entries {
+		e.Signature = make([]byte, 64)
+	}
+	s.accept(t, Known, nil, entries[0])
+	s.accept(t, Refused, wire.ErrSignature, entries[1])
+	if lines, err := s.About(ctx, subject, 10, 0); err != nil || len(lines) != 1 || lines[0].Verify() != nil {
+		t.Errorf("%v, %v", lines, err)
+	}
+}

@@ -60,6 +60,10 @@ func (t *tx) insert(e *wire.Entry, author int64, size uint64) (root wire.Hash, e
 	if _, err := t.Exec("UPDATE peer SET size = ?, stored = stored + ?, since = CASE since WHEN 0 THEN ? ELSE since END WHERE id = ?", size+1, cost(e), now, author); err != nil {
 		return root, err
 	}
+	if known, ok := t.owners.epochs[e.Rater]; ok && known.since == 0 {
+		known.since = now
+		t.know(known)
+	}
 	if err := t.count(e, author, subject, 1); err != nil {
 		return root, err
 	}

@@ -4,6 +4,8 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 
 	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
@@ -58,6 +60,8 @@ func (s *Store) maySign() error {
 		return ErrForked
 	case s.other:
 		return ErrOther
+	case s.owners.Load().epochs[s.self].voiding:
+		return ErrRecovering
 	case s.lost != nil:
 		return ErrBehind
 	}
@@ -177,14 +181,16 @@ func (s *Store) Publish(ctx context.Context) (fresh []*wire.Entry, err error) {
 	return fresh, err
 }
 
+// logPage asks for the entries of an author at the positions from one to before another.
+const logPage = "SELECT bytes, hash FROM entry WHERE author = ? AND position >= ? AND position < ? ORDER BY position"
+
 // log returns the entries of an author at the positions from begin to before end.
 func (t *tx) log(author int64, begin, end uint64) ([]*wire.Entry, error) {
-	return t.entries("SELECT bytes, hash FROM entry WHERE author = ? AND position >= ? AND position < ? ORDER BY position", author, begin, end)
+	return scanEntries(t.Query(logPage, author, begin, end))
 }
 
-// entries returns those whose bytes and hashes a query gives.
-func (t *tx) entries(query string, args ...any) ([]*wire.Entry, error) {
-	rows, err := t.Query(query, args...)
+// scanEntries returns those of whose bytes and hashes the rows are.
+func scanEntries(rows *sql.Rows, err error) ([]*wire.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -278,13 +284,16 @@ func (t *tx) takeBack(e *wire.Entry) (Outcome, error) {
 	if err != nil {
 		return Refused, err
 	}
-	if err := t.truncate(s.me, late, uint64(at)); err != nil {
+	if err := t.truncate(late, uint64(at)); err != nil {
 		return Refused, err
 	}
 	if _, err := t.insert(e, s.me, uint64(at)); err != nil {
 		return Refused, err
 	}
 	if err := t.again(late); err != nil {
+		return Refused, err
+	}
+	if _, err := t.Exec("DELETE FROM anew"); err != nil {
 		return Refused, err
 	}
 	if err := t.signHead(); err != nil {
@@ -298,39 +307,33 @@ func (t *tx) takeBack(e *wire.Entry) (Outcome, error) {
 
 // again appends entries anew that were taken away. A comment goes with the rating that it went with.
 func (t *tx) again(late []*wire.Entry) error {
-	anew := make(map[string]wire.Hash)
 	for _, e := range late {
 		before := e.Hash()
-		if h, ok := anew[string(e.AttachedRating)]; ok {
-			e.AttachedRating = h[:]
+		if len(e.AttachedRating) > 0 {
+			err := t.QueryRow("SELECT after FROM anew WHERE before = ?", e.AttachedRating).Scan(&e.AttachedRating)
+			if err != nil && !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
 		}
 		if err := t.append(e); err != nil {
 			return err
 		}
-		anew[string(before[:])] = e.Hash()
+		if e.Kind == wire.Comment {
+			continue
+		}
+		after := e.Hash()
+		if _, err := t.Exec("INSERT INTO anew VALUES (?, ?)", before[:], after[:]); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// truncate takes the entries of a log away that stand from a position on. To the quotas they count
-// as before, and their texts stay: see free.
-func (t *tx) truncate(author int64, late []*wire.Entry, size uint64) error {
-	for _, e := range late {
-		subject, err := t.peer(e.Subject)
-		if err != nil {
-			return err
-		}
-		if err := t.count(e, author, subject, -1); err != nil {
-			return err
-		}
-	}
-	if _, err := t.Exec("DELETE FROM entry WHERE author = ? AND position >= ?", author, size); err != nil {
+// truncate takes the entries of the own log away that stand from a position on.
+func (t *tx) truncate(late []*wire.Entry, size uint64) error {
+	if err := t.remove(t.s.me, late, size); err != nil {
 		return err
 	}
-	// A node of the tree goes when it covers a leaf that is gone.
-	if _, err := t.Exec("DELETE FROM tree WHERE author = ? AND ((place + 1) << level) > ?", author, size); err != nil {
-		return err
-	}
-	_, err := t.Exec("UPDATE peer SET size = ? WHERE id = ?", size, author)
+	_, err := t.Exec("UPDATE peer SET size = ? WHERE id = ?", size, t.s.me)
 	return err
 }

@@ -64,7 +64,7 @@ func (s *Store) Inbox(ctx context.Context, r wire.Range) ([]wire.Item, error) {
 	if r.From > 1<<62 {
 		return nil, nil
 	}
-	return items(s.ro.QueryContext(ctx, "SELECT id, bytes, hash FROM entry WHERE id > ? AND author <> ? ORDER BY id LIMIT ?", r.From, s.me, r.Count))
+	return items(s.ro.QueryContext(ctx, "SELECT id, bytes, hash FROM entry WHERE id > ? AND author <> ? AND "+liveEntry+" ORDER BY id LIMIT ?", r.From, s.me, r.Count))
 }
 
 // Summary is what is counted of a peer.
@@ -93,7 +93,7 @@ func (s *Store) Summary(ctx context.Context, id peer.ID) (sum Summary, err error
 	if last > 0 {
 		sum.Last = time.Unix(0, last).UTC()
 	}
-	rows, err := s.ro.QueryContext(ctx, "SELECT bytes FROM vote JOIN peer ON peer.id = author WHERE subject = ? AND vote.entries > 0 LIMIT ?", row, maxRaters)
+	rows, err := s.ro.QueryContext(ctx, "SELECT bytes FROM vote JOIN peer ON peer.id = author WHERE subject = ? AND vote.entries > 0 AND "+liveVote+" LIMIT ?", row, maxRaters)
 	if err != nil {
 		return sum, err
 	}
@@ -116,7 +116,7 @@ type Line struct {
 
 // About returns the entries that speak of a peer, newest first.
 func (s *Store) About(ctx context.Context, id peer.ID, limit, offset int) ([]Line, error) {
-	rows, err := s.ro.QueryContext(ctx, "SELECT received, bytes, hash FROM entry WHERE subject = (SELECT id FROM peer WHERE bytes = ?) ORDER BY id DESC LIMIT ? OFFSET ?", []byte(id), limit, offset)
+	rows, err := s.ro.QueryContext(ctx, "SELECT received, bytes, hash FROM entry WHERE subject = (SELECT id FROM peer WHERE bytes = ?) AND "+liveEntry+" ORDER BY id DESC LIMIT ? OFFSET ?", []byte(id), limit, offset)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func (s *Store) Prove(ctx context.Context, of peer.ID, hash wire.Hash) (*Proof, 
 	var author int64
 	var by, about, sealed []byte
 	p := new(Proof)
-	err = t.QueryRow("SELECT author, position, a.bytes, s.bytes, entry.bytes FROM entry JOIN peer a ON a.id = author JOIN peer s ON s.id = subject WHERE hash = ?", hash[:]).
+	err = t.QueryRow("SELECT author, position, a.bytes, s.bytes, entry.bytes FROM entry JOIN peer a ON a.id = author JOIN peer s ON s.id = subject WHERE hash = ? AND "+liveEntry, hash[:]).
 		Scan(&author, &p.Position, &by, &about, &sealed)
 	if errors.Is(err, sql.ErrNoRows) || err == nil && of != peer.ID(by) && of != peer.ID(about) {
 		return nil, ErrNotFound
@@ -202,7 +202,7 @@ type Vote struct {
 
 // Votes calls each with every vote.
 func (s *Store) Votes(ctx context.Context, each func(Vote)) error {
-	rows, err := s.ro.QueryContext(ctx, "SELECT a.bytes, b.bytes, subject, author, vote.entries, sum, weight, mark FROM vote LEFT JOIN peer a ON a.id = author LEFT JOIN peer b ON b.id = subject")
+	rows, err := s.ro.QueryContext(ctx, "SELECT a.bytes, b.bytes, subject, author, vote.entries, sum, weight, mark FROM vote LEFT JOIN peer a ON a.id = author LEFT JOIN peer b ON b.id = subject WHERE "+liveVote)
 	if err != nil {
 		return err
 	}

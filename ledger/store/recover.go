@@ -30,11 +30,11 @@ const (
 // skew is how far the clock may have been ahead by which the other log was signed.
 const skew = maxAhead / 2
 
-// begin takes in the epoch of the own log. Of the entries that it takes away, those from a place
-// on are appended anew.
+// begin takes in the epoch of the own log. Of the entries that it makes void, those from a place
+// on are appended anew: see finish.
 func (t *tx) begin(e *wire.Epoch, from uint64) (news bool, err error) {
 	s := t.s
-	news, at, late, err := t.declare(e)
+	news, left, err := t.declare(e, 0, from)
 	switch {
 	case err != nil || !news:
 		return news, err
@@ -46,7 +46,7 @@ func (t *tx) begin(e *wire.Epoch, from uint64) (news bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for name, n := range map[string]int64{published: min(shown, int64(at)), forked: 0, latest: 0} {
+	for name, n := range map[string]int64{published: min(shown, int64(left)), forked: 0, latest: 0} {
 		if err := t.setNumber(name, n); err != nil {
 			return false, err
 		}
@@ -58,14 +58,20 @@ func (t *tx) begin(e *wire.Epoch, from uint64) (news bool, err error) {
 	if s.lost != nil && e.Voids(s.lost.Time) {
 		s.lost = nil
 	}
-	if err := t.again(late[min(uint64(len(late)), max(from, at)-at):]); err != nil {
-		return false, err
+	s.head = nil
+	if t.owners.epochs[s.self].voiding {
+		return true, nil
 	}
-	if size, _, err := t.end(s.me); err != nil || size == 0 {
-		s.head = nil
-		return true, err
+	return true, t.signAll()
+}
+
+// signAll signs the head of the own log, unless it is empty.
+func (t *tx) signAll() error {
+	if size, _, err := t.end(t.s.me); err != nil || size == 0 {
+		t.s.head = nil
+		return err
 	}
-	return true, t.signHead()
+	return t.signHead()
 }
 
 // MayRecover returns why the own log cannot have an epoch now; nil when it can.
@@ -102,7 +108,10 @@ func (s *Store) Recover(ctx context.Context) (e *wire.Epoch, err error) {
 		_, err = t.begin(e, 0)
 		return err
 	})
-	return e, err
+	if err != nil {
+		return nil, err
+	}
+	return e, s.finish(context.WithoutCancel(ctx)) // half of it helps nobody
 }
 
 // epoch makes and signs the epoch of the own log. It is of a time that is a little ahead: the clock

@@ -38,6 +38,8 @@ var (
 	// another with its key, which may be running, or the store is older than the epoch. When it is
 	// opened again, peers are asked what was signed since.
 	ErrOther = errors.New("this node's log was recovered by another process with its key, or before its store was restored; stop the other, if there is one, and restart this one")
+	// ErrRecovering says that this node's log is being signed anew.
+	ErrRecovering = errors.New("this node's log is being recovered; try again in a moment")
 	// ErrNotFound says that there is no such entry or comment.
 	ErrNotFound = errors.New("not found")
 )
@@ -55,6 +57,8 @@ type Store struct {
 	conn *sql.Conn
 	ro   *sql.DB
 	now  func() time.Time
+
+	known *sql.Stmt // of readers: see knownEntry
 
 	owners atomic.Pointer[owners] // replaced as a whole, under mu, by what is on disk
 
@@ -98,6 +102,8 @@ CREATE TABLE IF NOT EXISTS unproven (
 CREATE TABLE IF NOT EXISTS cosigned (peer BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS equivocator (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL UNIQUE, evidence BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS epochs (id INTEGER PRIMARY KEY AUTOINCREMENT, peer BLOB NOT NULL, bytes BLOB NOT NULL, received INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS voiding (author INTEGER PRIMARY KEY, next INTEGER NOT NULL, again INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS anew (before BLOB PRIMARY KEY, after BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS comment (cid BLOB PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wanted (cid BLOB PRIMARY KEY, author INTEGER NOT NULL, received INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (peer BLOB PRIMARY KEY, row INTEGER NOT NULL, hash BLOB NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
@@ -109,8 +115,8 @@ CREATE TRIGGER IF NOT EXISTS orphan_more AFTER INSERT ON orphan BEGIN UPDATE num
 CREATE TRIGGER IF NOT EXISTS orphan_less AFTER DELETE ON orphan BEGIN UPDATE number SET value = value - 1 WHERE name = 'orphans'; END;
 `
 
-// version is that of the schema.
-const version = 5
+// version is that of the schema. A program that knows 5 would show what is void by the table voiding.
+const version = 6
 
 // toVersion2 makes a store of version 1 one of version 2: its heads may be of entries that are
 // not stored.
@@ -202,7 +208,7 @@ func (s *Store) open(file string) error {
 	if s.conn, err = s.db.Conn(context.Background()); err != nil {
 		return err
 	}
-	if err := s.check("quick_check(1)"); err != nil {
+	if err := s.intact("quick_check(1)"); err != nil {
 		return err
 	}
 	var have int
@@ -214,36 +220,43 @@ func (s *Store) open(file string) error {
 	}
 	// Whom a row of another table is about, the table of peers alone says: it must be as its index.
 	if have > 0 {
-		if err := s.check("integrity_check(peer)"); err != nil {
+		if err := s.intact("integrity_check(peer)"); err != nil {
 			return err
 		}
 	}
 	if s.ro, err = database(file, "query_only(1)", readers); err != nil {
 		return err
 	}
-	return s.write(context.Background(), func(tx *tx) error {
+	err = s.write(context.Background(), func(tx *tx) error {
 		if err := tx.upgrade(have); err != nil {
 			return err
 		}
 		if s.me, err = tx.peer(s.self); err != nil {
 			return err
 		}
-		tx.owners = &owners{make(map[peer.ID]bool), make(map[peer.ID]Epoch)}
+		tx.owners = &owners{liars: make(map[peer.ID]bool), epochs: make(map[peer.ID]Epoch)}
 		if err := tx.readEquivocators(); err != nil {
 			return err
 		}
 		if err := tx.readEpochs(); err != nil {
 			return err
 		}
-		if err := tx.readAnew(0); err != nil {
-			return err
-		}
-		return s.checkOwn(tx)
+		return tx.readAnew(0)
 	})
+	for err == nil && s.owners.Load().epochs[s.self].voiding { // the process ended while it recovered
+		err = s.write(context.Background(), func(tx *tx) error { _, err := tx.step(); return err })
+	}
+	if err != nil {
+		return err
+	}
+	if s.known, err = s.ro.Prepare(knownEntry); err != nil {
+		return err
+	}
+	return s.write(context.Background(), s.checkOwn)
 }
 
-// check has the database look for damage.
-func (s *Store) check(pragma string) error {
+// intact has the database look for damage.
+func (s *Store) intact(pragma string) error {
 	var found string
 	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA "+pragma).Scan(&found); err != nil || found != "ok" {
 		return fmt.Errorf("%w: %s %w", ErrDamaged, found, err)
@@ -262,7 +275,8 @@ func private(file string) error {
 
 // database opens a pool of connections to a file.
 func database(file, pragma string, conns int) (*sql.DB, error) {
-	q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", pragma, "cache_size(-16384)", "journal_size_limit(67108864)"}}
+	// What the log of writes has is copied into the file at 32 MiB: pages that many entries change are copied once.
+	q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", pragma, "cache_size(-16384)", "wal_autocheckpoint(8192)", "journal_size_limit(67108864)"}}
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?"+q.Encode())
 	if err != nil {
 		return nil, err
@@ -279,6 +293,9 @@ func (s *Store) Close() error {
 	var errs []error
 	for _, st := range s.stmts {
 		errs = append(errs, st.Close())
+	}
+	if s.known != nil {
+		errs = append(errs, s.known.Close())
 	}
 	if s.conn != nil {
 		errs = append(errs, s.conn.Close())

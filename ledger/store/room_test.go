@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/Agent-FM/caddy-agentfm/ledger/wire"
+)
+
+// TestEpochsAreBounded has strangers declare two epochs each: some are taken in, then those who
+// have a log here, and who was sent tasks always. None takes the place of an equivocator.
+func TestEpochsAreBounded(t *testing.T) {
+	s, logged, worker := newStore(t), newAuthor(t), newAuthor(t)
+	s.accept(t, Stored, nil, logged.rate(t, worker.id, 1))
+	if err := s.Note(ctx, map[peer.ID]Tally{worker.id: {Good: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	for range maxUnknown {
+		a := newAuthor(t)
+		s.took(t, a.epoch(t, 0), true, nil)
+		s.took(t, a.epoch(t, time.Minute), true, nil)
+	}
+	s.took(t, newAuthor(t).epoch(t, 0), false, ErrQuota)
+	if n := len(s.Epochs()); n != maxUnknown {
+		t.Errorf("%d have declared an epoch", n)
+	}
+	s.took(t, logged.epoch(t, 0), true, nil)
+	s.took(t, worker.epoch(t, 0), true, nil)
+	liar := newAuthor(t)
+	if !s.accuse(t, liar.head(t, 3, wire.Hash{1}), liar.head(t, 3, wire.Hash{2})) {
+		t.Error("there is no room for an equivocator")
+	}
+	s.took(t, liar.epoch(t, 0), true, nil)
+}
+
+// TestSeniorityOfEpochs has throw-away identities that have logs take all places: who was known before
+// them is forgiven all the same, in place of the youngest, and is kept; so is who was sent tasks. Who
+// comes later is not.
+func TestSeniorityOfEpochs(t *testing.T) {
+	defer func(n int) { maxEpochs = n }(maxEpochs)
+	maxEpochs = maxUnknown + 20
+	dir, me, subject := t.TempDir(), newAuthor(t), newAuthor(t).id
+	s := open(t, dir, me.key)
+	now := time.Now()
+	s.now = func() time.Time { now = now.Add(time.Second); return now }
+	known := func(n int) (all []*author) {
+		for range n {
+			a := newAuthor(t)
+			s.accept(t, Stored, nil, a.rate(t, subject, 1))
+			all = append(all, a)
+		}
+		return all
+	}
+	forks := func(a *author) {
+		t.Helper()
+		if !s.accuse(t, a.headAt(t, 3, wire.Hash{1}, 1), a.headAt(t, 3, wire.Hash{2}, 1)) {
+			t.Fatal("no evidence")
+		}
+	}
+	elders, worker := known(4), newAuthor(t)
+	for _, a := range append(elders, worker) {
+		forks(a)
+	}
+	unknown := newAuthor(t)
+	s.took(t, unknown.epoch(t, 0), true, nil)
+	crowd := known(maxEpochs) // the last of which takes the place of who is not known at all
+	for _, a := range crowd {
+		s.took(t, a.epoch(t, 0), true, nil)
+	}
+	check := func(want map[*author]bool) {
+		t.Helper()
+		for a, forgiven := range want {
+			if _, ok := s.Epochs()[a.id]; ok != forgiven || s.Equivocators()[a.id] == forgiven {
+				t.Errorf("forgiven: %t, %t", ok, !s.Equivocators()[a.id])
+			}
+		}
+	}
+	if _, ok := s.Epochs()[unknown.id]; ok {
+		t.Error("who is not known has kept its place")
+	}
+	last := known(1)[0]
+	s.took(t, last.epoch(t, 0), false, ErrQuota)
+	s.took(t, newAuthor(t).epoch(t, 0), false, ErrQuota)
+	s.took(t, worker.epoch(t, 0), false, ErrQuota)
+	if err := s.Note(ctx, map[peer.ID]Tally{worker.id: {Good: 1}, crowd[maxEpochs-1].id: {Good: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	s.took(t, worker.epoch(t, 0), true, nil)
+	s.took(t, elders[0].epoch(t, 0), true, nil)
+	want := map[*author]bool{worker: true, elders[0]: true, elders[1]: false}
+	check(want)
+	s = s.again(t, dir, me.key)
+	check(want)
+	for _, a := range elders[1:] {
+		s.took(t, a.epoch(t, 0), true, nil)
+		want[a] = true
+	}
+	s.took(t, last.epoch(t, 0), false, ErrQuota)
+	check(want)
+	if _, ok := s.Epochs()[crowd[maxEpochs-1].id]; !ok || len(s.Epochs()) != maxEpochs {
+		t.Errorf("%d epochs are kept; that of who was sent tasks: %t", len(s.Epochs()), ok)
+	}
+	if _, ok := s.Epochs()[crowd[maxEpochs-2].id]; ok {
+		t.Error("the youngest has kept its place")
+	}
+}
