@@ -124,7 +124,7 @@ func TestClusterRoom(t *testing.T) {
 		w.WriteHeader(http.StatusInternalServerError)
 	}))
 	t.Cleanup(receiver.Close)
-	const room = 256 << 10
+	const room = 128 << 10
 	l := defaultLimits
 	l.pause, l.sweep, l.records, l.evict = short, 10*short, room, time.Hour // it is made below
 	c := startServers(t, short)
@@ -135,7 +135,7 @@ func TestClusterRoom(t *testing.T) {
 		awaitReady(t, p)
 	}
 
-	const held, each, clients = 20, 40, 6
+	const held, each, clients = 10, 25, 6
 	stay := make(map[string]bool)
 	for i := range held {
 		stay[submitSoon(t, parts[i%2], Submission{Owner: "bob", Site: "site", Prompt: "prompt", WebhookURL: receiver.URL})] = true
