@@ -16,6 +16,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
@@ -83,7 +84,7 @@ func TestBrokenConsumers(t *testing.T) {
 func TestCloseBetweenPulls(t *testing.T) {
 	p := open(t, t.TempDir(), &fakeRunner{run: says("done", nil)}, Options{})
 	server := p.service.Load().current.Load().store.server
-	conn, err := nats.Connect("", nats.InProcessServer(server))
+	conn, err := nats.Connect("", nats.InProcessServer(server), nats.NoReconnect(), errorsTo(zap.NewNop()))
 	if err != nil {
 		t.Fatal(err)
 	}
