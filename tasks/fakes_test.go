@@ -18,7 +18,13 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/internal/webhook"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreCurrent(), // packages that a gateway imports start some
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"),       // ends up to 5 s after Caddy
+		goleak.IgnoreTopFunction("github.com/caddyserver/certmagic.(*Cache).maintainAssets"), // told to end, not waited for
+	)
+}
 
 // fakeRunner runs tasks as the test says.
 type fakeRunner struct {

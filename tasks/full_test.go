@@ -10,7 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
 
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
@@ -70,6 +76,54 @@ func TestBrokenConsumers(t *testing.T) {
 	if r := ended(t, p, id); r.State != Completed {
 		t.Errorf("got %+v", r)
 	}
+}
+
+// TestCloseBetweenPulls wants a store to close whatever its server says of pulls at that time:
+// in the library, who waits for a message while a queue is stopped does so for ever when two
+// pulls end then.
+func TestCloseBetweenPulls(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("done", nil)}, Options{})
+	server := p.service.Load().current.Load().store.server
+	conn, err := nats.Connect("", nats.InProcessServer(server), nats.NoReconnect(), errorsTo(zap.NewNop()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	pulls, err := conn.SubscribeSync(jetstream.DefaultAPIPrefix + "CONSUMER.MSG.NEXT.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inboxes := make(map[string]bool)
+	for len(inboxes) < len(lanes)+1 {
+		pull, err := pulls.NextMsg(startWait)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inboxes[pull.Reply] = true
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	flood.Go(func() {
+		for ctx.Err() == nil {
+			for inbox := range inboxes {
+				for range 100 { // pulls that have ended, with nothing
+					_ = conn.PublishMsg(&nats.Msg{Subject: inbox, Header: nats.Header{"Status": {"408"}, "Nats-Pending-Messages": {"128"}}})
+				}
+			}
+		}
+	})
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = p.Cleanup()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(startWait / 2):
+		t.Error("the store does not close")
+	}
+	stop()
+	flood.Wait()
 }
 
 // TestDiskFull wants submissions to be refused while the disk is full, nothing that was

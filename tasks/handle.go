@@ -35,7 +35,7 @@ func (s *session) work(messages jetstream.MessagesContext) {
 // each takes messages off a queue of so called things, until the session ends.
 func (s *session) each(messages jetstream.MessagesContext, things string, take func(jetstream.Msg)) {
 	for {
-		msg, err := messages.Next()
+		msg, err := messages.Next(jetstream.NextContext(s.ctx))
 		if err != nil {
 			if s.ctx.Err() != nil {
 				return

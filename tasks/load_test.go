@@ -227,7 +227,7 @@ func TestDeepQueue(t *testing.T) {
 // fill puts tasks into the queue, as fast as that goes.
 func fill(t *testing.T, s *store, n int) {
 	t.Helper()
-	js, err := jetstream.New(s.conn, jetstream.WithPublishAsyncMaxPending(4000))
+	js, err := jetstream.New(s.conn, jetstream.WithPublishAsyncMaxPending(4000), jetstream.WithPublishAsyncTimeout(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}

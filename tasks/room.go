@@ -102,13 +102,14 @@ func (s *session) evictSome(ctx context.Context, after uint64, enough int64) (n 
 		return 0, 0, errHeld
 	}
 	last = found[len(found)-1].revision
-	n, err = s.dropAll(ctx, stream, found)
+	n, err = s.dropAll(ctx, found)
 	return n, last, err
 }
 
 // dropAll drops tasks. After a power cut, none must be there as it was before its end, in
-// the bucket or in the queue: what is older is gone on disk before the end itself goes.
-func (s *session) dropAll(ctx context.Context, stream jetstream.Stream, found []ownedEntry) (n int, err error) {
+// the bucket or in the queue: what is older is gone on disk before the end itself goes. What
+// another gateway drops at the same time is counted by one of them.
+func (s *session) dropAll(ctx context.Context, found []ownedEntry) (n int, err error) {
 	err = forEach(found, func(e *ownedEntry) error {
 		idle, err := s.isIdle(ctx, e)
 		if !idle {
@@ -120,18 +121,19 @@ func (s *session) dropAll(ctx context.Context, stream jetstream.Stream, found []
 		return 0, err
 	}
 	idle := slices.DeleteFunc(found, func(e ownedEntry) bool { return e.revision == 0 })
-	purge := func(e *ownedEntry, below uint64) error {
-		_, err := step(s.store, "purge", e.owner, func() (any, error) {
-			return patiently(ctx, s.store, func(ctx context.Context) (any, error) {
-				return nil, stream.Purge(ctx, jetstream.WithPurgeSubject("$KV."+bucket+"."+e.key(e.owner, false)), jetstream.WithPurgeSequence(below))
-			})
+	purge := func(e *ownedEntry, below uint64) (uint64, error) {
+		return step(s.store, "purge", e.owner, func() (uint64, error) {
+			return s.store.purge(ctx, recordName, "$KV."+bucket+"."+e.key(e.owner, false), below)
 		})
-		return err
 	}
 	if err := s.store.force(queueName); err != nil {
 		return 0, s.store.failedTo(ctx, err)
 	}
-	if err := forEach(idle, func(e *ownedEntry) error { return purge(e, e.revision) }); err != nil {
+	err = forEach(idle, func(e *ownedEntry) error {
+		_, err := purge(e, e.revision)
+		return err
+	})
+	if err != nil {
 		return 0, err
 	}
 	if err := s.store.force(recordName); err != nil {
@@ -139,10 +141,10 @@ func (s *session) dropAll(ctx context.Context, stream jetstream.Stream, found []
 	}
 	var dropped atomic.Int64
 	err = forEach(idle, func(e *ownedEntry) error {
-		err := purge(e, e.revision+1)
+		n, err := purge(e, e.revision+1)
 		if err == nil {
 			s.store.records.index.drop(*e)
-			dropped.Add(1)
+			dropped.Add(int64(min(n, 1))) // another gateway may have dropped it meanwhile
 		}
 		return err
 	})

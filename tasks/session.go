@@ -40,6 +40,7 @@ type session struct {
 	ctx     context.Context // of the work
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
+	reading sync.WaitGroup // those of them who take messages off the queues
 	queues  []jetstream.MessagesContext
 
 	turns [len(lanes)]chan struct{} // hold those of each lane who look for a worker
@@ -116,18 +117,21 @@ func (s *session) consume(ctx context.Context, queue jetstream.Stream, name, sub
 		return err
 	}
 	s.queues = append(s.queues, messages)
-	s.running.Go(func() { work(messages) })
+	s.reading.Go(func() { work(messages) })
 	return nil
 }
 
 // close ends the work and closes the store.
 func (s *session) close() {
 	s.cancel(errClosing)
+	// First: who waits for the next message of a queue that is stopped may wait for ever
+	// (nats.go 1.52), when it has two pulls to renew by then.
+	s.reading.Wait()
 	// A drain waits for an answer, and a server that is away has none.
 	drain := s.store.shared && s.store.conn.FlushTimeout(flushWait) == nil
 	for _, messages := range s.queues {
 		if drain {
-			messages.Drain()
+			s.running.Go(func() { s.drain(messages) })
 		} else {
 			messages.Stop()
 		}
@@ -136,12 +140,38 @@ func (s *session) close() {
 	if s.store.shared {
 		// Another gateway need not wait until the lease is over. What is given back while
 		// this one still asks for more comes to this one.
-		for _, msg := range s.left {
+		s.mu.Lock()
+		left := s.left
+		s.mu.Unlock()
+		for _, msg := range left {
 			_ = msg.Nak()
 		}
 	}
 	s.poster.close()
 	s.store.close()
+}
+
+// drain ends a queue, and notes what has come of it to be given back. What it does not get to
+// see in time comes again when its lease is over.
+func (s *session) drain(messages jetstream.MessagesContext) {
+	messages.Drain()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			msg, err := messages.Next(jetstream.NextMaxWait(flushWait))
+			if err != nil {
+				return
+			}
+			s.leave(msg)
+		}
+	}()
+	late := time.NewTimer(2 * flushWait)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-late.C:
+	}
 }
 
 // sweep brings in order what a process has left that was killed: tasks that have begun and

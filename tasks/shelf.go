@@ -105,10 +105,14 @@ func (s *store) eachRecord(ctx context.Context, from *shelf, after uint64, look 
 		return 0, err
 	}
 	defer endWatch(w)
+	silence := time.NewTimer(callTimeout)
+	defer silence.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return 0, context.Cause(ctx)
+		case <-silence.C:
+			return 0, fmt.Errorf("nothing came after record %d for %s: %w", newest, callTimeout, context.DeadlineExceeded)
 		case entry, ok := <-w.Updates():
 			if !ok || entry == nil { // all that there were, or almost
 				return s.eachChange(ctx, from, min(begun, newest), look)
@@ -117,6 +121,7 @@ func (s *store) eachRecord(ctx context.Context, from *shelf, after uint64, look 
 			if r, err := decode(entry.Value()); err == nil {
 				look(r, newest)
 			}
+			silence.Reset(callTimeout)
 		}
 	}
 }

@@ -138,7 +138,10 @@ func TestClusterStopped(t *testing.T) {
 			t.Fatal(err)
 		}
 		if signal == syscall.SIGSTOP {
-			awaitFor(t, "the task runs again", leaseTime, func() bool { v := a.report(two.gateway, id); return v.Attempts >= attempts && v.Status == "running" })
+			awaitFor(t, "the task runs again", leaseTime, func() bool {
+				v := a.report(two.gateway, id) // it is said to run before the agent does
+				return v.Attempts >= attempts && v.Status == "running" && two.get("/api/tasks/"+id+"/output") == "hello\n"
+			})
 		}
 		k.end()
 		await(t, "the task ends", func() bool { return a.report(two.gateway, id).ended() })
