@@ -25,10 +25,10 @@ const (
 	// maxPubSubMessage is what AgentFM 1.3 nodes send at most. Telemetry is held
 	// to wire.MaxTelemetry by its validator.
 	maxPubSubMessage = 1 << 20
-	// seenFor is how long a message is remembered, so that its copies are dropped unread:
-	// those of GossipSub come within seconds. It takes half a kilobyte, and a thousand workers
-	// send five hundred a second; by default it is two minutes. What comes later is no news to
-	// the validators, which look at sequence numbers or at what is stored.
+	// seenFor is how long a message is remembered at least, so that its copies are dropped
+	// unread: those of GossipSub come within seconds. It is forgotten within a minute more. It
+	// takes half a kilobyte, and a thousand workers send five hundred a second; by default it is
+	// two minutes. What comes later is judged by its sequence number, or by what is stored.
 	seenFor = 15 * time.Second
 )
 
