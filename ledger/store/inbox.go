@@ -70,7 +70,7 @@ var (
 // Accept takes in entries of others, in this order, in one transaction. The signatures are
 // verified here. The error is of the store alone; why an entry was refused is in reasons.
 func (s *Store) Accept(ctx context.Context, entries []*wire.Entry) (outcomes []Outcome, reasons []error, err error) {
-	outcomes, reasons, err = s.check(ctx, entries) // outside of the transaction: it takes its time
+	outcomes, reasons, err = s.check(entries) // outside of the transaction: it takes its time
 	if err != nil {
 		return nil, nil, err
 	}
@@ -96,7 +96,7 @@ func (s *Store) Accept(ctx context.Context, entries []*wire.Entry) (outcomes []O
 
 // check finds out which entries are stored, and verifies the signatures of the others: to find an
 // entry takes a tenth of that, and most of what peers show is there already.
-func (s *Store) check(ctx context.Context, entries []*wire.Entry) (outcomes []Outcome, reasons []error, err error) {
+func (s *Store) check(entries []*wire.Entry) (outcomes []Outcome, reasons []error, err error) {
 	outcomes, reasons = make([]Outcome, len(entries)), make([]error, len(entries))
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -104,7 +104,7 @@ func (s *Store) check(ctx context.Context, entries []*wire.Entry) (outcomes []Ou
 		g.Go(func() error {
 			var known bool
 			h := e.Hash()
-			if err := s.known.QueryRowContext(ctx, h[:]).Scan(&known); err != nil {
+			if err := s.known.QueryRow(h[:]).Scan(&known); err != nil {
 				return err
 			}
 			if known {
