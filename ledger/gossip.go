@@ -141,10 +141,10 @@ var errLater = errors.New("too many entries")
 // validateEntry is the validator of entries. What it does not accept is not relayed. One that
 // is stored is no news. Neither it nor one whose signature is wrong spends anything of what its
 // author may send.
-func (l *Ledger) validateEntry(ctx context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
+func (l *Ledger) validateEntry(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	e, err := wire.ParseEntry(m.GetData())
 	if err == nil && from != l.store.Self() {
-		if known, bad := l.store.Knows(ctx, e); bad == nil && known {
+		if known, bad := l.store.Knows(e); bad == nil && known {
 			return pubsub.ValidationIgnore
 		}
 	}

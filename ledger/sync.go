@@ -42,9 +42,6 @@ const (
 // askEvery is how often peers are asked for all that they have. A variable for tests.
 var askEvery = time.Minute
 
-// inboxPage is how many entries of an inbox are asked for at once. A variable for tests.
-var inboxPage uint64 = wire.MaxPage
-
 // keepInStep asks peers for what they have: each when it comes, and some every minute.
 func (l *Ledger) keepInStep() error {
 	sub, err := l.node.Host.EventBus().Subscribe(new(event.EvtPeerIdentificationCompleted), eventbus.Name("ledger"), eventbus.BufSize(256))
@@ -250,79 +247,6 @@ func (l *Ledger) askLog(ctx context.Context, id peer.ID) error {
 		ahead, err = l.observe(head)
 	}
 	return err
-}
-
-// askInbox fetches what is new in a peer's inbox. The page begins with the last entry that
-// is known of it: when that is another, the inbox is a new one.
-func (l *Ledger) askInbox(ctx context.Context, id peer.ID) error {
-	c, err := l.store.Cursor(ctx, id)
-	if err != nil {
-		return err
-	}
-	for {
-		from := c.Row
-		if from > 0 {
-			from--
-		}
-		items, err := l.page(ctx, id, wire.InboxProtocol, from, inboxPage)
-		if err != nil {
-			return err
-		}
-		if c.Row > 0 {
-			if len(items) == 0 || items[0].Index != c.Row || hashOf(items[0]) != c.Hash {
-				c = store.Cursor{}
-				continue
-			}
-			items = items[1:]
-		}
-		if len(items) == 0 {
-			return nil
-		}
-		if err := l.takeItems(items, ""); err != nil {
-			return err
-		}
-		last := items[len(items)-1]
-		if last.Index <= c.Row {
-			return fmt.Errorf("%w: the rows do not grow", wire.ErrBad)
-		}
-		next := store.Cursor{Row: last.Index, Hash: hashOf(last)}
-		switch err := l.store.SetCursor(ctx, id, c, next); {
-		case errors.Is(err, store.ErrCursor):
-			c = store.Cursor{}
-			continue
-		case err != nil:
-			return err
-		}
-		c = next
-		if uint64(len(items)) < inboxPage/2 {
-			return nil
-		}
-	}
-}
-
-// hashOf returns the hash of an item's entry; zero when it is none.
-func hashOf(i wire.Item) wire.Hash {
-	e, err := wire.ParseEntry(i.Entry)
-	if err != nil {
-		return wire.Hash{}
-	}
-	return e.Hash()
-}
-
-// takeItems stores what of a page are entries, or only those of one author.
-func (l *Ledger) takeItems(items []wire.Item, author peer.ID) error {
-	var entries []*wire.Entry
-	for _, i := range items {
-		if e, err := wire.ParseEntry(i.Entry); err == nil && (author == "" || e.Rater == author) {
-			entries = append(entries, e)
-		}
-	}
-	for chunk := range slices.Chunk(entries, 500) { // so that others can write in between
-		if err := l.take(chunk, false); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // page fetches a page of entries.

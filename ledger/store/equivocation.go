@@ -16,8 +16,8 @@ import (
 
 // Limits on how many equivocators are kept. Identities are free, and so is to sign two heads
 // with each: who was sent tasks is always taken in, who has a log here up to the first limit,
-// and anybody else up to the second.
-const (
+// and anybody else up to the second. Variables for tests.
+var (
 	maxEquivocators = 10_000
 	maxUnknown      = 1_000
 )

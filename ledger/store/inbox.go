@@ -70,7 +70,7 @@ var (
 // Accept takes in entries of others, in this order, in one transaction. The signatures are
 // verified here. The error is of the store alone; why an entry was refused is in reasons.
 func (s *Store) Accept(ctx context.Context, entries []*wire.Entry) (outcomes []Outcome, reasons []error, err error) {
-	outcomes, reasons, err = s.check(ctx, entries) // outside of the transaction: it takes its time
+	outcomes, reasons, err = s.check(entries) // outside of the transaction: it takes its time
 	if err != nil {
 		return nil, nil, err
 	}
@@ -103,13 +103,13 @@ func (s *Store) Accept(ctx context.Context, entries []*wire.Entry) (outcomes []O
 
 // check finds out which entries are stored, and verifies the signatures of the others: to find an
 // entry takes a tenth of that, and most of what peers show is there already.
-func (s *Store) check(ctx context.Context, entries []*wire.Entry) (outcomes []Outcome, reasons []error, err error) {
+func (s *Store) check(entries []*wire.Entry) (outcomes []Outcome, reasons []error, err error) {
 	outcomes, reasons = make([]Outcome, len(entries)), make([]error, len(entries))
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, e := range entries {
 		g.Go(func() error {
-			known, err := s.Knows(ctx, e)
+			known, err := s.Knows(e)
 			switch {
 			case err != nil:
 				return err
@@ -174,9 +174,9 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 const knownEntry = "SELECT EXISTS (SELECT 1 FROM entry WHERE hash = ?)"
 
 // Knows reports whether an entry is stored.
-func (s *Store) Knows(ctx context.Context, e *wire.Entry) (known bool, err error) {
+func (s *Store) Knows(e *wire.Entry) (known bool, err error) {
 	h := e.Hash()
-	err = s.known.QueryRowContext(ctx, h[:]).Scan(&known)
+	err = s.known.QueryRow(h[:]).Scan(&known)
 	return known, err
 }
 

@@ -41,8 +41,8 @@ func TestEpochsAreBounded(t *testing.T) {
 // them is forgiven all the same, in place of the youngest, and is kept; so is who was sent tasks. Who
 // comes later is not.
 func TestSeniorityOfEpochs(t *testing.T) {
-	defer func(n int) { maxEpochs = n }(maxEpochs)
-	maxEpochs = maxUnknown + 20
+	defer func(most, unknown int) { maxEpochs, maxUnknown = most, unknown }(maxEpochs, maxUnknown)
+	maxEpochs, maxUnknown = 30, 10
 	dir, me, subject := t.TempDir(), newAuthor(t), newAuthor(t).id
 	s := open(t, dir, me.key)
 	now := time.Now()
