@@ -221,12 +221,12 @@ func (t *tx) remove(author int64, gone []*wire.Entry, at uint64) error {
 
 // free gives back to the quotas what entries of another have taken that are gone, with their
 // texts, if no other comment has the same, and what is known of subjects of which nobody else
-// speaks: what is not counted must not stay.
+// speaks, unless that is this node: what is not counted must not stay.
 func (t *tx) free(author int64, gone []*wire.Entry) error {
 	sum := int64(0)
 	for _, e := range gone {
 		sum += cost(e)
-		if _, err := t.Exec("DELETE FROM peer WHERE bytes = ? AND since = 0 AND size = 0 AND entries = 0", []byte(e.Subject)); err != nil {
+		if _, err := t.Exec("DELETE FROM peer WHERE bytes = ? AND since = 0 AND size = 0 AND entries = 0 AND id <> ?", []byte(e.Subject), t.s.me); err != nil {
 			return err
 		}
 		if e.Kind != wire.Comment {

@@ -170,3 +170,19 @@ func TestRecoverInSteps(t *testing.T) {
 		}
 	}
 }
+
+// TestOwnRowStays has the only one who speaks of this node declare void what it has said, before this
+// node has signed anything: it signs all the same.
+func TestOwnRowStays(t *testing.T) {
+	dir, me, a, subject := t.TempDir(), newAuthor(t), newAuthor(t), newAuthor(t).id
+	s := open(t, dir, me.key)
+	s.accept(t, Stored, nil, a.rate(t, me.id, -1))
+	s.took(t, a.epoch(t, 0), true, nil)
+	for range 2 {
+		s.mustAppend(t, subject, 1, true)
+	}
+	s = s.again(t, dir, me.key)
+	if h := s.Head(); h == nil || h.Size != 2 {
+		t.Errorf("the head is %v", h)
+	}
+}
