@@ -82,6 +82,9 @@ func Open(node mesh.Node, dir string, first Settings) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.Resumed() {
+		node.Log().Info("the recovery of this node's log, which had not ended when it was stopped, was ended")
+	}
 	l := &Ledger{node: node, store: s, dir: dir, kicks: make(chan peer.ID, 64), opened: time.Now(), first: first, parts: newParts(), serving: newCounter(), cosigning: newCosigning(), clients: newClients()}
 	l.gate.dirty, l.gate.fresh = make(chan struct{}, 1), make(map[string]store.Tally)
 	l.answered.of, l.answered.as = make(map[peer.ID]bool), make(map[peer.ID]bool)

@@ -28,16 +28,20 @@ func (l *Ledger) Recover(ctx context.Context, force bool) (entries uint64, err e
 	if err := l.askAnew(ctx); err != nil && !force {
 		return 0, err
 	}
+	was := l.confirmed.Swap(false) // no head of the new log is shown before its entries are
 	e, err := l.store.Recover(ctx)
-	if err != nil {
+	if e == nil {
+		if was {
+			l.confirmed.Store(true)
+		}
 		return 0, err
 	}
 	entries = l.Size()
 	l.node.Log().Warn("this node has begun a new epoch of its log", zap.Uint64("entries", entries))
 	l.news()
 	l.announce(e)
-	l.publishAll()
-	return entries, nil
+	l.publishAll() // when the rest is to be done later, the next round does it
+	return entries, err
 }
 
 // askAnew asks all peers, and the bootstrap nodes and witnesses that are none, for all epochs and

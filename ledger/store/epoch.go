@@ -118,7 +118,7 @@ func (s *Store) TakeEpoch(ctx context.Context, e *wire.Epoch) (news bool, err er
 	if err != nil || !news {
 		return false, err
 	}
-	return true, s.finish(ctx)
+	return true, s.finish(ctx, e.Peer)
 }
 
 // declare takes in an epoch whose signature is verified. It returns how many entries stay; see void.

@@ -294,13 +294,15 @@ func (t *tx) waiting(prev wire.Hash) ([]*wire.Entry, error) {
 	return scanEntries(t.Query("SELECT bytes, hash FROM orphan WHERE prev = ?", prev[:]))
 }
 
-// Sweep takes away what is void, and forgets orphans that have waited for too long, the texts of comments that nobody
+// Sweep forgets orphans that have waited for too long, the texts of comments that nobody
 // has, and where it was with peers that were not there for a week; or with all peers, when they
-// have what was refused.
+// have what was refused. And it takes away what is void.
 func (s *Store) Sweep(ctx context.Context) error {
-	if err := s.finish(ctx); err != nil {
-		return err
-	}
+	return errors.Join(s.clean(ctx), s.finishAll(ctx))
+}
+
+// clean does the first of that.
+func (s *Store) clean(ctx context.Context) error {
 	return s.write(ctx, func(t *tx) error {
 		now := s.now()
 		for _, q := range []struct {

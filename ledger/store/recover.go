@@ -96,7 +96,8 @@ func (s *Store) mayRecover(o *owners) error {
 
 // Recover declares the epoch of the own log, which was continued twice: what was signed for it up
 // to now is void, and what of that is stored here is appended anew. Nobody may be shown that before
-// [Store.Publish].
+// [Store.Publish]. With an error, the epoch is nil unless it is declared: then the rest is done when
+// [Store.Sweep] is called, or the store opened again.
 func (s *Store) Recover(ctx context.Context) (e *wire.Epoch, err error) {
 	err = s.write(ctx, func(t *tx) error {
 		if err := s.mayRecover(t.owners); err != nil {
@@ -111,7 +112,7 @@ func (s *Store) Recover(ctx context.Context) (e *wire.Epoch, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return e, s.finish(context.WithoutCancel(ctx)) // half of it helps nobody
+	return e, s.finish(context.WithoutCancel(ctx), s.self) // half of it helps nobody
 }
 
 // epoch makes and signs the epoch of the own log. It is of a time that is a little ahead: the clock

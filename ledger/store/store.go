@@ -68,6 +68,8 @@ type Store struct {
 	forked bool
 	other  bool                 // see ErrOther
 	stmts  map[string]*sql.Stmt // of the writer
+
+	resumed bool // see Resumed; set once
 }
 
 // schema makes the tables. A peer is named by its row, and the place of an entry in its
@@ -243,10 +245,11 @@ func (s *Store) open(file string) error {
 		}
 		return tx.readAnew(0)
 	})
-	for err == nil && s.owners.Load().epochs[s.self].voiding { // the process ended while it recovered
-		err = s.write(context.Background(), func(tx *tx) error { _, err := tx.step(); return err })
-	}
 	if err != nil {
+		return err
+	}
+	s.resumed = s.owners.Load().epochs[s.self].voiding // the process ended while it recovered
+	if err := s.finish(context.Background(), s.self); err != nil {
 		return err
 	}
 	if s.known, err = s.ro.Prepare(knownEntry); err != nil {
@@ -307,6 +310,10 @@ func (s *Store) Close() error {
 	}
 	return errors.Join(append(errs, s.lock.Unlock())...)
 }
+
+// Resumed reports whether the own log was being recovered when the store was closed, or its process
+// ended: the rest of that was done when it was opened.
+func (s *Store) Resumed() bool { return s.resumed }
 
 // Self returns the peer id of this node.
 func (s *Store) Self() peer.ID { return s.self }

@@ -125,40 +125,52 @@ func (t *tx) readVoiding() error {
 	return rows.Err()
 }
 
-// finish takes away all that is void, unless ctx ends or the store fails: then what is left goes when
-// [Store.Sweep] is called, or when the store is opened again.
-func (s *Store) finish(ctx context.Context) error {
-	for more := true; more; {
-		err := s.write(ctx, func(t *tx) (err error) {
-			more, err = t.step()
-			return err
-		})
-		if err != nil {
+// finish takes away all that is void of one log, unless ctx ends or the store fails: then what is left
+// goes when [Store.Sweep] is called, or, of the own log, when the store is opened again.
+func (s *Store) finish(ctx context.Context, id peer.ID) error {
+	for s.owners.Load().epochs[id].voiding {
+		if err := s.write(ctx, func(t *tx) error { return t.step(id) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// step takes away some entries that are void, those of the own log first, and reports whether there
-// were any.
-func (t *tx) step() (more bool, err error) {
+// finishAll does that with all logs. One of which it fails keeps no other.
+func (s *Store) finishAll(ctx context.Context) error {
+	var errs []error
+	for id, e := range s.owners.Load().epochs {
+		if !e.voiding {
+			continue
+		}
+		if err := s.finish(ctx, id); err != nil {
+			errs = append(errs, fmt.Errorf("taking away what is void of the log of %s: %w", id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// step takes away some entries of a log that are void.
+func (t *tx) step(id peer.ID) error {
 	var author int64
 	var next, again uint64
-	var id []byte
-	err = t.QueryRow("SELECT author, next, again, bytes FROM voiding JOIN peer ON peer.id = author ORDER BY author <> ? LIMIT 1", t.s.me).Scan(&author, &next, &again, &id)
+	err := t.QueryRow("SELECT author, next, again FROM voiding JOIN peer ON peer.id = author WHERE bytes = ?", []byte(id)).Scan(&author, &next, &again)
 	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
+		t.setVoiding(id, false) // another has taken the last
+		return nil
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	late, err := t.log(author, next, next+voidStep)
 	if err != nil {
-		return false, err
+		return err
+	}
+	if len(late) == 0 {
+		return t.voided(author, id)
 	}
 	if err := t.remove(author, late, next); err != nil {
-		return false, err
+		return err
 	}
 	end := next + uint64(len(late))
 	if author != t.s.me {
@@ -166,14 +178,10 @@ func (t *tx) step() (more bool, err error) {
 	} else if again < end {
 		err = t.again(late[max(again, next)-next:])
 	}
-	if err != nil {
-		return false, err
-	}
-	if len(late) > 0 {
+	if err == nil {
 		_, err = t.Exec("UPDATE voiding SET next = ? WHERE author = ?", end, author)
-		return true, err
 	}
-	return true, t.voided(author, peer.ID(id))
+	return err
 }
 
 // voided says that all is gone. Entries that came meanwhile were refused.

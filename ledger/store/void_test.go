@@ -5,6 +5,7 @@ package store
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -18,13 +19,27 @@ func smallSteps(t *testing.T, n uint64) {
 	t.Cleanup(func() { voidStep = before })
 }
 
-// step takes one, and reports whether there was anything to do.
+// step takes one of each log, and reports whether there was anything to do.
 func (s *Store) step(t testing.TB) (more bool) {
 	t.Helper()
-	if err := s.write(ctx, func(t *tx) (err error) { more, err = t.step(); return err }); err != nil {
-		t.Fatal(err)
+	for id, e := range s.Epochs() {
+		if !e.voiding {
+			continue
+		}
+		more = true
+		if err := s.write(ctx, func(t *tx) error { return t.step(id) }); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return more
+}
+
+// begins has an epoch be known, and nothing be taken away yet.
+func (s *Store) begins(t testing.TB, e *wire.Epoch) {
+	t.Helper()
+	if err := s.write(ctx, func(t *tx) error { _, _, err := t.declare(e, 0, 0); return err }); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestVoidInSteps has an epoch make a log void that goes in steps, between which the store is opened
@@ -43,10 +58,7 @@ func TestVoidInSteps(t *testing.T) {
 		void = append(void, a.rate(t, w, -1))
 	}
 	s.accept(t, Stored, nil, void...)
-	e := a.epoch(t, 0)
-	if err := s.write(ctx, func(t *tx) error { _, _, err := t.declare(e, 0, 0); return err }); err != nil {
-		t.Fatal(err)
-	}
+	s.begins(t, a.epoch(t, 0))
 	log := a.anew()
 	fresh := log.rate(t, w, 1)
 	for steps := 0; ; steps++ {
@@ -148,6 +160,9 @@ func TestRecoverInSteps(t *testing.T) {
 			t.Errorf("after %d steps, %d entries are shown, %v", stop, len(items), err)
 		}
 		s = s.again(t, dir, me.key)
+		if !s.Resumed() {
+			t.Error("it says nothing of it")
+		}
 		if h := s.Head(); h == nil || h.Size != old.Size || h.Root == old.Root || s.MaySign() != nil {
 			t.Fatalf("after %d steps and opened again: %v, %v", stop, h, s.MaySign())
 		}
@@ -185,4 +200,38 @@ func TestOwnRowStays(t *testing.T) {
 	if h := s.Head(); h == nil || h.Size != 2 {
 		t.Errorf("the head is %v", h)
 	}
+}
+
+// TestRecoverWaitsForNone has a store recover while the log of a stranger is void and damaged: that
+// keeps neither it nor others.
+func TestRecoverWaitsForNone(t *testing.T) {
+	smallSteps(t, 2)
+	dir, me, a, b, subject := t.TempDir(), newAuthor(t), newAuthor(t), newAuthor(t), newAuthor(t).id
+	s, _, _ := forkedStore(t, dir, me, subject)
+	for range 9 {
+		s.accept(t, Stored, nil, a.rate(t, subject, 1), b.rate(t, subject, 1))
+	}
+	if _, err := s.conn.ExecContext(ctx, "UPDATE entry SET bytes = x'00' WHERE position = 5 AND author = (SELECT id FROM peer WHERE bytes = ?)", []byte(a.id)); err != nil {
+		t.Fatal(err)
+	}
+	s.begins(t, a.epoch(t, 0))
+	if e, err := s.Recover(ctx); e == nil || err != nil || s.MaySign() != nil {
+		t.Errorf("it recovers: %v, %v", err, s.MaySign())
+	}
+	s.begins(t, b.epoch(t, 0))
+	if err := s.SetCursor(ctx, a.id, Cursor{}, Cursor{Row: 1}); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Add(8 * 24 * time.Hour)
+	s.now = func() time.Time { return now }
+	if err := s.Sweep(ctx); !errors.Is(err, ErrDamaged) {
+		t.Error(err)
+	}
+	if c, err := s.Cursor(ctx, a.id); c.Row != 0 || err != nil {
+		t.Errorf("it sweeps nothing: %v, %v", c, err)
+	}
+	if !s.Epochs()[a.id].voiding || s.Epochs()[b.id].voiding {
+		t.Error("a damaged log keeps another")
+	}
+	s.accept(t, Stored, nil, b.anew().rate(t, subject, 1))
 }
