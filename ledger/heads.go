@@ -198,7 +198,8 @@ func (l *Ledger) tell(h *wire.Head) {
 	}
 }
 
-// validateHead is the validator of heads.
+// validateHead is the validator of heads. One that says nothing new spends nothing of what its owner may
+// send: anybody can send it again.
 func (l *Ledger) validateHead(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	h, err := wire.ParseHead(m.GetData())
 	if err == nil && (len(h.Witnesses) > 0 || h.Anchor != "") {
@@ -206,6 +207,11 @@ func (l *Ledger) validateHead(_ context.Context, from peer.ID, m *pubsub.Message
 	}
 	if err == nil && l.store.Voided(h) {
 		return pubsub.ValidationIgnore
+	}
+	if err == nil && from != l.store.Self() {
+		if known, bad := l.store.Holds(h); bad == nil && known {
+			return pubsub.ValidationIgnore
+		}
 	}
 	if err == nil {
 		err = h.Verify()

@@ -243,3 +243,35 @@ func TestKnownEquivocator(t *testing.T) {
 		t.Errorf("it is told again: %v", err)
 	}
 }
+
+// TestReplayedHeadsMuteNobody sends heads of a log again that are known: its owner's next is relayed, and
+// so is one of another log.
+func TestReplayedHeadsMuteNobody(t *testing.T) {
+	n, from, topic := fresh(t), newID(t), wire.HeadsTopic
+	f := newForger(t, newKey(t)).grow(t, 3)
+	if err := n.take(f.entries, false); err != nil {
+		t.Fatal(err)
+	}
+	f.grow(t, 3)
+	held, ahead := f.head(t, 3), f.head(t, 5)
+	for _, h := range []*wire.Head{held, ahead} {
+		if _, err := n.observe(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(h *wire.Head, want pubsub.ValidationResult) {
+		t.Helper()
+		m := &pubsub.Message{Message: &pubsubpb.Message{Data: h.Marshal(), From: []byte(from), Topic: &topic}}
+		if got := n.validateHead(ctx, from, m); got != want {
+			t.Fatalf("a head of size %d: %v", h.Size, got)
+		}
+	}
+	for range authorBurst {
+		for _, h := range []*wire.Head{f.head(t, 1), held, ahead} {
+			check(h, pubsub.ValidationIgnore)
+		}
+	}
+	check(f.head(t, 6), pubsub.ValidationAccept)
+	check(f.fork(t, 1, 1).head(t, 2), pubsub.ValidationAccept)
+	check(f.fork(t, 1, 4).head(t, 5), pubsub.ValidationAccept)
+}

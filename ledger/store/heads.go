@@ -60,20 +60,43 @@ func (t *tx) setHead(h *wire.Head) error {
 	return err
 }
 
+// unprovenHead asks for the first or the newest of those of a peer that are not of its entries.
+const unprovenHead = "SELECT bytes FROM unproven WHERE peer = ? AND newest = ?"
+
 // unproven returns the heads of a peer that are not of the entries that are stored, or not yet:
 // the first, and the newest; nil for none.
 func (t *tx) unproven(id peer.ID) (first, newest *wire.Head, err error) {
-	const q = "SELECT bytes FROM unproven WHERE peer = ? AND newest = ?"
-	if first, err = scanHead(t.QueryRow(q, []byte(id), 0)); err != nil {
+	if first, err = scanHead(t.QueryRow(unprovenHead, []byte(id), 0)); err != nil {
 		return nil, nil, err
 	}
-	newest, err = scanHead(t.QueryRow(q, []byte(id), 1))
+	newest, err = scanHead(t.QueryRow(unprovenHead, []byte(id), 1))
 	return first, newest, err
 }
 
 func (t *tx) setUnproven(h *wire.Head, newest int) error {
 	_, err := t.Exec("INSERT OR REPLACE INTO unproven VALUES ("+nextHead+", ?, ?, ?, ?)", []byte(h.Peer), newest, t.s.now().UnixNano(), h.Marshal())
 	return err
+}
+
+// Holds reports whether a head says nothing that is not known: it is one that is kept, or of the beginning of
+// the log of the newest. Its signature counts for nothing.
+func (s *Store) Holds(h *wire.Head) (bool, error) {
+	for newest := range 2 {
+		k, err := scanHead(s.ro.QueryRow(unprovenHead, []byte(h.Peer), newest))
+		if err != nil || k != nil && k.Size == h.Size {
+			return err == nil && k.Root == h.Root, err
+		}
+	}
+	have, err := headOf(s.ro, "head", h.Peer)
+	if err != nil || have == nil || have.Size <= h.Size {
+		return err == nil && have != nil && have.Size == h.Size && have.Root == h.Root, err
+	}
+	var author int64
+	if err := s.ro.QueryRow("SELECT id FROM peer WHERE bytes = ?", []byte(h.Peer)).Scan(&author); err != nil {
+		return false, err
+	}
+	root, err := nodes(s.ro, author).Root(h.Size)
+	return err == nil && root == h.Root, err
 }
 
 // Observe takes in a head, whose signature is verified here. It returns the evidence, which
