@@ -122,6 +122,39 @@ func TestForgedEntriesMuteNobody(t *testing.T) {
 	}
 }
 
+// TestVoidEntriesMuteNobody sends entries that their author has declared void: those that it signs from
+// then on are relayed. Of an equivocator, none is.
+func TestVoidEntriesMuteNobody(t *testing.T) {
+	n, from, key := fresh(t), newID(t), newKey(t)
+	check := func(e *wire.Entry, want pubsub.ValidationResult) {
+		t.Helper()
+		m := &pubsub.Message{Message: &pubsubpb.Message{Data: e.Marshal(), From: []byte(from)}}
+		if got := n.validateEntry(ctx, from, m); got != want {
+			t.Fatalf("an entry: %v", got)
+		}
+	}
+	old := newForger(t, key).grow(t, authorBurst)
+	e := &wire.Epoch{Peer: old.id, Time: time.Now().UnixNano()}
+	if err := e.Sign(key); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.store.TakeEpoch(ctx, e); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range old.entries {
+		check(e, pubsub.ValidationIgnore)
+	}
+	log := newForger(t, key).grow(t, 1)
+	check(log.entries[0], pubsub.ValidationAccept)
+	for _, h := range []*wire.Head{log.head(t, 1), newForger(t, key).grow(t, 1).head(t, 1)} {
+		if _, err := n.observe(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await.Until(t, "it is an equivocator", func() bool { return n.store.Equivocators()[old.id] })
+	check(log.entries[0], pubsub.ValidationIgnore)
+}
+
 // TestSlowPeers has peers that do not answer: others are asked all the same. When one is a
 // bootstrap node, the own log is not shown before it has answered.
 func TestSlowPeers(t *testing.T) {

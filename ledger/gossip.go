@@ -139,11 +139,14 @@ func judge(err error, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 var errLater = errors.New("too many entries")
 
 // validateEntry is the validator of entries. What it does not accept is not relayed. One that
-// is stored is no news. Neither it nor one whose signature is wrong spends anything of what its
-// author may send.
+// is stored is no news, nor is one that would be refused whatever comes. Neither these nor one whose
+// signature is wrong spend anything of what its author may send.
 func (l *Ledger) validateEntry(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	e, err := wire.ParseEntry(m.GetData())
 	if err == nil && from != l.store.Self() {
+		if l.store.Refuses(e) {
+			return pubsub.ValidationIgnore
+		}
 		if known, bad := l.store.Knows(e); bad == nil && known {
 			return pubsub.ValidationIgnore
 		}

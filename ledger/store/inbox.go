@@ -170,6 +170,13 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 	return Stored, err
 }
 
+// Refuses reports whether an entry is not taken in for what is known of its author: it is void, or the
+// author an equivocator.
+func (s *Store) Refuses(e *wire.Entry) bool {
+	o := s.owners.Load()
+	return o.voids(e.Rater, e.Time) || o.liars[e.Rater] && e.Rater != s.self
+}
+
 // knownEntry asks whether an entry is stored.
 const knownEntry = "SELECT EXISTS (SELECT 1 FROM entry WHERE hash = ?)"
 
