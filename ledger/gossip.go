@@ -220,7 +220,8 @@ func (l *Ledger) takeEntries(sub *pubsub.Subscription) {
 	}
 }
 
-// take stores entries; with news, subscribers of events are told.
+// take stores entries; with news, subscribers of events are told. With [store.ErrVoiding], some are to be
+// offered again.
 func (l *Ledger) take(batch []*wire.Entry, news bool) error {
 	outcomes, reasons, err := l.store.Accept(l.ctx, batch)
 	if err != nil {
@@ -228,6 +229,9 @@ func (l *Ledger) take(batch []*wire.Entry, news bool) error {
 	}
 	l.news()
 	for i, e := range batch {
+		if errors.Is(reasons[i], store.ErrVoiding) {
+			err = reasons[i]
+		}
 		if outcomes[i] == store.Stored && e.Prev == (wire.Hash{}) {
 			l.logs.Add(1)
 		}
@@ -238,7 +242,7 @@ func (l *Ledger) take(batch []*wire.Entry, news bool) error {
 			l.node.Log().Debug("an entry was refused", zap.Stringer("author", e.Rater), zap.Error(reasons[i]))
 		}
 	}
-	return nil
+	return err
 }
 
 // takeAlerts stores who has equivocated.

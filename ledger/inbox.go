@@ -96,7 +96,8 @@ func hashOf(i wire.Item) wire.Hash {
 	return e.Hash()
 }
 
-// takeItems stores what of a page are entries, or only those of one author.
+// takeItems stores what of a page are entries, or only those of one author. The page is to be read again
+// when the error is [store.ErrVoiding].
 func (l *Ledger) takeItems(items []wire.Item, author peer.ID) error {
 	var entries []*wire.Entry
 	for _, i := range items {
@@ -104,10 +105,14 @@ func (l *Ledger) takeItems(items []wire.Item, author peer.ID) error {
 			entries = append(entries, e)
 		}
 	}
+	var again error
 	for chunk := range slices.Chunk(entries, 500) { // so that others can write in between
-		if err := l.take(chunk, false); err != nil {
+		switch err := l.take(chunk, false); {
+		case errors.Is(err, store.ErrVoiding):
+			again = err
+		case err != nil:
 			return err
 		}
 	}
-	return nil
+	return again
 }

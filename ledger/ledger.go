@@ -254,9 +254,9 @@ func (l *Ledger) awaits(id peer.ID) bool {
 }
 
 // alarm logs what keeps this node from signing, or that the store fails; the same once a
-// minute.
+// minute. What ends soon by itself is not said.
 func (l *Ledger) alarm(err error) {
-	if err == nil || l.ctx.Err() != nil || errors.Is(err, store.ErrRecovering) {
+	if err == nil || l.ctx.Err() != nil || errors.Is(err, store.ErrRecovering) || errors.Is(err, store.ErrVoiding) {
 		return
 	}
 	l.alarms.Lock()

@@ -132,8 +132,11 @@ func (t *tx) accept(e *wire.Entry) (Outcome, error) {
 	if t.owners.voids(e.Rater, e.Time) {
 		return Refused, errVoid
 	}
-	if t.owners.epochs[e.Rater].voiding {
-		return Refused, errVoiding
+	switch known := t.owners.epochs[e.Rater]; {
+	case known.voiding && t.s.now().Sub(known.Received) < voidWithin:
+		return Refused, ErrVoiding
+	case known.voiding:
+		return Refused, ErrFork
 	}
 	if e.Rater == t.s.self {
 		return t.takeBack(e)

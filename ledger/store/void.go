@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -28,8 +29,11 @@ const (
 	liveVote  = "vote.author NOT IN (SELECT author FROM voiding)"
 )
 
-// errVoiding says that what is void of a log is not gone yet.
-var errVoiding = fmt.Errorf("%w: what is void of its author's log is not gone yet", ErrFork)
+// ErrVoiding says that what is void of a log is not gone yet: the entry is to be offered again soon. It is
+// not said for longer than voidWithin, so that what is damaged keeps nothing else.
+var ErrVoiding = fmt.Errorf("%w: what is void of its author's log is not gone yet", ErrFork)
+
+const voidWithin = 10 * time.Minute
 
 // void takes away what an epoch makes void: evidence, heads, and entries, of which it returns how many
 // are left. Those go later: see finish. Of sound ones is known that they are not void. Of the own log,

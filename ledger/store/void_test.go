@@ -70,7 +70,7 @@ func TestVoidInSteps(t *testing.T) {
 			break
 		}
 		if s.Epochs()[a.id].voiding {
-			s.accept(t, Refused, ErrFork, fresh)
+			s.accept(t, Refused, ErrVoiding, fresh)
 			if alert, ahead, err := s.Observe(ctx, log.head(t, 30, wire.Hash{1})); alert != nil || !ahead || err != nil {
 				t.Errorf("a head of the new log: %v, %t, %v", alert, ahead, err)
 			}
@@ -222,8 +222,13 @@ func TestRecoverWaitsForNone(t *testing.T) {
 	if err := s.SetCursor(ctx, a.id, Cursor{}, Cursor{Row: 1}); err != nil {
 		t.Fatal(err)
 	}
+	fresh := a.anew().rate(t, subject, 1)
+	s.accept(t, Refused, ErrVoiding, fresh)
 	now := time.Now().Add(8 * 24 * time.Hour)
 	s.now = func() time.Time { return now }
+	if _, reasons, err := s.Accept(ctx, []*wire.Entry{fresh}); err != nil || !errors.Is(reasons[0], ErrFork) || errors.Is(reasons[0], ErrVoiding) {
+		t.Errorf("it is waited for a damaged log without end: %v, %v", reasons, err)
+	}
 	if err := s.Sweep(ctx); !errors.Is(err, ErrDamaged) {
 		t.Error(err)
 	}
