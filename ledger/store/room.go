@@ -20,14 +20,22 @@ func standing(query query, id peer.ID) (since int64, tasks bool, err error) {
 	return since, tasks, err
 }
 
-// rank finds the epoch that goes first, when there are too many.
+// rank finds the epoch that goes first, when there are too many. Who has two is to stay an equivocator,
+// unless those are the half of all: else they would leave no room for who is to be forgiven.
 func (o *owners) rank() {
 	o.youngest = Epoch{}
 	if len(o.epochs) < maxEpochs {
 		return
 	}
+	twice := 0
 	for _, e := range o.epochs {
-		if !e.kept && !e.voiding && (o.youngest.Epoch == nil || o.youngest.olderThan(e)) {
+		if e.Twice {
+			twice++
+		}
+	}
+	for _, e := range o.epochs {
+		stays := e.kept || e.voiding || e.Twice && twice <= maxEpochs/2
+		if !stays && (o.youngest.Epoch == nil || o.youngest.olderThan(e)) {
 			o.youngest = e
 		}
 	}
@@ -66,8 +74,18 @@ func (t *tx) makeRoom(of peer.ID) error {
 	return nil
 }
 
-// forget forgets an epoch, and that there were two.
+// forget forgets an epoch, and that there were two. So that the new log is not taken for a conflict, the head
+// of the old one is forgotten, too, that was signed as its witness.
 func (t *tx) forget(id peer.ID) error {
+	last, err := headOf(t, "cosigned", id)
+	if err != nil {
+		return err
+	}
+	if last != nil && t.owners.epochs[id].Voids(last.Time) {
+		if _, err := t.Exec("DELETE FROM cosigned WHERE peer = ?", []byte(id)); err != nil {
+			return err
+		}
+	}
 	if _, err := t.Exec("DELETE FROM epochs WHERE peer = ?", []byte(id)); err != nil {
 		return err
 	}

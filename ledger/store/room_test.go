@@ -3,6 +3,7 @@
 package store
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -107,4 +108,82 @@ func TestSeniorityOfEpochs(t *testing.T) {
 	if _, ok := s.Epochs()[crowd[maxEpochs-2].id]; ok {
 		t.Error("the youngest has kept its place")
 	}
+}
+
+// TestEquivocatorsKeepTheirPlaces has those that are known longer take all places: who has declared two
+// epochs is an equivocator all the same.
+func TestEquivocatorsKeepTheirPlaces(t *testing.T) {
+	defer func(most int) { maxEpochs = most }(maxEpochs)
+	maxEpochs = 8
+	dir, me, subject := t.TempDir(), newAuthor(t), newAuthor(t).id
+	s := open(t, dir, me.key)
+	now := time.Now()
+	s.now = func() time.Time { now = now.Add(time.Second); return now }
+	var elders []*author
+	for range maxEpochs {
+		a := newAuthor(t)
+		s.accept(t, Stored, nil, a.rate(t, subject, 1))
+		elders = append(elders, a)
+	}
+	liar := newAuthor(t)
+	s.accept(t, Stored, nil, liar.rate(t, subject, 1))
+	s.took(t, liar.epoch(t, 0), true, nil)
+	s.took(t, liar.epoch(t, time.Minute), true, nil)
+	for _, a := range slices.Backward(elders) {
+		s.took(t, a.epoch(t, 0), true, nil)
+	}
+	for range 2 {
+		if !s.Equivocators()[liar.id] || s.Equivocators()[elders[0].id] || len(s.Epochs()) != maxEpochs {
+			t.Errorf("of %d, who has declared two is an equivocator: %t", len(s.Epochs()), s.Equivocators()[liar.id])
+		}
+		s = s.again(t, dir, me.key)
+	}
+}
+
+// TestLiarsLeaveRoom has those who have declared two epochs take all places: who is known longer is
+// forgiven all the same.
+func TestLiarsLeaveRoom(t *testing.T) {
+	defer func(most int) { maxEpochs = most }(maxEpochs)
+	maxEpochs = 8
+	s, subject, elder := newStore(t), newAuthor(t).id, newAuthor(t)
+	now := time.Now()
+	s.now = func() time.Time { now = now.Add(time.Second); return now }
+	s.accept(t, Stored, nil, elder.rate(t, subject, 1))
+	for range maxEpochs {
+		a := newAuthor(t)
+		s.accept(t, Stored, nil, a.rate(t, subject, 1))
+		s.took(t, a.epoch(t, 0), true, nil)
+		s.took(t, a.epoch(t, time.Minute), true, nil)
+	}
+	s.took(t, elder.epoch(t, 0), true, nil)
+	if _, ok := s.Epochs()[elder.id]; !ok || len(s.Epochs()) != maxEpochs || len(s.Equivocators()) != maxEpochs-1 {
+		t.Errorf("%d epochs, %d equivocators, it is forgiven: %t", len(s.Epochs()), len(s.Equivocators()), ok)
+	}
+}
+
+// TestForgottenEpochBrandsNobody has a witness forget the epoch of an owner: the owner's new log is no
+// conflict with the old one.
+func TestForgottenEpochBrandsNobody(t *testing.T) {
+	defer func(most int) { maxEpochs = most }(maxEpochs)
+	maxEpochs = 4
+	s, owner, subject := newStore(t), newAuthor(t), newAuthor(t).id
+	signed := func(log *growing, size uint64) {
+		t.Helper()
+		if v, evidence, err := s.Cosign(ctx, log.submit(t, 0, size)); err != nil || v.Status != wire.Signed || evidence != nil {
+			t.Fatalf("%d, evidence %v, %v", v.Status, evidence, err)
+		}
+	}
+	signed(newGrowing(t, owner.key).grow(t, 5), 5)
+	s.took(t, owner.epoch(t, 0), true, nil)
+	for range maxEpochs {
+		a := newAuthor(t)
+		s.accept(t, Stored, nil, a.rate(t, subject, 1))
+		s.took(t, a.epoch(t, 0), true, nil)
+	}
+	if _, ok := s.Epochs()[owner.id]; ok {
+		t.Fatal("the epoch has kept its place")
+	}
+	log := newGrowing(t, owner.key)
+	log.seed = 1
+	signed(log.grow(t, 5), 5)
 }
