@@ -115,6 +115,10 @@ func (s *Store) Recover(ctx context.Context) (e *wire.Epoch, err error) {
 	return e, s.finish(context.WithoutCancel(ctx), s.self) // half of it helps nobody
 }
 
+// Resumed reports whether the own log was being recovered when the store was closed, or its process
+// ended: the rest of that was done when it was opened.
+func (s *Store) Resumed() bool { return s.resumed }
+
 // epoch makes and signs the epoch of the own log. It is of a time that is a little ahead: the clock
 // may have been by which something of the other log was signed that is not known here.
 func (t *tx) epoch() (*wire.Epoch, error) {

@@ -69,7 +69,7 @@ type Store struct {
 	other  bool                 // see ErrOther
 	stmts  map[string]*sql.Stmt // of the writer
 
-	resumed bool // see Resumed; set once
+	resumed bool // see Resumed
 }
 
 // schema makes the tables. A peer is named by its row, and the place of an entry in its
@@ -310,10 +310,6 @@ func (s *Store) Close() error {
 	}
 	return errors.Join(append(errs, s.lock.Unlock())...)
 }
-
-// Resumed reports whether the own log was being recovered when the store was closed, or its process
-// ended: the rest of that was done when it was opened.
-func (s *Store) Resumed() bool { return s.resumed }
 
 // Self returns the peer id of this node.
 func (s *Store) Self() peer.ID { return s.self }
