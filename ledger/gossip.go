@@ -42,14 +42,15 @@ type gossip struct {
 	out           chan *wire.Entry
 	authors       *authors // of entries
 	accused       *authors // of the heads that alerts show
-	owners        *authors // of heads
+	owners        *authors // of heads that are news
+	repeated      *authors // of heads that are not
 	declared      *authors // of epochs
 }
 
 // join joins the topics.
 func (g *gossip) join(l *Ledger) error {
 	g.ps, g.out = l.node.PubSub, make(chan *wire.Entry, gossipBuffer)
-	g.authors, g.accused, g.owners, g.declared = newAuthors(), newAuthors(), newAuthors(), newAuthors()
+	g.authors, g.accused, g.owners, g.repeated, g.declared = newAuthors(), newAuthors(), newAuthors(), newAuthors(), newAuthors()
 	for _, t := range []struct {
 		name     string
 		topic    **pubsub.Topic

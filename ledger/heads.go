@@ -198,8 +198,8 @@ func (l *Ledger) tell(h *wire.Head) {
 	}
 }
 
-// validateHead is the validator of heads. One that says nothing new spends nothing of what its owner may
-// send: anybody can send it again.
+// validateHead is the validator of heads. One that says nothing new here may be news behind this node; but
+// anybody can send it again, so that it spends nothing of what its owner may send that is new.
 func (l *Ledger) validateHead(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	h, err := wire.ParseHead(m.GetData())
 	if err == nil && (len(h.Witnesses) > 0 || h.Anchor != "") {
@@ -208,16 +208,17 @@ func (l *Ledger) validateHead(_ context.Context, from peer.ID, m *pubsub.Message
 	if err == nil && l.store.Voided(h) {
 		return pubsub.ValidationIgnore
 	}
-	if err == nil && from != l.store.Self() {
-		if known, bad := l.store.Holds(h); bad == nil && known {
-			return pubsub.ValidationIgnore
-		}
-	}
 	if err == nil {
 		err = h.Verify()
 	}
-	if err == nil && from != l.store.Self() && !l.gossip.owners.admit(h.Peer) {
-		err = errLater
+	if err == nil && from != l.store.Self() {
+		rate := l.gossip.owners
+		if known, bad := l.store.Holds(h); bad == nil && known {
+			rate = l.gossip.repeated
+		}
+		if !rate.admit(h.Peer) {
+			err = errLater
+		}
 	}
 	m.ValidatorData = h
 	return judge(err, from, m)

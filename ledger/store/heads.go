@@ -79,7 +79,7 @@ func (t *tx) setUnproven(h *wire.Head, newest int) error {
 }
 
 // Holds reports whether a head says nothing that is not known: it is one that is kept, or of the beginning of
-// the log of the newest. Its signature counts for nothing.
+// the log of the newest.
 func (s *Store) Holds(h *wire.Head) (bool, error) {
 	for newest := range 2 {
 		k, err := scanHead(s.ro.QueryRow(unprovenHead, []byte(h.Peer), newest))
