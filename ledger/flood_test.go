@@ -141,6 +141,7 @@ func TestFlood(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 		}
 		slowest = max(slowest, time.Since(said))
+		time.Sleep(time.Second / authorRate) // what an author says faster does not come by gossip
 	}
 	stop()
 	running.Wait()

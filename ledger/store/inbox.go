@@ -246,7 +246,8 @@ func (t *tx) quota(author, more int64) error {
 	return t.setNumber("stored", all+more)
 }
 
-// park keeps an entry until the one before it comes.
+// park keeps an entry until the one before it comes. Of too many, those of an author give way of whom
+// the most wait, the oldest first.
 func (t *tx) park(e *wire.Entry) (Outcome, error) {
 	h, author := e.Hash(), []byte(e.Rater)
 	var known bool
@@ -260,15 +261,15 @@ func (t *tx) park(e *wire.Entry) (Outcome, error) {
 	if err := t.QueryRow("SELECT (SELECT count(*) FROM orphan WHERE author = ?), (SELECT value FROM number WHERE name = 'orphans')", author).Scan(&mine, &all); err != nil {
 		return Refused, err
 	}
-	if mine <= maxAuthorOrphans && all > maxOrphans {
-		if err := t.QueryRow("SELECT author FROM orphan GROUP BY author ORDER BY count(*) DESC LIMIT 1").Scan(&author); err != nil {
-			return Refused, err
-		}
+	var err error
+	switch {
+	case mine > maxAuthorOrphans:
+		_, err = t.Exec("DELETE FROM orphan WHERE rowid = (SELECT rowid FROM orphan WHERE author = ? ORDER BY received LIMIT 1)", author)
+	case all > maxOrphans: // some at once: it is a look at all
+		_, err = t.Exec(`DELETE FROM orphan WHERE rowid IN (SELECT id FROM
+			(SELECT rowid AS id, received, row_number() OVER (PARTITION BY author ORDER BY received DESC) AS place FROM orphan)
+			ORDER BY place DESC, received LIMIT ?)`, 1+maxOrphans/100)
 	}
-	if mine <= maxAuthorOrphans && all <= maxOrphans {
-		return Parked, nil
-	}
-	_, err := t.Exec("DELETE FROM orphan WHERE rowid = (SELECT rowid FROM orphan WHERE author = ? ORDER BY received LIMIT 1)", author)
 	return Parked, err
 }
 
