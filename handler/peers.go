@@ -101,7 +101,7 @@ func ledgerProblem(err error) error {
 			message: "this client has had the gateway sign as much as it may for now"}
 	case is(ledgerwire.ErrBad):
 		return badRequest("", "%s", err)
-	case is(store.ErrBehind), is(store.ErrForked), is(store.ErrOther), is(store.ErrRecovering), is(store.ErrDamaged):
+	case store.Unsigned(err), is(store.ErrDamaged):
 		return &problem{status: http.StatusServiceUnavailable, code: "ledger_unavailable", message: err.Error(), cause: err}
 	}
 	return err

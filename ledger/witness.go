@@ -313,7 +313,7 @@ func (l *Ledger) askWitnesses() {
 			}
 			_, err := l.held(id)
 			l.cosigning.end(id, err)
-			if err != nil && !errors.Is(err, store.ErrBehind) && !errors.Is(err, store.ErrForked) && !errors.Is(err, store.ErrOther) && !errors.Is(err, store.ErrRecovering) {
+			if err != nil && !store.Unsigned(err) {
 				l.node.Log().Debug("a witness has not said what it has signed", zap.Stringer("witness", id), zap.Error(err))
 				return
 			}

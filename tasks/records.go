@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -273,32 +272,6 @@ func (s *store) dequeue(ctx context.Context, key string) {
 	if err == nil {
 		_ = s.queue.DeleteMsg(ctx, msg.Sequence)
 	}
-}
-
-// purge removes the messages of a subject from a stream that are older than one, and returns
-// how many there were, which the library keeps to itself.
-func (s *store) purge(ctx context.Context, stream, subject string, older uint64) (uint64, error) {
-	request, err := json.Marshal(jetstream.StreamPurgeRequest{Subject: subject, Sequence: older})
-	if err != nil {
-		return 0, err
-	}
-	return patiently(ctx, s, func(ctx context.Context) (uint64, error) {
-		msg, err := s.conn.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"STREAM.PURGE."+stream, request)
-		if err != nil {
-			return 0, err
-		}
-		var answer struct {
-			Error  *jetstream.APIError `json:"error"`
-			Purged uint64              `json:"purged"`
-		}
-		if err := json.Unmarshal(msg.Data, &answer); err != nil {
-			return 0, err
-		}
-		if answer.Error != nil {
-			return 0, answer.Error
-		}
-		return answer.Purged, nil
-	})
 }
 
 // end takes the task to its end, unless it has ended.

@@ -5,6 +5,7 @@ package tasks
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"maps"
 	"math"
@@ -123,7 +124,7 @@ func (s *session) dropAll(ctx context.Context, found []ownedEntry) (n int, err e
 	idle := slices.DeleteFunc(found, func(e ownedEntry) bool { return e.revision == 0 })
 	purge := func(e *ownedEntry, below uint64) (uint64, error) {
 		return step(s.store, "purge", e.owner, func() (uint64, error) {
-			return s.store.purge(ctx, recordName, "$KV."+bucket+"."+e.key(e.owner, false), below)
+			return s.store.purge(ctx, "$KV."+bucket+"."+e.key(e.owner, false), below)
 		})
 	}
 	if err := s.store.force(queueName); err != nil {
@@ -149,6 +150,32 @@ func (s *session) dropAll(ctx context.Context, found []ownedEntry) (n int, err e
 		return err
 	})
 	return int(dropped.Load()), err
+}
+
+// purge removes what is older than one from a subject of the records, and returns how many there
+// were, which the library keeps to itself.
+func (s *store) purge(ctx context.Context, subject string, older uint64) (uint64, error) {
+	request, err := json.Marshal(jetstream.StreamPurgeRequest{Subject: subject, Sequence: older})
+	if err != nil {
+		return 0, err
+	}
+	return patiently(ctx, s, func(ctx context.Context) (uint64, error) {
+		msg, err := s.conn.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"STREAM.PURGE."+recordName, request)
+		if err != nil {
+			return 0, err
+		}
+		var answer struct {
+			Error  *jetstream.APIError `json:"error"`
+			Purged uint64              `json:"purged"`
+		}
+		if err := json.Unmarshal(msg.Data, &answer); err != nil {
+			return 0, err
+		}
+		if answer.Error != nil {
+			return 0, answer.Error
+		}
+		return answer.Purged, nil
+	})
 }
 
 // forEach calls do with each of some tasks, with some of them at one time.

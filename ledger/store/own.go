@@ -47,6 +47,16 @@ func (s *Store) checkOwn(t *tx) error {
 	return nil
 }
 
+// Unsigned reports whether an error says why this node does not sign, for now or for good.
+func Unsigned(err error) bool {
+	for _, why := range []error{ErrBehind, ErrForked, ErrOther, ErrRecovering} {
+		if errors.Is(err, why) {
+			return true
+		}
+	}
+	return false
+}
+
 // MaySign returns why the own log cannot be continued; nil when it can.
 func (s *Store) MaySign() error {
 	s.mu.Lock()
