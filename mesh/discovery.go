@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -28,9 +29,16 @@ const (
 	keepBackoff = 30 * time.Second
 	// maxFinds bounds the dials to found nodes under way at once.
 	maxFinds = 16
+	// maxNear bounds the nodes of the local network that are dialled again.
+	maxNear = 1024
+	// nearExpiry is how long one of them is dialled without success: about as long
+	// as its record lives, after which it is found anew if it is there.
+	nearExpiry = time.Hour
 )
 
-// findInterval is how often the DHT is searched for workers. A variable for tests.
+// findInterval is how often the DHT is searched for workers, and how long it takes
+// in the mean until a node of the local network is dialled again. A variable for
+// tests.
 var findInterval = 10 * time.Second
 
 // KeepConnected dials the targets and stays connected to them until ctx ends. A
@@ -126,12 +134,7 @@ func (h *Host) Discover(ctx context.Context, role Role, s Settings, log func() *
 	}
 	var running sync.WaitGroup
 	if s.MDNS {
-		service := mdns.NewMdnsService(h, mdnsService, notifee(connect))
-		if err := service.Start(); err != nil {
-			log().Warn("discovery on the local network is off", zap.Error(err))
-		} else {
-			running.Go(func() { <-ctx.Done(); _ = service.Close() })
-		}
+		running.Go(func() { h.discoverLocal(ctx, connect, log) })
 	}
 	if h.dht != nil {
 		running.Go(func() { h.discoverDHT(ctx, role, connect) })
@@ -141,6 +144,68 @@ func (h *Host) Discover(ctx context.Context, role Role, s Settings, log func() *
 	for range maxFinds { // wait for the dials, which ctx has ended
 		finds <- struct{}{}
 	}
+}
+
+// discoverLocal announces the node on the local network and connects to who is there.
+func (h *Host) discoverLocal(ctx context.Context, connect func(peer.AddrInfo), log func() *zap.Logger) {
+	found := make(chan peer.AddrInfo)
+	service := mdns.NewMdnsService(h, mdnsService, notifee(func(p peer.AddrInfo) {
+		select {
+		case found <- p:
+		case <-ctx.Done():
+		}
+	}))
+	if err := service.Start(); err != nil {
+		log().Warn("discovery on the local network is off", zap.Error(err))
+		return
+	}
+	defer func() { _ = service.Close() }()
+	h.dialNear(ctx, found, connect)
+}
+
+// dialNear connects to the nodes that are found, until ctx ends. The service tells of
+// each once, however the dial ends. It can fail where both dial at that moment, each
+// from the port it listens on: one TCP connection opens, of which both take themselves
+// for the one who dialled. And a connection can break. So nodes that are not connected
+// are dialled again, after waits that differ.
+func (h *Host) dialNear(ctx context.Context, found <-chan peer.AddrInfo, connect func(peer.AddrInfo)) {
+	near := make(map[peer.ID]*nearNode)
+	wait := func() time.Duration { return findInterval/2 + rand.N(findInterval) }
+	again := time.NewTimer(wait())
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case p := <-found:
+			for id := range near { // any of them
+				if len(near) < maxNear {
+					break
+				}
+				delete(near, id)
+			}
+			near[p.ID] = &nearNode{p, time.Now()}
+			connect(p)
+		case <-again.C:
+			for id, n := range near {
+				switch {
+				case h.Network().Connectedness(id) == network.Connected:
+					n.seen = time.Now()
+				case time.Since(n.seen) > nearExpiry:
+					delete(near, id)
+				default:
+					connect(n.AddrInfo)
+				}
+			}
+			again.Reset(wait())
+		}
+	}
+}
+
+// nearNode is a node of the local network.
+type nearNode struct {
+	peer.AddrInfo
+	seen time.Time // when it was found, or connected
 }
 
 // discoverDHT announces a worker, or looks for workers, under the rendezvous name.

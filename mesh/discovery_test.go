@@ -5,11 +5,13 @@ package mesh
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/test"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
@@ -17,13 +19,17 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
-// TestDHT has a gateway find a worker of which it knows nothing, through a node
-// that both know. The gateway connects to the worker by itself.
-func TestDHT(t *testing.T) {
+// findOften has the nodes look for each other at short intervals.
+func findOften(t *testing.T) {
 	old := findInterval
 	findInterval = 100 * time.Millisecond
 	t.Cleanup(func() { findInterval = old })
+}
 
+// TestDHT has a gateway find a worker of which it knows nothing, through a node
+// that both know. The gateway connects to the worker by itself.
+func TestDHT(t *testing.T) {
+	findOften(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	t.Cleanup(func() { cancel(); running.Wait() })
@@ -47,6 +53,43 @@ func TestDHT(t *testing.T) {
 	await.Until(t, "the gateway has found the worker", func() bool {
 		return gateway.Network().Connectedness(worker.ID()) == network.Connected
 	})
+}
+
+// TestDialNear wants a node that was told of once to be connected although the first
+// dial fails, and again when the connection has broken.
+func TestDialNear(t *testing.T) {
+	findOften(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	a, err := NewHost(ctx, RoleGateway, newKey(t), []ma.Multiaddr{loopbackAddr}, Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	b, err := NewHost(ctx, RoleWorker, newKey(t), []ma.Multiaddr{loopbackAddr}, Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	var dials atomic.Int32
+	found := make(chan peer.AddrInfo)
+	running.Go(func() {
+		a.dialNear(ctx, found, func(p peer.AddrInfo) {
+			if dials.Add(1) > 1 { // it dials one node only, so this does not last
+				_ = a.Connect(ctx, p)
+			}
+		})
+	})
+	found <- peer.AddrInfo{ID: b.ID(), Addrs: b.Addrs()}
+	connected := func() bool { return a.Network().Connectedness(b.ID()) == network.Connected }
+	await.Until(t, "connected by the second dial", connected)
+	_ = a.Network().ClosePeer(b.ID())
+	await.Until(t, "disconnected, and connected again", func() bool { return dials.Load() > 2 && connected() })
+	for range 2 * maxNear {
+		found <- peer.AddrInfo{ID: test.RandPeerIDFatal(t)}
+	}
 }
 
 // TestKeepConnected wants a bootstrap node that goes and comes back to be
