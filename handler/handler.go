@@ -180,6 +180,7 @@ type Handler struct {
 	heartbeat time.Duration
 	bodyLimit int64
 	open      bool // may serve anyone from anywhere
+	recent    *recentLists
 	logger    *zap.Logger
 }
 
@@ -228,7 +229,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 
 // setUp fills what the configuration leaves open.
 func (h *Handler) setUp(gw gateway, logger *zap.Logger) error {
-	h.gateway, h.logger = gw, logger
+	h.gateway, h.logger, h.recent = gw, logger, new(recentLists)
 	h.retries = defaultRetries
 	if h.Retries != nil {
 		h.retries = *h.Retries

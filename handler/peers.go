@@ -162,13 +162,8 @@ func (x *exchange) describe(s *subject) (peerAnswer, error) {
 		return a, ledgerProblem(err)
 	}
 	a.Entries, a.Last = sum.Entries, timeText(sum.Last)
-	for _, r := range sum.Raters {
-		if verified(l, r) {
-			a.Raters.Verified++
-		} else {
-			a.Raters.Unverified++
-		}
-	}
+	a.Raters.Verified = min(s.standing.Heeded, sum.Raters)
+	a.Raters.Unverified = sum.Raters - a.Raters.Verified
 	return a, nil
 }
 

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/ledger"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -98,7 +101,51 @@ func (x *exchange) workers() error {
 	if err != nil {
 		return err
 	}
-	list, online := x.workersFor(l.Workers(true)), 0
+	recent := &x.h.recent.online
+	if includeOffline {
+		recent = &x.h.recent.all
+	}
+	shared := !x.identity.Restricted()
+	if r := recent.Load(); shared && r != nil && time.Since(r.made) < recentAge {
+		x.answer(http.StatusOK, r.text)
+		return nil
+	}
+	list := x.workersFor(l.Workers(true))
+	text, err := listText(list, includeOffline, x.h.ledger.Standing)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !shared:
+	case len(list) >= longList:
+		recent.Store(&recentList{text, time.Now()})
+	default:
+		recent.Store(nil)
+	}
+	x.answer(http.StatusOK, text)
+	return nil
+}
+
+// A list of so many workers serves all who ask within that time: it takes milliseconds to
+// make, and a worker tells of itself every two seconds.
+const (
+	longList  = 1000
+	recentAge = 500 * time.Millisecond
+)
+
+// recentLists are the answers of GET /api/workers that were made last, to those who see all
+// workers.
+type recentLists struct{ online, all atomic.Pointer[recentList] }
+
+// recentList is one of them.
+type recentList struct {
+	text []byte
+	made time.Time
+}
+
+// listText returns a list of workers as JSON.
+func listText(list []*mesh.WorkerInfo, includeOffline bool, standing func(peer.ID) ledger.Standing) ([]byte, error) {
+	online := 0
 	for _, w := range list {
 		if w.Online {
 			online++
@@ -110,8 +157,9 @@ func (x *exchange) workers() error {
 	}
 	texts, size := make([][]byte, len(list)), 0
 	for i, w := range list {
+		var err error
 		if texts[i], err = workerText(w); err != nil {
-			return err
+			return nil, err
 		}
 		size += len(texts[i]) + ledgerText
 	}
@@ -124,10 +172,9 @@ func (x *exchange) workers() error {
 		if i > 0 {
 			body = append(body, ',')
 		}
-		body = appendWorker(body, texts[i], w.Online, x.h.ledger.Standing(w.ID))
+		body = appendWorker(body, texts[i], w.Online, standing(w.ID))
 	}
-	x.answer(http.StatusOK, append(body, "]}"...))
-	return nil
+	return append(body, "]}"...), nil
 }
 
 // appendWorker adds the entry of a worker.

@@ -3,10 +3,13 @@
 package handler
 
 import (
+	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 	"github.com/Agent-FM/caddy-agentfm/router"
@@ -25,6 +28,40 @@ func testWorkers() []mesh.WorkerInfo {
 	off := worker("12D3off", "Old", "old")
 	off.Online = false
 	return []mesh.WorkerInfo{full, plain, off}
+}
+
+// TestLongList wants a long list to serve for a moment, but no other client than those who
+// see all of it.
+func TestLongList(t *testing.T) {
+	var many []*mesh.WorkerInfo
+	for i := range longList {
+		w := worker(fmt.Sprint("12D3worker", i), fmt.Sprint("Agent ", i), "llama3.2")
+		many = append(many, &w)
+	}
+	f := &fakeMesh{listed: many}
+	const all, one = "the-key-of-all-123", "the-key-of-one-123"
+	g := serve(t, f, withKeyFile(t, "all "+all+"\none "+one+" models=\"Agent 7\"\n"))
+	count := func(query, key string) (n int) {
+		var list struct {
+			Agents []struct{} `json:"agents"`
+		}
+		if err := json.Unmarshal([]byte(g.do(t, "GET", "/api/workers"+query, "", "Authorization", "Bearer "+key).body), &list); err != nil {
+			t.Fatal(err)
+		}
+		return len(list.Agents)
+	}
+	many[longList-1].Online = false
+	for range 2 {
+		if a, b, c := count("?include_offline=1", all), count("", all), count("", one); a != longList || b != longList-1 || c != 1 {
+			t.Fatal(a, b, c)
+		}
+	}
+	f.listed = many[:longList-1] // in short lists everything counts at once
+	await.Until(t, "the list is made anew", func() bool { return count("?include_offline=1", all) == longList-1 })
+	f.listed = many[:7]
+	if n := count("?include_offline=1", all); n != 7 {
+		t.Errorf("%d workers of a short list", n)
+	}
 }
 
 func TestWorkers(t *testing.T) {

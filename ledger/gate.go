@@ -49,6 +49,9 @@ type Standing struct {
 	// Probation says that it gets only a share of the tasks, and those for which nobody else
 	// has room.
 	Probation bool
+	// Heeded is how many of those who speak of it were found honest: they are proven, or this
+	// gateway.
+	Heeded int
 }
 
 // gate holds the scores, and what follows from them.
@@ -76,7 +79,7 @@ var unreadable = &standings{stranger: Standing{Refused: ReasonUnreadable, Probat
 // newStandings returns those that follow from verdicts.
 func newStandings(v verdicts, s Settings, liars map[peer.ID]bool) *standings {
 	of := func(id peer.ID) Standing {
-		st := Standing{Score: v.scores[id], Equivocator: liars[id], Proven: v.proven[id], Probation: !s.TrustNewcomers && !v.proven[id]}
+		st := Standing{Score: v.scores[id], Equivocator: liars[id], Proven: v.proven[id], Probation: !s.TrustNewcomers && !v.proven[id], Heeded: v.heeded[id]}
 		switch {
 		case st.Equivocator:
 			st.Refused = ReasonEquivocator
@@ -87,6 +90,9 @@ func newStandings(v verdicts, s Settings, liars map[peer.ID]bool) *standings {
 	}
 	out := &standings{make(map[peer.ID]Standing, len(v.scores)), of("")}
 	for id := range v.scores {
+		out.known[id] = of(id)
+	}
+	for id := range v.heeded { // who was commented on only has no score
 		out.known[id] = of(id)
 	}
 	return out

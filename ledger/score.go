@@ -96,6 +96,8 @@ func (e *evidence) add(v store.Vote) {
 type verdicts struct {
 	scores map[peer.ID]float64 // of everybody of whom something is known
 	proven map[peer.ID]bool
+	// heeded is how many of those who speak of a peer are proven, or this node.
+	heeded map[peer.ID]int
 }
 
 // judge makes the verdicts. First everybody has the score that our own experience and the
@@ -154,7 +156,13 @@ func (e evidence) judge() verdicts {
 	for id := range e.liars {
 		out[id] = -1
 	}
-	return verdicts{out, proven}
+	heeded := make(map[peer.ID]int)
+	for _, v := range e.votes {
+		if v.Rater == e.self || proven[v.Rater] {
+			heeded[v.Subject]++
+		}
+	}
+	return verdicts{out, proven, heeded}
 }
 
 // heard returns what the seeds think of whom, what clients had this gateway sign, and the
@@ -166,7 +174,7 @@ func (e evidence) heard() (seeds, clients map[peer.ID]opinion, others []store.Vo
 		trust := e.seeds[v.Rater]
 		of, voice := seeds, seedVoice*trust
 		switch {
-		case v.Rater == v.Subject || e.liars[v.Rater]:
+		case v.Rater == v.Subject || e.liars[v.Rater] || v.Weight <= 0:
 			continue
 		case v.Rater == e.self:
 			of, voice = clients, ownVotes

@@ -119,3 +119,16 @@ func TestVotesAreBounded(t *testing.T) {
 		t.Errorf("%d votes", got)
 	}
 }
+
+// TestHeeded counts those of the raters who were found honest, and the node.
+func TestHeeded(t *testing.T) {
+	me, x := id("me", 0), id("x", 0)
+	e := evidence{self: me, tallies: map[peer.ID]store.Tally{id("good", 0): {Good: 40}, id("bad", 0): {Bad: 40}}}
+	for _, rater := range []peer.ID{me, id("good", 0), id("bad", 0), id("stranger", 0)} {
+		e.add(store.Vote{Rater: rater, Subject: x}) // a comment
+	}
+	s := newStandings(e.judge(), Settings{}, nil)
+	if got := s.of(x); got.Heeded != 2 || got.Score != 0 {
+		t.Errorf("got %+v", got)
+	}
+}

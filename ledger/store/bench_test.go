@@ -22,3 +22,32 @@ func BenchmarkAccept(b *testing.B) {
 		batch = batch[n:]
 	}
 }
+
+// BenchmarkVotes reads all votes of 100 peers about each other.
+func BenchmarkVotes(b *testing.B) {
+	const peers = 100
+	s := newStore(b)
+	var authors [peers]*author
+	for i := range authors {
+		authors[i] = newAuthor(b)
+	}
+	for _, a := range authors {
+		var batch []*wire.Entry
+		for _, about := range authors {
+			if about != a {
+				batch = append(batch, a.rate(b, about.id, 1))
+			}
+		}
+		s.accept(b, Stored, nil, batch...)
+	}
+	votes := 0
+	for b.Loop() {
+		if err := s.Votes(ctx, func(Vote) { votes++ }); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if votes != b.N*peers*(peers-1) {
+		b.Errorf("%d votes", votes)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(votes), "ns/vote")
+}

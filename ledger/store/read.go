@@ -73,12 +73,12 @@ type Summary struct {
 	Entries, Ratings int
 	// Last is the time of the newest; zero for none.
 	Last time.Time
-	// Raters are who speaks of it.
-	Raters []peer.ID
+	// Raters is how many speak of it; of more than [MaxRaters], so many.
+	Raters int
 }
 
-// maxRaters bounds the raters of a summary: each costs a look at the disk.
-const maxRaters = 2_000
+// MaxRaters bounds the raters that a summary counts.
+const MaxRaters = 2_000
 
 // Summary returns what is counted of a peer.
 func (s *Store) Summary(ctx context.Context, id peer.ID) (sum Summary, err error) {
@@ -93,19 +93,8 @@ func (s *Store) Summary(ctx context.Context, id peer.ID) (sum Summary, err error
 	if last > 0 {
 		sum.Last = time.Unix(0, last).UTC()
 	}
-	rows, err := s.ro.QueryContext(ctx, "SELECT bytes FROM vote JOIN peer ON peer.id = author WHERE subject = ? AND vote.entries > 0 AND "+liveVote+" LIMIT ?", row, maxRaters)
-	if err != nil {
-		return sum, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var b []byte
-		if err := rows.Scan(&b); err != nil {
-			return sum, err
-		}
-		sum.Raters = append(sum.Raters, peer.ID(b))
-	}
-	return sum, rows.Err()
+	err = s.ro.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM vote WHERE subject = ? AND entries > 0 AND "+liveVote+" LIMIT ?)", row, MaxRaters).Scan(&sum.Raters)
+	return sum, err
 }
 
 // Line is an entry of the log about a peer.
@@ -194,7 +183,7 @@ func (s *Store) Prove(ctx context.Context, of peer.ID, hash wire.Hash) (*Proof, 
 }
 
 // Vote is what one peer says of another: the mean of its ratings, and how much they weigh
-// together; see [Weight].
+// together; see [Weight]. Who has only commented has no weight.
 type Vote struct {
 	Rater, Subject peer.ID
 	Mean, Weight   float64
@@ -202,27 +191,56 @@ type Vote struct {
 
 // Votes calls each with every vote.
 func (s *Store) Votes(ctx context.Context, each func(Vote)) error {
-	rows, err := s.ro.QueryContext(ctx, "SELECT a.bytes, b.bytes, subject, author, vote.entries, sum, weight, mark FROM vote LEFT JOIN peer a ON a.id = author LEFT JOIN peer b ON b.id = subject WHERE "+liveVote)
+	t, err := s.ro.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer t.Rollback()
+	peers, err := peersByRow(t.QueryContext(ctx, "SELECT id, bytes FROM peer"))
+	if err != nil {
+		return err
+	}
+	rows, err := t.QueryContext(ctx, "SELECT subject, author, entries, sum, weight, mark FROM vote WHERE "+liveVote)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var v Vote
-		var by, about []byte
 		var subject, author, entries, have int64
 		var sum float64
-		if err := rows.Scan(&by, &about, &subject, &author, &entries, &sum, &v.Weight, &have); err != nil {
+		if err := rows.Scan(&subject, &author, &entries, &sum, &v.Weight, &have); err != nil {
 			return err
 		}
-		if by == nil || about == nil || have != voteMark(subject, author, entries, sum, v.Weight) {
+		v.Rater, v.Subject = peers[author], peers[subject]
+		if v.Rater == "" || v.Subject == "" || have != voteMark(subject, author, entries, sum, v.Weight) {
 			return errVoteDamaged
 		}
-		if entries == 0 || v.Weight <= 0 { // it has no rating
+		if entries == 0 {
 			continue
 		}
-		v.Rater, v.Subject, v.Mean = peer.ID(by), peer.ID(about), min(max(sum/v.Weight, -1), 1)
+		if v.Weight > 0 {
+			v.Mean = min(max(sum/v.Weight, -1), 1)
+		}
 		each(v)
 	}
 	return rows.Err()
+}
+
+// peersByRow reads peers by the rows that have them.
+func peersByRow(rows *sql.Rows, err error) (map[int64]peer.ID, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	peers := make(map[int64]peer.ID)
+	for rows.Next() {
+		var row int64
+		var b []byte
+		if err := rows.Scan(&row, &b); err != nil {
+			return nil, err
+		}
+		peers[row] = peer.ID(b)
+	}
+	return peers, rows.Err()
 }

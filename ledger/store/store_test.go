@@ -146,7 +146,7 @@ func TestOwnLog(t *testing.T) {
 		t.Errorf("%q, %v", l, err)
 	}
 	sum, err := s.Summary(ctx, subject)
-	if err != nil || sum.Entries != 6 || sum.Ratings != 5 || len(sum.Raters) != 1 || sum.Raters[0] != me.id || sum.Last.IsZero() {
+	if err != nil || sum.Entries != 6 || sum.Ratings != 5 || sum.Raters != 1 || sum.Last.IsZero() {
 		t.Errorf("%+v, %v", sum, err)
 	}
 	lines, err := s.About(ctx, subject, 2, 1)
