@@ -56,16 +56,50 @@ func TestL1Chats(t *testing.T) {
 	}
 }
 
-// L2: many answers at once that come as they are made: each whole, and in order.
+// TestAtCapacity has as many clients as a worker has slots, each of which sends one request
+// after another. There is always room for the next.
+func TestAtCapacity(t *testing.T) {
+	for _, slots := range []int{1, 4} {
+		a := newAttacked(t, slots)
+		each(slots, slots, func(int) {
+			for i := range 2 * scaled(250, 3000) {
+				r, err := a.gateway.chat(t, "mock", "echo x", i%2 == 0)
+				if err != nil || r.status != 200 {
+					t.Errorf("request %d: %d %.300q, %v", i, r.status, r.body, err)
+					return
+				}
+			}
+		})
+	}
+}
+
+// L2: many answers at once that come as they are made: each whole, and in order. Beside them
+// an answer of one event is asked for again and again, here and of the model itself, in turn.
 func TestL2Streams(t *testing.T) {
 	streams, count := scaled(50, 1000), scaled(20, 6000)
-	a := newAttacked(t, streams)
+	a := newAttacked(t, streams+1)
 	before, _ := a.gateway.resident()
 	replies := make([]reply, streams)
 	begun := time.Now()
+	length := time.Duration(count) * 100 * time.Millisecond
+	var added []time.Duration
+	var probe sync.WaitGroup
+	probe.Go(func() {
+		model := &process{t: t, url: strings.TrimSuffix(a.model.url, "/v1")}
+		for time.Since(begun) < length {
+			direct, through := model.stream(t.Context(), chatRequest("mock", "echo x", true)), a.gateway.stream(t.Context(), chatRequest("mock", "echo x", true))
+			if !direct.well() || !through.well() {
+				t.Errorf("%+v, through the gateway %+v", direct, through)
+				return
+			}
+			added = append(added, through.duration-direct.duration)
+		}
+	})
 	each(streams, streams, func(i int) {
 		replies[i] = a.gateway.stream(t.Context(), chatRequest("mock", fmt.Sprintf("count %d 100ms", count), true))
 	})
+	probe.Wait()
+	slices.Sort(added)
 	want := numbers(count)
 	for i, r := range replies {
 		if !r.well() || r.text != want {
@@ -75,7 +109,11 @@ func TestL2Streams(t *testing.T) {
 	_, peak := a.gateway.resident()
 	took := time.Since(begun)
 	t.Logf("%d streams of %d events in %v, at best in %v; %d MiB resident before, %d at most", streams, count, took.Round(time.Millisecond),
-		time.Duration(count)*100*time.Millisecond, before>>20, peak>>20)
+		length, before>>20, peak>>20)
+	if len(added) > 0 {
+		t.Logf("beside them, %d answers of one event took longer than at the model itself: half up to %v, 99 %% up to %v", len(added),
+			added[len(added)/2], added[len(added)*99/100])
+	}
 	if peak > 700<<20 {
 		t.Errorf("%d MiB resident", peak>>20)
 	}

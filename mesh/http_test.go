@@ -227,6 +227,31 @@ func TestReportedLoad(t *testing.T) {
 	}
 }
 
+// TestSlotAtEnd wants the slot of an answer to be free when that has been read, also before
+// it is closed: by then the client can have it all, and ask for the next.
+func TestSlotAtEnd(t *testing.T) {
+	a := newTestApp(t, nil)
+	w := newHTTPWorker(t, a, echoBody)
+	w.MaxTasks = 1
+	w.publish(t)
+	l := lease(t, a)
+	await.Until(t, "its size is known", func() bool { return l.Workers(false)[0].MaxTasks == 1 })
+	for range 3 {
+		body := strings.Repeat("x", 1<<20)
+		run, err := l.Dispatch(t.Context(), request("m", body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer run.Close()
+		if _, err := l.Dispatch(t.Context(), request("m", "x")); !errors.Is(err, router.ErrBusy) {
+			t.Fatalf("beside an answer that is not read: got %v, want ErrBusy", err)
+		}
+		if b, err := io.ReadAll(run); string(b) != body || err != nil {
+			t.Fatalf("%d bytes, %v", len(b), err)
+		}
+	}
+}
+
 // TestBadAnswers wants answers that are none, or not whole, to be errors.
 func TestBadAnswers(t *testing.T) {
 	for name, raw := range map[string]string{

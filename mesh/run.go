@@ -105,7 +105,8 @@ func (r *Run) readFirst(d *dispatch) error {
 	buf := firstBuffers.Get().(*firstBuffer)
 	k, err := r.read(buf[:])
 	if err == nil || errors.Is(err, io.EOF) {
-		r.working, r.buf, r.first, r.err = true, buf, buf[:k], err
+		r.working, r.buf, r.first = true, buf, buf[:k]
+		r.ended(err)
 		if d.first.Before(d.deadline) {
 			r.answer.limit(d.deadline)
 		}
@@ -131,8 +132,16 @@ func (r *Run) Read(p []byte) (int, error) {
 		return 0, r.err
 	}
 	k, err := r.read(p)
-	r.err = err
+	r.ended(err)
 	return k, err
+}
+
+// ended notes the end, unless err is nil. The slot of a task that is whole is free at once:
+// who gets the last of its answer may send the next one before Close.
+func (r *Run) ended(err error) {
+	if r.err = err; errors.Is(err, io.EOF) {
+		r.slot.Release(r.statusOutcome())
+	}
 }
 
 // read reads from the worker.

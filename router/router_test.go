@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 )
 
 // first chooses the first candidate: the one with the lowest peer id.
@@ -99,7 +100,7 @@ func TestPromptLimits(t *testing.T) {
 // TestLoad follows one worker through reports and tasks of our own.
 func TestLoad(t *testing.T) {
 	w := Worker{Peer: "p", Model: "m", MaxTasks: 3, MaxPrompt: 1}
-	r := newRouter(w)
+	r, c := timedRouter(w)
 	acquire := func() Slot {
 		t.Helper()
 		s, err := r.Acquire(&Request{Model: "m"}, first{})
@@ -114,25 +115,51 @@ func TestLoad(t *testing.T) {
 			t.Fatalf("got %v, want ErrBusy", err)
 		}
 	}
-	a, b, c := acquire(), acquire(), acquire()
+	slots := []Slot{acquire(), acquire(), acquire()}
 	full()
 	r.Update(w) // a report from before the burst arrived after it
 	full()
 	w.Tasks = 3 // the report that knows of the burst
 	r.Update(w)
 	full()
-	a.Release(Succeeded)
-	a.Release(Succeeded) // once is enough
-	d := acquire()
+	slots[0].Release(Succeeded)
+	slots[0].Release(Succeeded) // once is enough
+	slots[0] = acquire()
 	full()
-	b.Release(Succeeded)
-	c.Release(Succeeded)
-	d.Release(Succeeded)
+	for i := range slots {
+		slots[i].Release(Succeeded)
+	}
+	c.pass(3 * reportDelay)
 	w.Tasks = 2 // somebody else's
 	r.Update(w)
 	e := acquire()
 	full()
 	e.Release(Succeeded)
+}
+
+// TestLateReport has a report come that was made before the end of a task whose end was
+// heard already: the slot of that is free, though the report counts it.
+func TestLateReport(t *testing.T) {
+	w := Worker{Peer: "p", Model: "m", MaxTasks: 1, MaxPrompt: 1}
+	r, c := timedRouter(w)
+	w.Tasks = 1
+	for _, spell := range []time.Duration{0, reportDelay / 2, reportDelay + 1, 0, 10 * reportDelay, reportDelay} {
+		s, err := r.Acquire(&Request{Model: "m"}, first{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Release(Succeeded)
+		c.pass(spell)
+		late := spell > 2*reportDelay
+		if r.Update(w); late {
+			if _, err := r.Acquire(&Request{Model: "m"}, first{}); !errors.Is(err, ErrBusy) {
+				t.Errorf("a report after %v: got %v, want ErrBusy", spell, err)
+			}
+			w.Tasks = 0
+			r.Update(w)
+			w.Tasks = 1
+		}
+	}
 }
 
 // TestRemove wants the slots of a worker that comes and goes to be counted.

@@ -31,6 +31,7 @@ func (s *Slot) Release(o Outcome) {
 	r := s.router
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	e.crest.note(e.inflight, r.now())
 	e.inflight--
 	r.judge(e, o)
 	e.learn(o)
@@ -52,7 +53,7 @@ func (s *Slot) Report(tasks int) {
 	s.router.mu.Lock()
 	defer s.router.mu.Unlock()
 	e := s.held
-	e.Tasks, e.baseline = tasks, e.inflight
+	e.Tasks, e.baseline = tasks, e.held(s.router.now())
 	if e.online {
 		e.moved()
 	}

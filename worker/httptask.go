@@ -40,7 +40,8 @@ func (c *call) task() {
 	e, keeping := c.run(g, t, req, events)
 	c.update() // with this task, whose slot the gateway still holds
 	// The slot is free before the gateway sees the end: its next task comes at once.
-	a.free(req.TaskID)
+	a.vacate(req.TaskID)
+	t.stop(nil)
 	stop()
 	if err := c.exit(events, e); err != nil {
 		if e.err == nil {

@@ -76,6 +76,31 @@ func startServing(t *testing.T, s serving, settings map[string]any) *agent {
 	return ready(t, start(t, s.behaviour, all))
 }
 
+// TestSlotBeforeTheEnd wants the slot of an answer that has a length to be free when the
+// gateway has all of it, whatever the runtime still does.
+func TestSlotBeforeTheEnd(t *testing.T) {
+	hold := make(chan struct{})
+	a := startServing(t, serving{serve: func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "8")
+		for _, half := range []string{"half", "rest"} {
+			_, _ = io.WriteString(w, half)
+			_ = http.NewResponseController(w).Flush()
+		}
+		select {
+		case <-hold:
+		case <-r.Context().Done():
+			t.Error("its time is over")
+		}
+	}}, map[string]any{"max_tasks": 1})
+	g := newGateway(t, a)
+	for range 2 {
+		if r := g.do(t, "POST", chats, "{}"); r.body != "halfrest" || r.err != nil {
+			t.Fatalf("%d %q, %v", r.StatusCode, r.body, r.err)
+		}
+	}
+	close(hold)
+}
+
 // TestServe wants requests to reach the runtime as they are, each in a slot that is
 // free again whatever the runtime does.
 func TestServe(t *testing.T) {

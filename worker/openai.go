@@ -13,7 +13,9 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -137,7 +139,7 @@ func (c *call) pass() {
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), time.Duration(g.config.Timeout))
 	defer cancel()
-	c.serve(g, ctx)
+	c.serve(g, ctx, func() {})
 }
 
 // isWork reports whether a request may have the back-end work. To look at what is
@@ -162,22 +164,25 @@ func (c *call) create(g *generation) {
 	c.end = t.end
 	began := time.Now()
 	stop := context.AfterFunc(c.r.Context(), func() { t.stop(errGatewayGone) })
+	vacate := sync.OnceFunc(func() { c.a.vacate(id) })
 	defer func() { // also when the runtime panics to break the answer off
 		stop()
 		cause := context.Cause(t.ctx)
-		c.a.free(id)
+		vacate()
+		t.stop(nil)
 		c.stream.whenRead(c.a.done)
 		c.a.log().Debug("request ended", zap.Stringer("gateway", c.gateway), zap.String("path", c.r.URL.Path),
 			zap.Duration("took", time.Since(began)), zap.NamedError("cause", cause))
 	}()
 	ctx, cancel := context.WithDeadline(t.ctx, t.end)
 	defer cancel()
-	c.serve(g, ctx)
+	c.serve(g, ctx, vacate)
 }
 
-// serve has the runtime answer.
-func (c *call) serve(g *generation, ctx context.Context) {
-	w := &pacedWriter{ResponseWriter: c.w, c: c, limited: c.begun}
+// serve has the runtime answer. Before the last bytes of an answer that has a length, it
+// calls last.
+func (c *call) serve(g *generation, ctx context.Context, last func()) {
+	w := &pacedWriter{ResponseWriter: c.w, c: c, limited: c.begun, last: last, left: -1}
 	serverOf(g.runtime).ServeHTTP(w, c.r.WithContext(ctx))
 	w.begin()
 	w.limit() // for the end of the answer
@@ -190,6 +195,8 @@ type pacedWriter struct {
 	c       *call
 	limited time.Time // when the deadline was set
 	begun   bool      // the head is written
+	left    int64     // of the answer; -1 where it has no length
+	last    func()    // see [call.serve]
 }
 
 // WriteHeader writes the head, with the load of this moment: when the request came is
@@ -198,6 +205,9 @@ func (w *pacedWriter) WriteHeader(status int) {
 	if !w.begun && status >= http.StatusOK {
 		w.begun = true
 		w.c.showLoad()
+		if n, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64); err == nil {
+			w.left = n
+		}
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -221,6 +231,11 @@ func (w *pacedWriter) limit() {
 func (w *pacedWriter) Write(p []byte) (int, error) {
 	w.limit()
 	w.begin()
+	if w.left >= 0 {
+		if w.left -= int64(len(p)); w.left <= 0 {
+			w.last() // the gateway takes that for the end, and its next request comes at once
+		}
+	}
 	return w.ResponseWriter.Write(p)
 }
 

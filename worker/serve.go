@@ -70,7 +70,8 @@ func (a *agent) serve(s network.Stream) {
 	began := time.Now()
 	how, cause, err := a.run(s, g, t, req)
 	// The slot is free before the gateway sees the end: its next task comes at once.
-	a.free(req.TaskID)
+	a.vacate(req.TaskID)
+	t.stop(nil)
 	if how == cancelled {
 		_ = s.Reset()
 	} else {
@@ -138,13 +139,11 @@ func (b *budgetReader) Read(p []byte) (int, error) {
 
 func (b *budgetReader) release() { b.scope.ReleaseMemory(b.reserved) }
 
-// free gives the slot of a task back.
-func (a *agent) free(id string) {
+// vacate gives the slot of a task back.
+func (a *agent) vacate(id string) {
 	a.mu.Lock()
-	t := a.tasks[id]
 	delete(a.tasks, id)
 	a.mu.Unlock()
-	t.stop(nil)
 	a.touch()
 }
 
