@@ -30,16 +30,17 @@ const writeTimeout = 30 * time.Second
 
 // exchange is one request and its answer.
 type exchange struct {
-	h     *Handler
-	w     http.ResponseWriter
-	r     *http.Request
-	rc    *http.ResponseController
-	repl  *caddy.Replacer // nil outside of Caddy
-	id    string          // of the request
-	begun time.Time
-	param string      // in the path
-	lease lease       // once the mesh is in use
-	task  mesh.Served // once a worker serves it
+	h      *Handler
+	w      http.ResponseWriter
+	r      *http.Request
+	rc     *http.ResponseController
+	repl   *caddy.Replacer // nil outside of Caddy
+	id     string          // of the request
+	begun  time.Time
+	param  string      // in the path
+	lease  lease       // once the mesh is in use
+	task   mesh.Served // once a worker serves it
+	keeper string      // of the previous response, when this one goes on from it
 
 	identity *auth.Identity // of the client, once it is admitted
 

@@ -37,12 +37,15 @@ func (x *exchange) serveModel(body []byte, contentType string, affinity func() s
 	if err != nil {
 		return err
 	}
+	if head.Previous != "" && x.r.URL.Path == pathResponses { // no other model server has that
+		x.keeper, _ = l.ResponseOf(head.Previous, x.client())
+	}
 	target := router.Request{Model: head.Model, Routes: mesh.Route(x.r.URL.Path)}
 	if err := x.target(&target); err != nil {
 		return err
 	}
 	routes, text := l.Serves(&target)
-	if routes&target.Routes == 0 && asText != nil {
+	if routes&target.Routes == 0 && asText != nil && x.keeper == "" {
 		return asText()
 	}
 	err = x.passOn(mesh.Call{
@@ -111,7 +114,9 @@ type passage struct {
 	out   eventWriter
 	stop  func() // ends the heartbeat
 	raw   bool   // what the client gets is not events
-	noted bool   // of which response it is
+
+	noted   bool // of which response it is, or that it has no id
+	unnamed int  // bytes in which its id was not found
 }
 
 // ping writes a comment: what was written before is whole events.
@@ -185,6 +190,9 @@ func (p *passage) copyEvents(task run) error {
 	for {
 		n, err := task.Read(buf)
 		held = append(held, buf[:n]...)
+		if err == io.EOF && len(held) == 0 && !p.out.begun {
+			return streamFailed(nil, "the worker's model server sent a stream without any event")
+		}
 		end := eventsEnd(held)
 		if err == io.EOF || len(held)-end > maxHalf {
 			end = len(held)
@@ -251,7 +259,7 @@ func (p *passage) copyBody(task run, resp *mesh.Response) error {
 	p.x.seen.noteUsage(first)
 	h := p.x.w.Header()
 	p.x.passHeaders(resp)
-	if err == io.EOF {
+	if err == io.EOF && p.x.r.Method != http.MethodHead {
 		h.Set("Content-Length", strconv.Itoa(len(first)))
 	} else if resp.Length >= 0 {
 		h.Set("Content-Length", strconv.FormatInt(resp.Length, 10))

@@ -4,6 +4,7 @@ package handler
 
 import (
 	"mime"
+	"strconv"
 	"strings"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
@@ -32,6 +33,9 @@ func (x *exchange) passHeaders(resp *mesh.Response) {
 		if v := resp.Header.Get(name); v != "" {
 			h.Set(name, v)
 		}
+	}
+	if s, err := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 32); err == nil {
+		h.Set("Retry-After", strconv.FormatUint(min(s, maxRetryAfter), 10))
 	}
 }
 

@@ -49,18 +49,26 @@ func (x *exchange) response() error {
 	return err
 }
 
+// pathResponses is where responses are made.
+const pathResponses = "/v1/responses"
+
+// maxUnnamed is how far into an answer its id is looked for, in bytes.
+const maxUnnamed = 64 << 10
+
 // responseID is how a response names itself, at the beginning of it.
 var responseID = regexp.MustCompile(`"id"\s*:\s*"(resp[-_][A-Za-z0-9_-]{1,128})"`)
 
 // noteResponse remembers which worker has the response that begins so.
 func (p *passage) noteResponse(begin []byte) {
-	if p.noted || p.x.r.Method != http.MethodPost || p.x.r.URL.Path != "/v1/responses" {
+	if p.noted || p.x.r.Method != http.MethodPost || p.x.r.URL.Path != pathResponses {
 		return
 	}
-	p.noted = true
-	if m := responseID.FindSubmatch(begin); m != nil {
+	m := responseID.FindSubmatch(begin)
+	if m != nil {
 		p.x.lease.NoteResponse(string(m[1]), p.x.task.Peer, p.x.client())
 	}
+	p.unnamed += len(begin) // comments may come first
+	p.noted = m != nil || p.unnamed > maxUnnamed
 }
 
 // WriteString implements openai.Keeper: the last events of a response that is

@@ -83,6 +83,8 @@ func (x *exchange) target(t *router.Request) error {
 			return badRequest("", "%s: want one peer id", headerWorker)
 		}
 		pin = id.String()
+	} else {
+		pin = x.keeper
 	}
 	for _, list := range x.r.Header[keyExclude] {
 		for s := range strings.SplitSeq(list, ",") {
@@ -161,6 +163,9 @@ func (x *exchange) taskProblem(err error, call mesh.Call, param string) error {
 		return &problem{status: http.StatusNotFound, code: codeModelNotFound,
 			message: fmt.Sprintf("the worker in the header %s is not online, or does not go by %q",
 				headerWorker, openai.Clip(call.Target.Model, maxQuote))}
+	case errors.Is(err, router.ErrNoMatch) && x.keeper != "":
+		return &problem{status: http.StatusNotFound, code: "not_found", param: "previous_response_id",
+			message: fmt.Sprintf("the worker that has the previous response is not online, or does not go by %q", openai.Clip(call.Target.Model, maxQuote))}
 	case errors.Is(err, router.ErrNoMatch):
 		if x.wasOnline(call.Target) {
 			return &problem{status: http.StatusServiceUnavailable, code: "no_worker_online", param: "model", retryAfter: offlineRetryAfter,

@@ -30,9 +30,10 @@ func init() {
 // The app opens a libp2p node when something in the configuration uses it, such
 // as the HTTP handler `agentfm`, or when it is a relay or a witness; a process
 // that has only agents runs only their hosts. The node outlives configurations: a reload drops no request and no
-// connection. Its identity, addresses, swarm key and discovery cannot change in
-// a reload, which is then refused; they need a restart, as do the stores of tasks
-// and of the ledger. Bootstrap nodes and the folder for artifacts can.
+// connection. Its identity, addresses, swarm key and discovery, and whether and how
+// it is a relay, cannot change in a reload, which is then refused; they need a restart,
+// as do the stores of tasks and of the ledger. Bootstrap nodes and the folder for
+// artifacts can.
 //
 // The app emits the events `agentfm.worker_online` and `agentfm.worker_offline`
 // when a worker comes or goes, with the data `peer_id`, `agent_name` and `model`.

@@ -87,7 +87,10 @@ func (a *App) unmarshalMesh(d *caddyfile.Dispenser) error {
 // unmarshalArtifacts reads the folder for artifacts, and its block.
 func (a *App) unmarshalArtifacts(d *caddyfile.Dispenser) error {
 	args := d.RemainingArgs()
-	if len(args) == 1 {
+	switch {
+	case len(args) > 1 || len(args) == 1 && args[0] == "":
+		return d.ArgErr()
+	case len(args) == 1:
 		a.Artifacts = args[0]
 	}
 	var l ArtifactLimits
@@ -101,7 +104,7 @@ func (a *App) unmarshalArtifacts(d *caddyfile.Dispenser) error {
 		return err
 	case l != ArtifactLimits{}:
 		a.ArtifactLimits = &l
-	case len(args) != 1 || args[0] == "":
+	case len(args) == 0:
 		return d.ArgErr()
 	}
 	return nil

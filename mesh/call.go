@@ -65,7 +65,8 @@ type Call struct {
 	// Request is what is sent in place of a task, to a worker that serves one of the
 	// Target's Routes. There is no Prompt then.
 	Request *Request
-	// Aside says that the Request is no work, and needs no slot.
+	// Aside says that the Request is no work: it needs no slot, is no task in the
+	// metrics, and says nothing of its worker.
 	Aside bool
 	// TaskID names the task; one is minted when it is empty.
 	TaskID string

@@ -95,6 +95,7 @@ func (l *Lease) Dispatch(ctx context.Context, c Call) (*Run, error) {
 	over = err != nil
 	if err != nil {
 		switch {
+		case d.Aside: // no task
 		case d.attempts > 0:
 			observeTask(d.begun, err)
 		case !d.Again:
@@ -258,13 +259,15 @@ func (d *dispatch) served(slot router.Slot) Served {
 // its connections. The slot is released when that fails.
 func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 	r := &Run{
-		served: d.served(slot), node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout,
+		served: d.served(slot), node: d.lease.node, task: d.task, slot: slot, ctx: ctx, begun: d.begun, timeout: d.Timeout, aside: d.Aside,
 	}
 	r.attempt, r.release = context.WithCancelCause(ctx)
 	if slot.Here != nil {
 		defer context.AfterFunc(slot.Here, func() { r.release(ErrUnreachable) })()
 	}
-	metrics.InFlight(1)
+	if !d.Aside {
+		metrics.InFlight(1)
+	}
 	d.first = d.deadline
 	limit := d.firstLimit(slot)
 	if limit > 0 {
@@ -281,6 +284,8 @@ func (d *dispatch) run(ctx context.Context, slot router.Slot) (*Run, error) {
 		r.abandon(err)
 		return nil, err
 	}
-	observeAttempt(router.Succeeded, nil)
+	if !d.Aside {
+		observeAttempt(router.Succeeded, nil)
+	}
 	return r, nil
 }

@@ -32,6 +32,7 @@ type Run struct {
 	release context.CancelCauseFunc
 	begun   time.Time
 	timeout time.Duration
+	aside   bool  // see [Call]
 	working bool  // its output has begun
 	enough  bool  // see Enough
 	err     error // the end, once it is known
@@ -224,7 +225,9 @@ func (r *Run) Close() error {
 		if r.task != nil {
 			r.node.tasks.end(r.task)
 		}
-		observeTask(r.begun, errors.Join(err, r.statusError()))
+		if !r.aside {
+			observeTask(r.begun, errors.Join(err, r.statusError()))
+		}
 		observeStream(o, err)
 	})
 	return nil
@@ -243,7 +246,9 @@ func (r *Run) abandon(err error) {
 	r.once.Do(func() {
 		o := r.outcome(err)
 		r.hangUp(o, err)
-		observeAttempt(o, err)
+		if !r.aside {
+			observeAttempt(o, err)
+		}
 		observeStream(o, err)
 	})
 }
@@ -255,8 +260,10 @@ func (r *Run) hangUp(o router.Outcome, err error) {
 	}
 	r.release(nil)
 	r.slot.Release(o)
-	r.node.judged(r.served.Peer, o, err)
-	metrics.InFlight(-1)
+	if !r.aside {
+		r.node.judged(r.served.Peer, o, err)
+		metrics.InFlight(-1)
+	}
 }
 
 // outcome says what the end of an attempt tells of its worker. A client that went

@@ -21,6 +21,8 @@ type Head struct {
 	Stream bool
 	// IncludeUsage is that of [StreamOptions].
 	IncludeUsage bool
+	// Previous is the response that this one goes on from; empty for none.
+	Previous string
 
 	start, end int    // of the model in the body: of a JSON string, or of the content of a part
 	raw        string // the model with the space around it
@@ -100,6 +102,13 @@ func (h *Head) field(name string, body []byte, start, end int) error {
 		var o StreamOptions
 		err := decodeField(name, value, &o)
 		h.IncludeUsage = o.IncludeUsage
+		return err
+	case "previous_response_id":
+		var id *string
+		err := decodeField(name, value, &id)
+		if id != nil {
+			h.Previous = *id
+		}
 		return err
 	}
 	return nil

@@ -31,7 +31,9 @@ func (s *Slot) Release(o Outcome) {
 	r := s.router
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e.crest.note(e.inflight, r.now())
+	if o != Refused && o != Failed { // else the worker may never have had it
+		e.crest.note(e.inflight, r.now())
+	}
 	e.inflight--
 	r.judge(e, o)
 	e.learn(o)

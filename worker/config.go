@@ -59,7 +59,8 @@ type Config struct {
 	MaxCPU float64 `json:"max_cpu,omitempty"`
 
 	// MaxGPU is the use of GPU memory, in percent, above which the agent takes
-	// no tasks. -1 switches the limit off. Default: 80.
+	// no tasks. -1 switches the limit off. Default: 80; with a runtime that offers
+	// the models of a server, -1.
 	MaxGPU float64 `json:"max_gpu,omitempty"`
 
 	// Timeout is how long one task may run. Default: 10m.
@@ -181,15 +182,11 @@ func (g *generation) defaults() {
 	if c.MaxTasks == 0 {
 		c.MaxTasks = defaultMaxTasks
 	}
-	if c.MaxCPU == 0 && g.serves() {
-		c.MaxCPU = -1 // a model that is computed here may have all of the machine
+	limit := float64(defaultMaxPercent)
+	if g.serves() {
+		limit = -1 // a model that is computed here may have all of the machine
 	}
-	if c.MaxCPU == 0 {
-		c.MaxCPU = defaultMaxPercent
-	}
-	if c.MaxGPU == 0 {
-		c.MaxGPU = defaultMaxPercent
-	}
+	c.MaxCPU, c.MaxGPU = cmp.Or(c.MaxCPU, limit), cmp.Or(c.MaxGPU, limit)
 	if c.Timeout == 0 {
 		c.Timeout = caddy.Duration(mesh.TaskTimeout)
 	}

@@ -113,7 +113,7 @@ func (c *call) exposed() {
 	}
 	_ = c.rc.SetReadDeadline(time.Now().Add(mesh.TaskTimeout)) // of its body
 	_ = c.rc.SetWriteDeadline(time.Time{})
-	w := &pacedWriter{ResponseWriter: c.w, c: c}
+	w := c.paced(nil)
 	g.exposed.proxy.ServeHTTP(w, c.r)
 	w.limit() // for the end of the answer
 }

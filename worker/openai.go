@@ -139,7 +139,7 @@ func (c *call) pass() {
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), time.Duration(g.config.Timeout))
 	defer cancel()
-	c.serve(g, ctx, func() {})
+	c.serve(g, ctx, nil)
 }
 
 // isWork reports whether a request may have the back-end work. To look at what is
@@ -179,10 +179,10 @@ func (c *call) create(g *generation) {
 	c.serve(g, ctx, vacate)
 }
 
-// serve has the runtime answer. Before the last bytes of an answer that has a length, it
-// calls last.
+// serve has the runtime answer; for last, see paced.
 func (c *call) serve(g *generation, ctx context.Context, last func()) {
-	w := &pacedWriter{ResponseWriter: c.w, c: c, limited: c.begun, last: last, left: -1}
+	w := c.paced(last)
+	w.limited = c.begun
 	serverOf(g.runtime).ServeHTTP(w, c.r.WithContext(ctx))
 	w.begin()
 	w.limit() // for the end of the answer
@@ -196,7 +196,13 @@ type pacedWriter struct {
 	limited time.Time // when the deadline was set
 	begun   bool      // the head is written
 	left    int64     // of the answer; -1 where it has no length
-	last    func()    // see [call.serve]
+	last    func()    // may be nil
+}
+
+// paced returns a writer for the answer. Before the last bytes of one that has a length, it
+// calls last, if there is that.
+func (c *call) paced(last func()) *pacedWriter {
+	return &pacedWriter{ResponseWriter: c.w, c: c, last: last, left: -1}
 }
 
 // WriteHeader writes the head, with the load of this moment: when the request came is
@@ -231,7 +237,7 @@ func (w *pacedWriter) limit() {
 func (w *pacedWriter) Write(p []byte) (int, error) {
 	w.limit()
 	w.begin()
-	if w.left >= 0 {
+	if w.left >= 0 && w.last != nil {
 		if w.left -= int64(len(p)); w.left <= 0 {
 			w.last() // the gateway takes that for the end, and its next request comes at once
 		}

@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -81,6 +83,38 @@ func parseFile(b []byte) ([]key, error) {
 		return nil, errors.New("no key is in it")
 	}
 	return keys, nil
+}
+
+// AddLine adds a line to a key file. Where there is none, it is made, for its owner alone. A
+// file that has a fault, or would have one with the line, such as a name twice, stays as it is.
+func AddLine(path, line string) error {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s: not a regular file", path)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return err
+	}
+	line += "\n"
+	if len(b) > 0 && b[len(b)-1] != '\n' {
+		line = "\n" + line
+	}
+	keys, err := parseFile(append(b, line...))
+	if err == nil {
+		_, err = merge(nil, keys)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if _, err := f.WriteString(line); err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // parseLine reads a line that has a key.

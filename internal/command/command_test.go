@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -167,6 +168,8 @@ func TestErrors(t *testing.T) {
 		"invalid argument":          {"genkey", "other"},
 		"accepts at most 1":         {"genkey", "swarm", "api"},
 		"for the keys of clients":   {"genkey", "--name", "x"},
+		"--file is for the keys":    {"genkey", "--file", "x"},
+		"want a file":               {"genkey", "api", "--file", ""},
 		"--name: want":              {"genkey", "api", "--name", "a b"},
 		"looks like a key":          {"genkey", "api", "--name", "afm_x"},
 		"1 to 64 of a-z":            {"genkey", "api", "--name", ""},
@@ -192,6 +195,35 @@ func TestGenkeySwarm(t *testing.T) {
 	}
 	if second, _, _ := run("genkey", "swarm"); second == first {
 		t.Error("the same key twice")
+	}
+}
+
+// TestGenkeyFile adds keys to a file, which is made first, and no name twice.
+func TestGenkeyFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "api-keys")
+	var want string
+	for _, name := range []string{"ann", "bob"} {
+		key, notes, err := run("genkey", "api", "--name", name, "--file", file)
+		if err != nil || notes != "" {
+			t.Fatalf("%q, %v", notes, err)
+		}
+		want += fmt.Sprintf("%s sha256:%x\n", name, sha256.Sum256([]byte(strings.TrimSuffix(key, "\n"))))
+	}
+	if _, _, err := run("genkey", "api", "--name", "ann", "--file", file); err == nil || !strings.Contains(err.Error(), "line 3") {
+		t.Errorf("a name twice: %v", err)
+	}
+	if b, err := os.ReadFile(file); string(b) != want || err != nil {
+		t.Errorf("%q, %v; want %q", b, err, want)
+	}
+	if info, err := os.Stat(file); runtime.GOOS != "windows" && (err != nil || info.Mode().Perm() != 0o600) {
+		t.Errorf("%v, %v", info, err)
+	}
+	_ = os.WriteFile(file, []byte("ann sha256:"+strings.Repeat("0", 64)), 0o600) // without an end of the line
+	if _, _, err := run("genkey", "api", "--file", file); err != nil {
+		t.Error(err)
+	}
+	if b, _ := os.ReadFile(file); strings.Count(string(b), "\n") != 2 {
+		t.Errorf("%q", b)
 	}
 }
 
