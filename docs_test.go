@@ -17,6 +17,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/Agent-FM/caddy-agentfm/handler/auth"
 )
@@ -136,6 +137,24 @@ func TestDocBlocks(t *testing.T) {
 			if err := checkBlock(t, page, m[1], here(m[2])); err != nil {
 				t.Errorf("%s: %v in\n%s", page, err, m[2])
 			}
+		}
+	}
+}
+
+// TestDocTransport wants the example of the transport not to hand what logs a client in to
+// whoever takes a name.
+func TestDocTransport(t *testing.T) {
+	const page = "docs/model-servers.md"
+	proxy := regexp.MustCompile(`(?s)\treverse_proxy (\S+) \{\n\t\ttransport agentfm(.*?)\n\t\}`).FindStringSubmatch(read(t, page))
+	if proxy == nil {
+		t.Fatalf("%s has no example", page)
+	}
+	if _, err := peer.Decode(proxy[1]); err != nil {
+		t.Errorf("to %q: %v", proxy[1], err)
+	}
+	for _, name := range []string{"Authorization", "Cookie"} {
+		if !strings.Contains(proxy[2], "header_up -"+name) {
+			t.Errorf("the worker sees %s", name)
 		}
 	}
 }

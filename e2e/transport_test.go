@@ -19,7 +19,7 @@ import (
 func TestReverseProxyTransport(t *testing.T) {
 	held := make(chan struct{})
 	behind := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Seen", r.Method+" "+r.URL.RequestURI()+" "+r.Header.Get("X-Forwarded-Proto")+r.Header.Get("Cookie"))
+		w.Header().Set("X-Seen", r.Method+" "+r.URL.RequestURI()+" "+r.Header.Get("X-Forwarded-Proto")+r.Header.Get("Authorization")+r.Header.Get("Cookie"))
 		switch r.URL.Path {
 		case "/stream":
 			_, _ = io.WriteString(w, "first\n")
@@ -108,6 +108,18 @@ func TestReverseProxyTransport(t *testing.T) {
 		t.Errorf("then %q, %v", rest, err)
 	}
 
+	id := fmt.Sprint(p.awaitLog("agent is on the mesh")["peer"])
+	p.reload(func(text string) string {
+		return strings.Replace(text, "reverse_proxy Box {", "reverse_proxy "+id+" {\n\t\theader_up -Authorization", 1)
+	})
+	resp, err = p.send(t.Context(), http.MethodGet, "/metrics", nil) // with a key
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusAccepted || resp.Header.Get("X-Seen") != "GET /metrics http" {
+		t.Errorf("by its peer id: %s, it saw %q", resp.Status, resp.Header.Get("X-Seen"))
+	}
 	p.reload(func(text string) string { return strings.Replace(text, "reverse_proxy Box", "reverse_proxy Nobody", 1) })
 	if resp, err := p.send(t.Context(), http.MethodGet, "/metrics", nil); err != nil || resp.StatusCode != http.StatusBadGateway {
 		t.Errorf("of nobody: %v, %v", resp, err)

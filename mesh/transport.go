@@ -26,7 +26,9 @@ func init() {
 // Transport lets Caddy's `reverse_proxy` reach HTTP that a worker of the mesh
 // chooses to serve: what its agent has under `expose`, to the gateways that it
 // allows. The upstream is a peer id, or the name of an agent; of several agents of
-// that name it is the one with the least to do.
+// that name it is the one with the least to do. Any worker may take any name, and sees
+// what clients send: where that is a password of the site or a cookie, take it out with
+// `header_up`, and name a peer id.
 //
 //	reverse_proxy <peer id or agent name> {
 //		transport agentfm
