@@ -253,6 +253,36 @@ func TestWarmThatDoesNotWait(t *testing.T) {
 	}
 }
 
+// slowClock is an engine whose clock is an hour behind.
+type slowClock struct{ engine }
+
+func (e slowClock) ContainerInspect(ctx context.Context, id string) (container.InspectResponse, error) {
+	c, err := e.engine.ContainerInspect(ctx, id)
+	if err == nil {
+		c.State.FinishedAt = finishedAt(c.State).Add(-time.Hour).Format(time.RFC3339Nano)
+	}
+	return c, err
+}
+
+// A task that leaves only files is not run again where the engine has another clock.
+func TestWarmClock(t *testing.T) {
+	t.Parallel()
+	f := startWarm(t, "once", 1, nil)
+	p := f.withWarm(nil)
+	p.engine = slowClock{p.engine}
+	c, err := p.startWarm(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	task, out := f.task("quiet")
+	if exit, err := p.runWarm(t.Context(), c, task); err != nil || exit != (worker.Exit{}) || out.String() != "" {
+		t.Errorf("%+v, %v, %q", exit, err, out)
+	}
+	if got, err := os.ReadFile(filepath.Join(task.OutputDir, "prompt")); err != nil || string(got) != "quiet" {
+		t.Errorf("the file has %q (%v)", got, err)
+	}
+}
+
 // One that fills the disk before it has a task does not wait for one.
 func TestWarmThatFillsTheDisk(t *testing.T) {
 	t.Parallel()

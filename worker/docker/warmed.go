@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
@@ -197,7 +196,7 @@ func (p *prepared) runWarm(ctx context.Context, c *warmed, task worker.Task) (wo
 
 	said := &countingWriter{w: task.Output}
 	output, delivered := pump(ctx, fail, c.conn.Reader, said, p.stderr(task.ID), p.spec.limits.output, &streams)
-	handed := time.Now()
+	before := c.ended() // as we saw it: the engine may have another clock
 	streams.Go(func() {
 		if err := p.prompt(ctx, c, task.Prompt); err != nil {
 			fail(err)
@@ -207,7 +206,7 @@ func (p *prepared) runWarm(ctx context.Context, c *warmed, task worker.Task) (wo
 	switch {
 	case err != nil:
 		return worker.Exit{}, err
-	case finishedAt(state).Before(handed) && said.n == 0:
+	case before && said.n == 0:
 		if err := c.takeBack(task); err != nil {
 			return worker.Exit{}, err
 		}

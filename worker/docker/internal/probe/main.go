@@ -117,7 +117,8 @@ func main() {
 	}
 }
 
-// once reads its prompt, leaves it as a file, and says who it is. A prompt "block" blocks it.
+// once reads its prompt, leaves it as a file, and says who it is. A prompt "block" blocks it
+// then; with "quiet" it says nothing.
 func once() {
 	var prompt []byte
 	if name := os.Getenv("AGENTFM_PROMPT"); name != "" {
@@ -127,6 +128,9 @@ func once() {
 	}
 	host, _ := os.Hostname()
 	_ = os.WriteFile("/tmp/output/prompt", prompt, 0o644)
+	if string(prompt) == "quiet" {
+		return
+	}
 	fmt.Println(host, string(prompt), os.Getenv("AGENTFM_MODEL"), read(os.Getenv("AGENTFM_REQUEST")))
 	if string(prompt) == "block" {
 		block()
