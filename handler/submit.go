@@ -182,7 +182,7 @@ func (x *exchange) taskTarget(req submitRequest) (tasks.Target, error) {
 		t.Only = id.String()
 	}
 	found := false
-	for _, w := range matching(x.workersFor(l.Workers(false)), call.Target) {
+	for _, w := range x.h.matching(x.workersFor(l.Workers(false)), call.Target) {
 		found = found || t.Only == "" || w.PeerID == t.Only
 	}
 	if !found {
