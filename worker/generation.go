@@ -100,7 +100,7 @@ func (g *generation) prepare(ctx context.Context, a *agent) {
 		default:
 		}
 	}
-	agent := Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, TasksDir: a.tasksDir, MaxDisk: diskFactor * g.config.MaxFilesSize, Changed: a.touch, Again: again, Context: g.life, Go: a.services.Go,
+	agent := Agent{Key: g.key, Name: g.config.Name, PeerID: a.host.ID().String(), Model: g.config.Model, TasksDir: a.tasksDir, MaxDisk: diskFactor * g.config.MaxFilesSize, Changed: a.touch, Again: again, Context: g.life, Go: a.services.Go,
 		Progress: func(what string, percent float64) { g.doing.Store(&progress{what, percent}) }}
 	for g.prepareOnce(ctx, a, agent) {
 		select {

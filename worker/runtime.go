@@ -102,6 +102,8 @@ const MaxModels = wire.MaxModels
 type Agent struct {
 	// Key is the agent's name in the configuration.
 	Key string
+	// Name is the agent's public name, by which clients may ask for it.
+	Name string
 	// PeerID is the agent's identity on the mesh. No other process has it, so
 	// what carries its label is this agent's own.
 	PeerID string

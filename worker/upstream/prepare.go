@@ -32,7 +32,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err := r.key.check(); err != nil {
 		return worker.Image{}, err
 	}
-	v, err := r.look(ctx, agent.Model, nil)
+	v, err := r.look(ctx, agent, nil)
 	if err != nil {
 		return worker.Image{}, err
 	}
@@ -47,12 +47,12 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 
 // look asks the server what it has. before is the last view of it; its routes are
 // asked for again only where that is of use.
-func (r *Runtime) look(ctx context.Context, own string, before *view) (*view, error) {
+func (r *Runtime) look(ctx context.Context, agent worker.Agent, before *view) (*view, error) {
 	listed, err := r.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	v, err := r.newView(listed, own)
+	v, err := r.newView(listed, agent)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,8 @@ func init() {
 // another, and leaves out what is not the server's business: credentials, cookies,
 // and headers that say where the request came from. A request for the agent by its
 // name or peer id gets the first of the models, which is the agent's `model` if it
-// has one.
+// has one. A model that the server does not have, or not any more, is refused, so that
+// the gateway tries another worker.
 //
 // What the server has is asked when the agent starts: its models at `/v1/models`,
 // and its routes by sending each an empty JSON object, which starts no work. While

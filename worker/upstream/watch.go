@@ -34,7 +34,7 @@ func (r *Runtime) watch(ctx context.Context, agent worker.Agent) {
 		case <-r.doubt:
 		}
 		before := r.view.Load()
-		v, err := r.look(ctx, agent.Model, before)
+		v, err := r.look(ctx, agent, before)
 		switch {
 		case ctx.Err() != nil:
 			return
