@@ -45,10 +45,8 @@ func New(s Settings) *Runtime {
 // Look has the server looked after now, and not at the next interval: there is
 // reason to think that it is another one than it was.
 func (r *Runtime) Look() {
-	select {
-	case r.doubt <- struct{}{}:
-	default:
-	}
+	r.replaced.Store(true)
+	r.wake()
 }
 
 // Refuse answers a request as one that found no server: another worker may serve it.
@@ -56,7 +54,8 @@ func Refuse(w http.ResponseWriter) { refuse(w, textUnreachable) }
 
 // open makes what requests need. It connects to nothing.
 func (r *Runtime) open(dial func(ctx context.Context, network, address string) (net.Conn, error)) {
-	r.doubt, r.askTimeout = make(chan struct{}, 1), askTimeout
+	r.doubt = make(chan struct{}, 1)
+	r.askTimeout, r.probeInterval = askTimeout, probeInterval
 	r.transport = &http.Transport{
 		DialContext:            dial,
 		TLSHandshakeTimeout:    dialTimeout,

@@ -41,7 +41,8 @@ func init() {
 // the gateway tries another worker.
 //
 // What the server has is asked when the agent starts: its models at `/v1/models`,
-// and its routes by sending each an empty JSON object, which starts no work. While
+// and its routes by sending each an empty JSON object, which starts no work; and again
+// every five minutes, or when its models have changed or it did not answer. While
 // the server does not answer, the agent offers nothing; it is looked after every
 // `health_interval`, and when a request fails. A model that is the agent's own must
 // be there, or nothing is.
@@ -104,9 +105,10 @@ type Runtime struct {
 	conns     *conns // for small requests to a server without TLS; nil for none
 	view      atomic.Pointer[view]
 	doubt     chan struct{} // a request could not reach the server
+	replaced  atomic.Bool   // it may be another server since it was looked after
 	working   atomic.Int64  // requests that the server has
-	// askTimeout is that of a question for models; tests have another.
-	askTimeout time.Duration
+	// These are as the constants of their names; tests have others.
+	askTimeout, probeInterval time.Duration
 }
 
 // defaultHealthInterval is how often the server is looked after.

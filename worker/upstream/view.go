@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -21,7 +22,9 @@ type view struct {
 	byName  map[string]string // the server's names of models by those that are offered, as they are and folded, and by the agent's
 	first   string            // the server's name of the first
 	skipped []string          // models that are not offered, and why
+	listed  []string          // what the server lists, sorted
 	unsure  []string          // routes of which the server did not tell
+	probed  time.Time         // when it was asked for all routes
 }
 
 // serverName returns the server's name of the model that a request is for; false
@@ -64,7 +67,7 @@ type model struct{ offered, server string }
 // newView makes an offer of the names that the server lists. The agent's own model, if
 // it has one, is the first, which is meant by the agent's name and peer id, too.
 func (r *Runtime) newView(listed []string, agent worker.Agent) (*view, error) {
-	v := &view{up: true, byName: make(map[string]string)}
+	v := &view{up: true, byName: make(map[string]string), listed: slices.Sorted(slices.Values(listed))}
 	all := r.renamed(v, listed)
 	if len(r.Models) > 0 {
 		all = r.chosen(v, all)
