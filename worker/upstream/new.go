@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
@@ -52,10 +53,13 @@ func (r *Runtime) Look() {
 // Refuse answers a request as one that found no server: another worker may serve it.
 func Refuse(w http.ResponseWriter) { refuse(w, textUnreachable) }
 
-// open makes what requests need. It connects to nothing.
-func (r *Runtime) open(dial func(ctx context.Context, network, address string) (net.Conn, error)) {
+// open makes what requests need, and returns how they reach the server. It connects to
+// nothing.
+func (r *Runtime) open(dial dialFunc) dialFunc {
+	r.ear.began = time.Now()
+	dial = r.ear.dialing(dial)
 	r.doubt = make(chan struct{}, 1)
-	r.askTimeout, r.probeInterval = askTimeout, probeInterval
+	r.askTimeout, r.probeInterval, r.maxSilence = askTimeout, probeInterval, maxSilence
 	r.transport = &http.Transport{
 		DialContext:            dial,
 		TLSHandshakeTimeout:    dialTimeout,
@@ -64,4 +68,5 @@ func (r *Runtime) open(dial func(ctx context.Context, network, address string) (
 		MaxResponseHeaderBytes: maxHeader,
 		DisableCompression:     true, // what the client did not ask for, it may not read
 	}
+	return dial
 }

@@ -107,8 +107,9 @@ type Runtime struct {
 	doubt     chan struct{} // a request could not reach the server
 	replaced  atomic.Bool   // it may be another server since it was looked after
 	working   atomic.Int64  // requests that the server has
+	ear       ear
 	// These are as the constants of their names; tests have others.
-	askTimeout, probeInterval time.Duration
+	askTimeout, probeInterval, maxSilence time.Duration
 }
 
 // defaultHealthInterval is how often the server is looked after.
@@ -150,8 +151,7 @@ func (r *Runtime) Provision(ctx caddy.Context) error {
 	if r.key, err = r.provisionKey(repl); err != nil {
 		return err
 	}
-	dial := (&net.Dialer{Timeout: dialTimeout}).DialContext
-	r.open(dial)
+	dial := r.open((&net.Dialer{Timeout: dialTimeout}).DialContext)
 	if addr, ok := plainAddr(r.base); ok && canBeQuiet {
 		r.conns = &conns{dial: dial, addr: addr}
 	}

@@ -44,7 +44,7 @@ func (r *Runtime) watch(ctx context.Context, agent worker.Agent) {
 			failures = 0
 			r.turn(before, v, agent.Changed)
 			continue
-		case errors.Is(err, errSlow) && r.working.Load() > 0: // some servers do one thing at a time
+		case errors.Is(err, errSlow) && r.working.Load() > 0 && r.ear.silence() < r.maxSilence: // some servers do one thing at a time
 			continue
 		}
 		failures++
