@@ -253,6 +253,10 @@ func (r *Runtime) Offer() (worker.Offer, bool) {
 	return v.offer, true
 }
 
+// RetryEvery implements worker.MayBeLate: a server that is there late is found as one that
+// is there again.
+func (r *Runtime) RetryEvery() time.Duration { return time.Duration(r.HealthInterval) }
+
 // PromptLimit implements worker.Runtime.
 func (r *Runtime) PromptLimit() int { return wire.MaxTaskFrame }
 
@@ -276,4 +280,5 @@ var (
 	_ caddy.Provisioner = (*Runtime)(nil)
 	_ caddy.Validator   = (*Runtime)(nil)
 	_ worker.Server     = (*Runtime)(nil)
+	_ worker.MayBeLate  = (*Runtime)(nil)
 )
