@@ -350,4 +350,5 @@ func TestUnavailable(t *testing.T) {
 		t.Error("no Retry-After")
 	}
 	ask(wire.ErrRefused).failed(t, 502, "worker_stream_failed")
+	ask(mesh.ErrNoModel).failed(t, 404, "model_not_found")
 }

@@ -187,7 +187,7 @@ func TestStaleStreams(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	for reason, want := range map[wire.Refusal]error{
 		wire.RefusalCapacity: wire.ErrCapacity, wire.RefusalUnavailable: ErrUnavailable, wire.RefusalForbidden: wire.ErrRefused,
-		wire.RefusalRoute: wire.ErrRefused, "something-new": wire.ErrRefused,
+		wire.RefusalRoute: wire.ErrRefused, wire.RefusalModel: ErrNoModel, "something-new": wire.ErrRefused,
 	} {
 		t.Run(string(reason), func(t *testing.T) {
 			a := newTestApp(t, nil)
