@@ -100,6 +100,7 @@ func (s *session) start() error {
 	s.running.Go(s.watch)
 	s.running.Go(s.forget)
 	s.running.Go(s.makeRoom)
+	s.running.Go(s.storeEnds)
 	if s.store.shared {
 		return s.share(ctx)
 	}
