@@ -67,7 +67,7 @@ func (s *session) due(msg jetstream.Msg, key string) (*Record, time.Duration) {
 	case err != nil, !r.State.Ended(): // see errBehind
 		return nil, 5 * time.Second
 	}
-	return r, r.Webhook.Next.Sub(s.limits.now())
+	return r, r.Webhook.wait(s.limits.now())
 }
 
 // tell sends a webhook when there is a place, and otherwise gives it back.
@@ -113,7 +113,7 @@ func (s *session) send(msg jetstream.Msg, key string, r *Record) {
 	}
 	countDelivery(r, d)
 	if r.Webhook.State == WebhookPending {
-		_ = msg.NakWithDelay(max(0, min(r.Webhook.Next.Sub(s.limits.now()), s.limits.rest)))
+		_ = msg.NakWithDelay(max(0, min(r.Webhook.wait(s.limits.now()), s.limits.rest)))
 		return
 	}
 	if r.Webhook.State != WebhookDelivered {
