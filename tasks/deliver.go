@@ -5,7 +5,6 @@ package tasks
 import (
 	"context"
 	"errors"
-	"net/url"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -72,11 +71,7 @@ func (s *session) due(msg jetstream.Msg, key string) (*Record, time.Duration) {
 
 // tell sends a webhook when there is a place, and otherwise gives it back.
 func (s *session) tell(msg jetstream.Msg, key string, r *Record, under *posts) {
-	host := ""
-	if u, err := url.Parse(r.Webhook.URL); err == nil {
-		host = u.Host
-	}
-	begun := time.Now()
+	host, begun := hostOf(r.Webhook.URL), time.Now()
 	if wait, ok := under.begin(r.Owner, host, begun); !ok {
 		_ = msg.NakWithDelay(wait)
 		return
