@@ -37,6 +37,8 @@ func (r RunRequest) check() error {
 		return invalid("worker_id", "the worker's peer id is missing")
 	case r.Prompt == "":
 		return invalid("prompt", "the prompt is missing")
+	case r.TaskID != "" && !validTaskID(r.TaskID):
+		return invalid("task_id", "the task's id: want a letter or digit, then at most 127 letters, digits, dots, underscores and hyphens")
 	}
 	return nil
 }

@@ -239,6 +239,47 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestForeignTaskID wants no answer to choose where files go: what is not the id of a task is
+// an error, and nothing is written.
+func TestForeignTaskID(t *testing.T) {
+	var id string
+	good := zipOf(t, map[string]string{"evil": "x"})
+	c := fake(t, routes{
+		"POST /api/execute": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-AgentFM-Task", id)
+			_, _ = io.WriteString(w, "done\n[AGENTFM: FILES_INCOMING]\n")
+		},
+		"POST /v1/chat/completions": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-AgentFM-Task", id)
+			answer(200, `{"choices":[]}`)(w, r)
+		},
+		"POST /api/execute/async": func(w http.ResponseWriter, r *http.Request) { answer(202, map[string]string{"task_id": id})(w, r) },
+		"/":                       func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(good) },
+	})
+	for _, id = range []string{"../../x", "..", ".", "a/b", `a\b`, "/x", "-x", "a b", "a:b", strings.Repeat("a", 129)} {
+		root := t.TempDir()
+		dir := filepath.Join(root, "one", "two")
+		if _, err := c.Tasks.Run(t.Context(), RunRequest{WorkerID: "12D3", Prompt: "p", ArtifactsDir: dir}); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%q: run: %v", id, err)
+		}
+		if _, err := c.OpenAI.Chat(t.Context(), ChatRequest{Model: "m", Messages: []ChatMessage{{"user", "hi"}}}); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%q: chat: %v", id, err)
+		}
+		if _, err := c.Tasks.Submit(t.Context(), SubmitRequest{WorkerID: "12D3", Prompt: "p"}); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%q: submit: %v", id, err)
+		}
+		if _, err := c.Tasks.Artifacts(t.Context(), id, filepath.Join(dir, id)); !errors.Is(err, ErrInvalidRequest) {
+			t.Errorf("%q: artifacts: %v", id, err)
+		}
+		if _, err := c.Tasks.Run(t.Context(), RunRequest{WorkerID: "12D3", Prompt: "p", TaskID: id, ArtifactsDir: dir}); !errors.Is(err, ErrInvalidRequest) {
+			t.Errorf("%q: own id: %v", id, err)
+		}
+		if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
+			t.Errorf("%q: %v, %v", id, left, err)
+		}
+	}
+}
+
 // TestRunOutputLimit wants no program to run out of memory by what an agent says.
 func TestRunOutputLimit(t *testing.T) {
 	c := fake(t, routes{"/": func(w http.ResponseWriter, _ *http.Request) {

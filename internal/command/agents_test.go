@@ -156,6 +156,28 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestRunForeignTaskID wants no answer to choose the folder of the files.
+func TestRunForeignTaskID(t *testing.T) {
+	useGateway(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api/execute" {
+			w.Header().Set("X-AgentFM-Task", "../../x")
+			_, _ = io.WriteString(w, "hello\n[AGENTFM: FILES_INCOMING]\n")
+			return
+		}
+		_, _ = w.Write(emptyFileZip)
+	})
+	root := t.TempDir()
+	for _, more := range [][]string{nil, {"--json"}} {
+		args := append([]string{"run", "--peer", "p", "--files", filepath.Join(root, "one", "two"), "hello"}, more...)
+		if got, _, err := run(args...); !errors.Is(err, client.ErrProtocol) || got != "" {
+			t.Errorf("%v: %q, %v", more, got, err)
+		}
+	}
+	if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
+		t.Error(left, err)
+	}
+}
+
 func TestScatterCommand(t *testing.T) {
 	agentsGateway(t)
 	file := filepath.Join(t.TempDir(), "prompts")
