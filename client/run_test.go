@@ -239,6 +239,19 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestRunFilesError wants the cause of missing files to be there.
+func TestRunFilesError(t *testing.T) {
+	c := fake(t, routes{"POST /api/execute": execution("done\n[AGENTFM: FILES_INCOMING]\n", "ok"), "GET /api/tasks/task-1/artifacts": problem(404, CodeTaskNotFound)})
+	r, err := c.Tasks.Run(t.Context(), RunRequest{WorkerID: "12D3", Prompt: "p", ArtifactsDir: t.TempDir()})
+	e, ok := errors.AsType[*Error](err)
+	if !ok || e.Kind != ErrArtifact || e.Code != CodeTaskNotFound || e.Status != 404 || e.RequestID != "req-1" || !errors.Is(err, ErrNotFound) || !strings.Contains(e.Message, "it is") {
+		t.Errorf("%+v", err)
+	}
+	if r == nil || r.Text != "done\n" || r.Duration <= 0 {
+		t.Error(r)
+	}
+}
+
 // TestForeignTaskID wants no answer to choose where files go: what is not the id of a task is
 // an error, and nothing is written.
 func TestForeignTaskID(t *testing.T) {

@@ -156,6 +156,31 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestRunFilesMissing wants what an agent has said to be printed also when its files cannot
+// be had, and the exit code to say why.
+func TestRunFilesMissing(t *testing.T) {
+	useGateway(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api/execute" {
+			w.Header().Set("X-AgentFM-Task", "task-1")
+			_, _ = io.WriteString(w, "hello\n[AGENTFM: FILES_INCOMING]\n")
+			return
+		}
+		problem(w, http.StatusNotFound, "task_not_found")
+	})
+	got, _, err := run("run", "--peer", "p", "--files", t.TempDir(), "hello")
+	if exitCode(err) != exitNotFound || got != "hello\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+	got, _, err = run("run", "--peer", "p", "--json", "--files", t.TempDir(), "hello")
+	var r runResult
+	if json.Unmarshal([]byte(got), &r) != nil || r.Text != "hello\n" || r.Task != "task-1" || r.Code != "task_not_found" || r.Error == "" {
+		t.Errorf("%s", got)
+	}
+	if exitCode(err) != exitNotFound {
+		t.Errorf("%d: %v", exitCode(err), err)
+	}
+}
+
 // TestRunForeignTaskID wants no answer to choose the folder of the files.
 func TestRunForeignTaskID(t *testing.T) {
 	useGateway(t, func(w http.ResponseWriter, r *http.Request) {
