@@ -41,9 +41,9 @@ func findPeers(rest string) (rt route, ok bool) {
 	case what == "proof":
 		rt.get = (*exchange).peerProof
 	case what == "comments":
-		rt.post = (*exchange).submitComment
+		rt.post, rt.work = (*exchange).submitComment, true
 	case what == "comments/self":
-		rt.post = (*exchange).comment
+		rt.post, rt.work = (*exchange).comment, true
 	case strings.HasPrefix(what, "comments/") && below && name != "" && !strings.Contains(name, "/"):
 		rt.get = (*exchange).commentText
 	default:
