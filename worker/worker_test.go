@@ -3,6 +3,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -71,6 +72,7 @@ type behaviour struct {
 	run     func(context.Context, Task) (Exit, error)
 	limit   int
 	away    func() wire.Cause
+	retry   time.Duration // 0 for as others
 }
 
 func (*testRuntime) CaddyModule() caddy.ModuleInfo {
@@ -107,6 +109,10 @@ func (r *testRuntime) PromptLimit() int {
 }
 
 func (r *testRuntime) PromptNUL() bool { return false }
+
+func (r *testRuntime) RetryEvery() time.Duration {
+	return cmp.Or(r.behaviour().retry, prepareBackoff)
+}
 
 func (r *testRuntime) Away() wire.Cause {
 	if away := r.behaviour().away; away != nil {
