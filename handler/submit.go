@@ -234,6 +234,9 @@ func taskStoreProblem(err error) error {
 	case is(tasks.ErrHeld):
 		return &problem{status: http.StatusServiceUnavailable, code: "async_capacity_exhausted", retryAfter: 60,
 			message: "too many of your tasks that have ended must be kept: their webhooks are yet to be delivered, or their idempotency keys are of the last 24 hours"}
+	case is(tasks.ErrShare):
+		return &problem{status: http.StatusServiceUnavailable, code: "async_capacity_exhausted", retryAfter: 5,
+			message: "many of your tasks are queued or running; the last places are for clients that have few"}
 	case is(tasks.ErrFull):
 		return &problem{status: http.StatusServiceUnavailable, code: "async_capacity_exhausted", retryAfter: 5,
 			message: "too many tasks are queued or running"}

@@ -264,6 +264,21 @@ func TestAsyncFull(t *testing.T) {
 	}
 }
 
+// TestAsyncShare wants the last places to be for others than the client that has the rest.
+func TestAsyncShare(t *testing.T) {
+	f := &fakeMesh{workers: []mesh.WorkerInfo{worker(peerA, "HR", "llama3.2")}, dispatch: asking(answers(script{hang: true}))}
+	g := serveTasks(t, f, tasks.Options{InFlight: 16}, withKeys(keyOne, keyTwo))
+	for range 14 {
+		g.submitTask(t, taskBody, "Authorization", "Bearer "+keyOne)
+	}
+	a := g.do(t, "POST", "/api/execute/async", taskBody, "Authorization", "Bearer "+keyOne)
+	a.failed(t, http.StatusServiceUnavailable, "async_capacity_exhausted")
+	if !strings.Contains(a.body, "many of your tasks") || a.header.Get("Retry-After") != "5" {
+		t.Errorf("got %s %v", a.body, a.header)
+	}
+	g.submitTask(t, taskBody, "Authorization", "Bearer "+keyTwo)
+}
+
 // TestAsyncOwner wants a task to be its owner's alone, and to be run with its rights.
 func TestAsyncOwner(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "keys")

@@ -35,7 +35,7 @@ type Tasks struct {
 	OldWebhookSecret string `json:"old_webhook_secret,omitempty"`
 
 	// How many tasks may be queued or running at one time, at most 1,000,000. More are
-	// refused with status 503. Default: 256.
+	// refused with status 503. The last eighth is for clients with few tasks. Default: 256.
 	InFlight int `json:"in_flight,omitempty"`
 
 	// How often a task may be begun and broken off, at most 100; a client may ask for

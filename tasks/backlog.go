@@ -37,29 +37,49 @@ type backlog struct {
 	under    int       // submissions under way
 	failedAt time.Time
 	failure  error // of then
+	share    queueShare
 }
 
-// begin takes a place for a submission, where so many tasks and so many bytes of records may
-// be, and which needs more than taskRoom of them. The error is [ErrFull], or of the store;
-// without one, end follows.
-func (b *backlog) begin(ctx context.Context, s *store, limit int, room, more int64) error {
+// begin takes a place for a submission of an owner, where so many tasks and so many bytes of
+// records may be, and which needs more than taskRoom of them. The error is [ErrFull], or of the
+// store; without one, end follows.
+func (b *backlog) begin(ctx context.Context, s *store, owner string, limit int, room, more int64) error {
+	all, placed, err := b.place(ctx, s, limit, room, more, false)
+	if err != nil || placed {
+		return err
+	}
+	if err := b.share.take(ctx, s, owner, all); err != nil {
+		return err
+	}
+	if _, _, err = b.place(ctx, s, limit, room, more, true); err != nil {
+		b.share.back(owner)
+	}
+	return err
+}
+
+// place takes a place; or else returns how many tasks there are, when it is one of the last and
+// the owner has no share of them. The error is that of begin.
+func (b *backlog) place(ctx context.Context, s *store, limit int, room, more int64, shared bool) (all int, placed bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if time.Since(b.failedAt) < backlogPause { // those who have waited for that do not ask again
-		return b.failure
+		return 0, false, b.failure
 	}
 	if b.crowded(room, more) && time.Since(b.keptAt) < backlogPause {
-		return ErrFull
+		return 0, false, ErrFull
 	}
 	if err := b.ask(ctx, s, limit, room, more); err != nil {
 		b.failedAt, b.failure = time.Now(), err
-		return err
+		return 0, false, err
 	}
 	if b.full(limit) || b.crowded(room, more) {
-		return ErrFull
+		return 0, false, ErrFull
+	}
+	if b.last(limit) && !shared {
+		return b.messages + b.under, false, nil
 	}
 	b.under++
-	return nil
+	return 0, true, nil
 }
 
 // ask asks for what may have changed.
@@ -83,6 +103,12 @@ func (b *backlog) ask(ctx context.Context, s *store, limit int, room, more int64
 
 // full reports whether there may be as many tasks as may be.
 func (b *backlog) full(limit int) bool { return b.messages+b.under >= limit }
+
+// last reports whether what is left is the last eighth, of the places or of the room for
+// prompts. Of less than 16 places there is none.
+func (b *backlog) last(limit int) bool {
+	return limit >= 16 && b.full(limit-limit/8) || b.bytes > queueBytes-queueBytes/8
+}
 
 // crowded reports whether there may be no room for one more.
 func (b *backlog) crowded(room, more int64) bool {

@@ -180,7 +180,7 @@ func TestOverload(t *testing.T) {
 			return nil, &Failure{Kind: Busy}
 		}
 	}
-	p := open(t, t.TempDir(), runner, Options{InFlight: 1000})
+	p := open(t, t.TempDir(), runner, Options{InFlight: 1200})
 	n := 100
 	if nightly() {
 		n = 1000
@@ -224,7 +224,7 @@ func TestDeepQueue(t *testing.T) {
 	}
 }
 
-// fill puts tasks into the queue, as fast as that goes.
+// fill puts tasks of 16 owners into the queue, as fast as that goes.
 func fill(t *testing.T, s *store, n int) {
 	t.Helper()
 	js, err := jetstream.New(s.conn, jetstream.WithPublishAsyncMaxPending(4000), jetstream.WithPublishAsyncTimeout(time.Minute))
@@ -234,7 +234,11 @@ func fill(t *testing.T, s *store, n int) {
 	for i := range n {
 		target := Target{Model: fmt.Sprint("model", i%100)}
 		now := time.Now().UTC()
-		r := &Record{ID: newID(now, laneOf("ann", target)), Owner: "ann", Site: "site", Target: target, PromptSize: len(prompt2K), State: Queued, Created: now}
+		owner := "ann"
+		if i%16 > 0 {
+			owner += fmt.Sprint(i % 16)
+		}
+		r := &Record{ID: newID(now, laneOf(owner, target)), Owner: owner, Site: "site", Target: target, PromptSize: len(prompt2K), State: Queued, Created: now}
 		header, err := r.encodeHeader()
 		if err != nil {
 			t.Fatal(err)

@@ -155,26 +155,34 @@ func (s *session) dropAll(ctx context.Context, found []ownedEntry) (n int, err e
 // purge removes what is older than one from a subject of the records, and returns how many there
 // were, which the library keeps to itself.
 func (s *store) purge(ctx context.Context, subject string, older uint64) (uint64, error) {
-	request, err := json.Marshal(jetstream.StreamPurgeRequest{Subject: subject, Sequence: older})
+	answer, err := request[struct {
+		Purged uint64 `json:"purged"`
+	}](ctx, s, "STREAM.PURGE."+recordName, jetstream.StreamPurgeRequest{Subject: subject, Sequence: older})
+	return answer.Purged, err
+}
+
+// request asks the server for what the library has no call for, or keeps a part of to itself.
+func request[T any](ctx context.Context, s *store, what string, question any) (answer T, err error) {
+	b, err := json.Marshal(question)
 	if err != nil {
-		return 0, err
+		return answer, err
 	}
-	return patiently(ctx, s, func(ctx context.Context) (uint64, error) {
-		msg, err := s.conn.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"STREAM.PURGE."+recordName, request)
+	return patiently(ctx, s, func(ctx context.Context) (answer T, err error) {
+		msg, err := s.conn.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+what, b)
 		if err != nil {
-			return 0, err
+			return answer, err
 		}
-		var answer struct {
-			Error  *jetstream.APIError `json:"error"`
-			Purged uint64              `json:"purged"`
+		var refusal struct {
+			Error *jetstream.APIError `json:"error"`
 		}
-		if err := json.Unmarshal(msg.Data, &answer); err != nil {
-			return 0, err
+		if err := json.Unmarshal(msg.Data, &refusal); err != nil {
+			return answer, err
 		}
-		if answer.Error != nil {
-			return 0, answer.Error
+		if refusal.Error != nil {
+			return answer, refusal.Error
 		}
-		return answer.Purged, nil
+		err = json.Unmarshal(msg.Data, &answer)
+		return answer, err
 	})
 }
 

@@ -218,11 +218,11 @@ func TestEvict(t *testing.T) {
 // TestBacklogAsks wants the store not to be asked again by each who is refused.
 func TestBacklogAsks(t *testing.T) {
 	full := backlog{kept: 1 << 20, keptAt: time.Now().Add(time.Hour)}
-	if err := full.begin(t.Context(), nil, 10, 1<<20, 0); !errors.Is(err, ErrFull) {
+	if err := full.begin(t.Context(), nil, "ann", 10, 1<<20, 0); !errors.Is(err, ErrFull) {
 		t.Error(err)
 	}
 	away := backlog{failure: ErrStore, failedAt: time.Now().Add(time.Hour)}
-	if err := away.begin(t.Context(), nil, 10, 1<<20, 0); !errors.Is(err, ErrStore) {
+	if err := away.begin(t.Context(), nil, "ann", 10, 1<<20, 0); !errors.Is(err, ErrStore) {
 		t.Error(err)
 	}
 }

@@ -222,7 +222,7 @@ func (s *session) submit(ctx context.Context, r *Record, prompt string, limit in
 		return err
 	}
 	size := len(header.Get(recordHeader))
-	if err := s.backlog.begin(ctx, s.store, limit, s.limits.records, moreRoom(size)); err != nil {
+	if err := s.backlog.begin(ctx, s.store, r.Owner, limit, s.limits.records, moreRoom(size)); err != nil {
 		return err
 	}
 	err = s.store.submit(ctx, r, header, prompt)
