@@ -227,6 +227,24 @@ func TestReportedLoad(t *testing.T) {
 	}
 }
 
+// TestAside wants a request that is no work to say nothing of its worker.
+func TestAside(t *testing.T) {
+	a := newTestApp(t, nil)
+	newHTTPWorker(t, a, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
+	judge := func(string, bool) { t.Error("it is judged by that") }
+	a.node.Load().judge.Store(&judge)
+	c := request("m", "")
+	c.Aside = true
+	run, err := lease(t, a).Dispatch(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(run); err != nil {
+		t.Error(err)
+	}
+	_ = run.Close()
+}
+
 // TestSlotAtEnd wants the slot of an answer to be free when that has been read, also before
 // it is closed: by then the client can have it all, and ask for the next.
 func TestSlotAtEnd(t *testing.T) {

@@ -5,6 +5,7 @@ package tasks
 import (
 	"context"
 	"errors"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -88,7 +89,7 @@ func TestBoundsAsked(t *testing.T) {
 }
 
 // TestClockJumps wants tasks that wait or run not to notice how the clock is set, nor
-// webhooks to be given up.
+// webhooks to be given up, or to wait for a time that the clock was at by mistake.
 func TestClockJumps(t *testing.T) {
 	t.Setenv("AGENTFM_WEBHOOK_ALLOW_PRIVATE", "1")
 	clock := &testClock{at: time.Now().UTC()}
@@ -122,6 +123,22 @@ func TestClockJumps(t *testing.T) {
 	for _, id := range ids {
 		if r := ended(t, p, id); r.State != Completed || r.Ended.Before(r.Created) {
 			t.Errorf("got %+v", r)
+		}
+	}
+	rec := receive(t, func(w http.ResponseWriter, _ *http.Request, n int) {
+		if n == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	clock.set(begun.AddDate(1, 0, 0))
+	id := submit(t, p, rec.URL)
+	until(t, p, id, "an attempt", func(r *Record) bool { return r.Webhook.Attempts == 1 })
+	clock.set(begun)
+	until(t, p, id, "a delivery", func(r *Record) bool { return r.Webhook.State == WebhookDelivered })
+	for wait, want := range map[time.Duration]error{0: ErrPending, 26 * time.Hour: ErrPending, 27 * time.Hour: nil} {
+		w := &Webhook{State: WebhookPending, Next: begun.Add(wait)}
+		if err := w.again(begun); !errors.Is(err, want) {
+			t.Errorf("with %s to wait: %v", wait, err)
 		}
 	}
 }

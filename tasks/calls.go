@@ -32,6 +32,8 @@ const (
 	maxCallWrites = 64
 	// endWait bounds the storing of an end.
 	endWait = 2 * time.Second
+	// maxLateEnds is how many calls wait for their ends to be stored, which could not be.
+	maxLateEnds = 256
 )
 
 // Reasons for the end of a call that this package gives.
@@ -57,9 +59,10 @@ func keyOf(owner, id string) string {
 // isCall reports whether a key is that of a call.
 func isCall(key string) bool { return strings.HasPrefix(taskID(key), callPrefix) }
 
-// calls are those under way in this process.
+// calls are those under way in this process, and those whose end is yet to be stored.
 type calls struct {
 	writing chan struct{}
+	late    chan *Call // whose end could not be stored
 	failing atomic.Bool
 
 	mu    sync.Mutex
@@ -68,7 +71,7 @@ type calls struct {
 
 // newCalls returns none.
 func newCalls() *calls {
-	return &calls{writing: make(chan struct{}, maxCallWrites), byKey: make(map[string]*Call)}
+	return &calls{writing: make(chan struct{}, maxCallWrites), late: make(chan *Call, maxLateEnds), byKey: make(map[string]*Call)}
 }
 
 // find returns the call of a key; nil when none is under way.
@@ -84,6 +87,16 @@ func (c *calls) forget(key string, call *Call) {
 	defer c.mu.Unlock()
 	if c.byKey[key] == call { // and not another with its id
 		delete(c.byKey, key)
+	}
+}
+
+// later has the end of a call stored when that goes. Of too many, the records are mended: see
+// mendCall.
+func (c *calls) later(call *Call) {
+	select {
+	case c.late <- call:
+	default:
+		c.forget(call.record.key(), call)
 	}
 }
 
@@ -135,7 +148,7 @@ func (c *Call) Begin(id string, w Worker) {
 		first := *r
 		go func() {
 			defer close(c.begun)
-			c.store(&first)
+			_ = c.store(&first)
 		}()
 	default:
 		close(c.begun)
@@ -163,23 +176,31 @@ func (c *Call) End(cause error, how func(*Record)) {
 	r.note(&before)
 	last := *r
 	c.mu.Unlock()
-	if c.service.calls.find(last.key()) == c { // and not another with its id, that began meanwhile
-		wait := time.NewTimer(endWait)
-		defer wait.Stop()
-		select {
-		case c.service.calls.writing <- struct{}{}:
-			c.store(&last)
-		case <-wait.C:
-			c.service.log().Warn("the end of a task was not stored: there are too many", zap.String("task", last.ID))
-		}
+	switch {
+	case c.service.calls.find(last.key()) != c: // but another with its id, that began meanwhile
+	case c.storeEnd(&last) != nil:
+		c.service.calls.later(c)
+	default:
+		c.service.calls.forget(last.key(), c)
 	}
-	c.service.calls.forget(last.key(), c)
 	close(c.ended)
+}
+
+// storeEnd writes the record of a call that has ended, when there is a place for that in time.
+func (c *Call) storeEnd(r *Record) error {
+	wait := time.NewTimer(endWait)
+	defer wait.Stop()
+	select {
+	case c.service.calls.writing <- struct{}{}:
+		return c.store(r)
+	case <-wait.C:
+		return fmt.Errorf("%w: too many tasks are being stored", ErrStore)
+	}
 }
 
 // store writes the record, and gives the place for that back. Of many failures it says
 // one.
-func (c *Call) store(r *Record) {
+func (c *Call) store(r *Record) error {
 	defer func() { <-c.service.calls.writing }()
 	s, release, err := c.part.use()
 	if err == nil {
@@ -191,6 +212,7 @@ func (c *Call) store(r *Record) {
 	if failing := err != nil; c.service.calls.failing.Swap(failing) != failing && failing {
 		c.service.log().Warn("tasks of POST /api/execute are not stored", zap.Error(err))
 	}
+	return err
 }
 
 // cancelCall cancels a call of an owner, and returns what became of it.
@@ -211,10 +233,12 @@ func (s *session) cancelCall(ctx context.Context, key string) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !r.State.Ended() && s.store.shared {
+	if !r.State.Ended() && !s.isGone(ctx, r) {
 		return s.cancelElsewhere(ctx, key)
 	}
-	s.mendCall(r, revision)
+	if err := s.mendCall(r, revision); err != nil {
+		return nil, err
+	}
 	return r, ErrEnded
 }
 

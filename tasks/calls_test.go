@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
 // begin begins a call of the owner "ann".
@@ -236,4 +239,86 @@ func TestCallUnanswered(t *testing.T) {
 	if got := listed(t, p, "ann", Query{Limit: 9}); got != "false late:running" {
 		t.Errorf("got %s", got)
 	}
+}
+
+// TestCallLate wants the end of a call that could not be stored to be stored later, and the
+// call to be what it was until then.
+func TestCallLate(t *testing.T) {
+	p, failing := openFailing(t)
+	c, _ := begin(p, "late")
+	failing.Store(true)
+	c.End(nil, completed)
+	if r, err := p.Cancel(t.Context(), "ann", "late"); !errors.Is(err, ErrEnded) || r.State != Completed {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	p.service.Load().current.Load().sweepCalls() // it does not say that the gateway was stopped
+	failing.Store(false)
+	if r := ended(t, p, "late"); r.State != Completed || r.Bytes != 7 {
+		t.Errorf("got %+v", r)
+	}
+	if got := told(t, follow(t, p, "late"), 0); got != "1 running running  1 peer true;2 completed completed  1 peer false;" {
+		t.Errorf("got %s", got)
+	}
+	await.Until(t, "the call to be forgotten", func() bool { return p.service.Load().calls.find(c.record.key()) == nil })
+
+	// Of two with one id, the later counts.
+	first, _ := begin(p, "twice")
+	failing.Store(true)
+	first.End(nil, completed)
+	failing.Store(false)
+	second, _ := begin(p, "twice")
+	await.Until(t, "the first to be dropped", func() bool { return len(p.service.Load().calls.late) == 0 })
+	if r, err := p.Get(t.Context(), "ann", "twice"); err != nil || r.State == Failed {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	second.End(nil, completedNot)
+	if r, err := p.Get(t.Context(), "ann", "twice"); err != nil || r.State != Failed {
+		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+// TestCallLost wants a call of this process without an end, which nobody has any more, to be
+// mended when it is cancelled, and when the store is opened anew.
+func TestCallLost(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	s := p.service.Load()
+	old := s.current.Load()
+	for _, id := range []string{"cancelled", "reopened"} {
+		lost := &Record{ID: id, Owner: "ann", Sync: true, Holder: s.id, State: Running, Created: time.Now()}
+		if err := old.store.putCall(t.Context(), lost); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r, err := p.Cancel(t.Context(), "ann", "cancelled"); !errors.Is(err, ErrEnded) || r.State != Failed || r.Reason != ReasonStopped {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if r, err := p.Get(t.Context(), "ann", "cancelled"); err != nil || r.State != Failed {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	_ = old.store.failedTo(t.Context(), errors.New("no space left on device"))
+	if r := ended(t, p, "reopened"); r.State != Failed || r.Reason != ReasonStopped {
+		t.Errorf("got %+v", r)
+	}
+	many, c := newCalls(), &Call{record: Record{ID: "x", Sync: true}}
+	many.byKey[c.record.key()] = c
+	for i := range maxLateEnds + 1 {
+		if many.later(c); (many.find(c.record.key()) == nil) != (i == maxLateEnds) {
+			t.Fatalf("after %d calls: %v", i, many.byKey)
+		}
+	}
+}
+
+// openFailing opens a store that does not write records of calls while it is told so.
+func openFailing(t *testing.T) (*Part, *atomic.Bool) {
+	t.Helper()
+	failing := new(atomic.Bool)
+	old := defaultLimits
+	t.Cleanup(func() { defaultLimits = old })
+	defaultLimits.fault = func(when, verb, what string) error {
+		if failing.Load() && when == "before" && verb == "write" && strings.HasPrefix(what, callSubject) {
+			return errors.New("no space left on device")
+		}
+		return nil
+	}
+	return open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{}), failing
 }

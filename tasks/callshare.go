@@ -72,31 +72,69 @@ func (s *session) live() error {
 // holderKey is where a gateway says that it lives.
 func holderKey(id string) string { return "holder." + id }
 
-// isGone reports whether the process that had a call is no more.
-func (s *session) isGone(ctx context.Context, holder string) bool {
-	if holder == s.id || !s.store.shared {
-		return holder != s.id
+// isGone reports whether nobody has a call any more: its process is no more, or it is this
+// one, and has ended it. A call is among those of its process before its record is written,
+// and until its end is.
+func (s *session) isGone(ctx context.Context, r *Record) bool {
+	if r.Holder == s.id {
+		return s.calls.find(r.key()) == nil
+	}
+	if !s.store.shared {
+		return true
 	}
 	_, err := patiently(ctx, s.store, func(ctx context.Context) (jetstream.KeyValueEntry, error) {
-		return s.store.calls.Get(ctx, holderKey(holder))
+		return s.store.calls.Get(ctx, holderKey(r.Holder))
 	})
 	return errors.Is(err, jetstream.ErrKeyNotFound)
 }
 
-// sweepCalls ends the records of calls whose process has not done so.
+// sweepCalls ends the records of calls that nobody has any more.
 func (s *session) sweepCalls() {
-	s.readThrough(&s.store.calls, s.mendCall)
+	s.readThrough(&s.store.calls, func(r *Record, revision uint64) { _ = s.mendCall(r, revision) })
 }
 
-// mendCall ends a record of a call whose process is gone.
-func (s *session) mendCall(r *Record, revision uint64) {
+// mendCall ends a record of a call that nobody has any more.
+func (s *session) mendCall(r *Record, revision uint64) error {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
-	if r.State.Ended() || !s.isGone(ctx, r.Holder) {
-		return
+	if r.State.Ended() || !s.isGone(ctx, r) {
+		return nil
 	}
 	before := *r
 	_ = r.end(Failed, ReasonStopped, "the gateway was stopped while the task ran, or before it could store the end")
 	r.note(&before)
-	_ = s.store.putCall(ctx, r, jetstream.WithExpectLastSequencePerSubject(revision)) // or it has begun anew
+	return s.store.putCall(ctx, r, jetstream.WithExpectLastSequencePerSubject(revision)) // or it has begun anew
+}
+
+// storeEnds stores the ends of calls that could not be stored, until the session ends.
+func (s *session) storeEnds() {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case c := <-s.calls.late:
+			if s.storeEnd(c) == nil {
+				s.calls.forget(c.record.key(), c)
+				continue
+			}
+			s.calls.later(c)
+			pause(s.ctx, time.Second)
+		}
+	}
+}
+
+// storeEnd stores the end of a call, unless its record has one, or is another's.
+func (s *session) storeEnd(c *Call) error {
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
+	defer cancel()
+	last := c.record // it does not change any more
+	r, revision, err := s.store.getCall(ctx, last.key())
+	switch {
+	case errors.Is(err, ErrNotFound): // not even its beginning was stored
+	case err != nil:
+		return err
+	case r.State.Ended(), r.Holder != last.Holder, !r.Created.Equal(last.Created), s.calls.find(last.key()) != c:
+		return nil
+	}
+	return s.store.putCall(ctx, &last, jetstream.WithExpectLastSequencePerSubject(revision))
 }

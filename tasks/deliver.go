@@ -5,7 +5,6 @@ package tasks
 import (
 	"context"
 	"errors"
-	"net/url"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -67,16 +66,12 @@ func (s *session) due(msg jetstream.Msg, key string) (*Record, time.Duration) {
 	case err != nil, !r.State.Ended(): // see errBehind
 		return nil, 5 * time.Second
 	}
-	return r, r.Webhook.Next.Sub(s.limits.now())
+	return r, r.Webhook.wait(s.limits.now())
 }
 
 // tell sends a webhook when there is a place, and otherwise gives it back.
 func (s *session) tell(msg jetstream.Msg, key string, r *Record, under *posts) {
-	host := ""
-	if u, err := url.Parse(r.Webhook.URL); err == nil {
-		host = u.Host
-	}
-	begun := time.Now()
+	host, begun := hostOf(r.Webhook.URL), time.Now()
 	if wait, ok := under.begin(r.Owner, host, begun); !ok {
 		_ = msg.NakWithDelay(wait)
 		return
@@ -113,7 +108,7 @@ func (s *session) send(msg jetstream.Msg, key string, r *Record) {
 	}
 	countDelivery(r, d)
 	if r.Webhook.State == WebhookPending {
-		_ = msg.NakWithDelay(max(0, min(r.Webhook.Next.Sub(s.limits.now()), s.limits.rest)))
+		_ = msg.NakWithDelay(max(0, min(r.Webhook.wait(s.limits.now()), s.limits.rest)))
 		return
 	}
 	if r.Webhook.State != WebhookDelivered {

@@ -68,7 +68,7 @@ func (s *session) handle(msg jetstream.Msg) {
 	}
 	defer s.unclaim(key)
 	for s.ctx.Err() == nil {
-		t := &job{session: s, key: key, claim: c, turn: s.turns[strings.IndexByte(lanes, msg.Subject()[len(queueSubject)])]}
+		t := &job{session: s, key: key, claim: c, last: s.last[strings.IndexByte(lanes, msg.Subject()[len(queueSubject)])]}
 		err := t.run(ctx)
 		if errors.Is(context.Cause(ctx), ErrCancelled) { // its end is stored
 			ctx, err = s.ctx, ErrEnded

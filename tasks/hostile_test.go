@@ -168,6 +168,37 @@ func TestHostileReceiversApart(t *testing.T) {
 	}
 }
 
+// TestSlowOfOthers wants the webhooks of one owner to a receiver that is slow to keep none of
+// another owner's from it.
+func TestSlowOfOthers(t *testing.T) {
+	old := defaultLimits
+	t.Cleanup(func() { defaultLimits = old })
+	defaultLimits.post = time.Minute
+	hold := make(chan struct{})
+	rec := receive(t, func(_ http.ResponseWriter, r *http.Request, _ int) {
+		if r.URL.Path == "/slow" {
+			<-hold
+		}
+	})
+	defer close(hold)
+	p := open(t, t.TempDir(), &fakeRunner{run: says("", nil)}, Options{})
+	for range 4 * maxHostPosts {
+		submit(t, p, rec.URL+"/slow")
+	}
+	await.Until(t, "webhooks that hang", func() bool { return rec.count() >= maxHostPosts })
+	r, err := p.Submit(t.Context(), Submission{Owner: "bob", Site: "site", Target: Target{Worker: "peer"}, Prompt: "prompt", WebhookURL: rec.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await.Until(t, "a delivery", func() bool {
+		r, err = p.Get(t.Context(), "bob", r.ID)
+		return err == nil && r.Webhook.State == WebhookDelivered
+	})
+	if n := rec.count(); n != maxHostPosts+1 {
+		t.Errorf("%d came", n)
+	}
+}
+
 // nameServer is a DNS server with these addresses, of which a name gets the next list each
 // time that it is asked for; the last one again and again. A list of "=name" is an alias.
 func nameServer(t *testing.T, zone map[string][]string) *net.Resolver {

@@ -20,8 +20,9 @@ type job struct {
 	*session
 	key      string
 	claim    *claim
-	turn     chan struct{} // holds those of the lane who look for a worker
-	looking  bool          // this is one of them
+	last     chan struct{} // holds those of the lane who look for a worker for the last time
+	own      chan struct{} // holds those of the owner and the target who look for one
+	turn     chan struct{} // of these, the one that holds this task; nil while it does not look
 	record   *Record       // as it was last written
 	revision uint64        // of it
 	count    State         // as which the metrics have it
@@ -35,10 +36,13 @@ type job struct {
 // run sees the task to an end that is stored. The error is of the store, or of ctx.
 func (j *job) run(ctx context.Context) error {
 	defer j.counts("")
-	defer j.endTurn()
 	if err := j.recover(ctx); err != nil {
 		return err
 	}
+	own, leave := j.turns.join(j.record)
+	defer leave()
+	j.own = own
+	defer j.endTurn()
 	bounded, done := j.bounded(ctx)
 	defer done()
 	err := j.try(bounded)
@@ -51,10 +55,11 @@ func (j *job) run(ctx context.Context) error {
 // try makes attempts until one is the last.
 func (j *job) try(ctx context.Context) error {
 	for {
-		failure := j.beginTurn(ctx)
-		if failure == nil && ctx.Err() == nil {
-			failure = j.attempt(ctx)
+		j.beginTurn(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
+		failure := j.attempt(ctx)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -76,7 +81,7 @@ func (j *job) try(ctx context.Context) error {
 		if err := j.again(ctx, failure); err != nil {
 			return err
 		}
-		if failure.Kind != Busy { // others of the lane may be for a worker that is there
+		if failure.Kind != Busy { // others for the target may have a worker that is there
 			j.endTurn()
 		}
 		j.wait = min(max(2*j.wait, j.limits.pause), maxPause)
@@ -85,33 +90,39 @@ func (j *job) try(ctx context.Context) error {
 }
 
 // beginTurn waits until the task may look for a worker, unless it does, or until ctx ends.
-func (j *job) beginTurn(ctx context.Context) *Failure {
-	if j.looking {
-		return nil
+// When the time to wait is over, one look is due, which takes no turn of others.
+func (j *job) beginTurn(ctx context.Context) {
+	if j.turn != nil {
+		return
 	}
 	select {
-	case j.turn <- struct{}{}: // also when the time to wait is over: one look is due
-		j.looking = true
-		return nil
+	case j.own <- struct{}{}:
+		j.turn = j.own
+		return
 	default:
 	}
 	late := time.NewTimer(j.queueLeft())
 	defer late.Stop()
-	select {
-	case j.turn <- struct{}{}:
-		j.looking = true
-	case <-late.C:
-		return &Failure{Kind: Busy}
-	case <-ctx.Done():
+	var last chan struct{}
+	for j.turn == nil {
+		select {
+		case j.own <- struct{}{}:
+			j.turn = j.own
+		case last <- struct{}{}:
+			j.turn = last
+		case <-late.C:
+			last = j.last
+		case <-ctx.Done():
+			return
+		}
 	}
-	return nil
 }
 
-// endTurn lets another task of the lane look for a worker.
+// endTurn lets another task look for a worker.
 func (j *job) endTurn() {
-	if j.looking {
-		j.looking = false
+	if j.turn != nil {
 		<-j.turn
+		j.turn = nil
 	}
 }
 

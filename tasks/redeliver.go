@@ -52,7 +52,7 @@ func (w *Webhook) again(now time.Time) error {
 	switch {
 	case w == nil:
 		return ErrNoWebhook
-	case w.State == WebhookPending:
+	case w.State == WebhookPending && w.Next.Sub(now) <= longestWait:
 		return ErrPending
 	}
 	last := w.Last()

@@ -16,12 +16,9 @@ import (
 	"github.com/Agent-FM/caddy-agentfm/internal/metrics"
 )
 
-// Of the tasks of a lane, maxPending are out of the queue at one time, with a goroutine each,
-// and maxTurns look for a worker.
-const (
-	maxPending = 512
-	maxTurns   = 32
-)
+// maxPending is how many tasks of a lane are out of the queue at one time, with a goroutine
+// each. Of them, those look for a worker that have a turn.
+const maxPending = 512
 
 // maxLists bounds how many lists are made at one time.
 const maxLists = 4
@@ -43,7 +40,8 @@ type session struct {
 	reading sync.WaitGroup // those of them who take messages off the queues
 	queues  []jetstream.MessagesContext
 
-	turns [len(lanes)]chan struct{} // hold those of each lane who look for a worker
+	turns *turns
+	last  [len(lanes)]chan struct{} // hold those of each lane who look for a worker for the last time
 
 	mu     sync.Mutex
 	claims map[string]*claim // tasks under way, by their keys
@@ -66,9 +64,9 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 		return nil, err
 	}
 	store.wake, store.fault = s.followers.wake, s.limits.fault
-	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), claims: make(map[string]*claim)}
-	for i := range next.turns {
-		next.turns[i] = make(chan struct{}, maxTurns)
+	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), turns: newTurns(), claims: make(map[string]*claim)}
+	for i := range next.last {
+		next.last[i] = make(chan struct{}, maxTurns)
 	}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {
@@ -102,6 +100,7 @@ func (s *session) start() error {
 	s.running.Go(s.watch)
 	s.running.Go(s.forget)
 	s.running.Go(s.makeRoom)
+	s.running.Go(s.storeEnds)
 	if s.store.shared {
 		return s.share(ctx)
 	}

@@ -74,6 +74,18 @@ var retryAfter = []time.Duration{
 // maxRetryAfter bounds what a receiver's header Retry-After is followed for.
 const maxRetryAfter = 24 * time.Hour
 
+// longestWait is the longest that one can be: a step with its tenth, or what a receiver asks for.
+var longestWait = max(retryAfter[len(retryAfter)-1]*11/10, maxRetryAfter)
+
+// wait returns how long it is until the next attempt; 0 or less for none. A wait longer than
+// any can be was noted while the clock was ahead, and is none.
+func (w *Webhook) wait(now time.Time) time.Duration {
+	if wait := w.Next.Sub(now); wait <= longestWait {
+		return wait
+	}
+	return 0
+}
+
 // attempted notes how an attempt went, which has just ended. wait is what the receiver
 // asked for.
 func (w *Webhook) attempted(d Delivery, wait time.Duration) {

@@ -334,6 +334,13 @@ func TestPosts(t *testing.T) {
 	for range maxHostPosts {
 		take("ann", "slow", true)
 	}
+	for n := range maxAllHostPosts - maxHostPosts { // of others
+		take(fmt.Sprint("owner", n/maxHostPosts), "slow", true)
+	}
+	take("cat", "slow", false)
+	for n := range maxAllHostPosts - maxHostPosts {
+		p.end(fmt.Sprint("owner", n/maxHostPosts), "slow", 0)
+	}
 	last := time.Duration(0)
 	for range 100 {
 		wait, ok := p.begin("ann", "slow", now)
@@ -368,7 +375,24 @@ func TestPosts(t *testing.T) {
 	for n := range maxPosts - maxOwnerPosts {
 		p.end("bob", fmt.Sprint(n), time.Second)
 	}
-	if p.all.under != 0 || len(p.hosts) != 0 || len(p.owners) != 0 {
+	if p.all.under != 0 || len(p.hosts) != 0 || len(p.owners) != 0 || len(p.pairs) != 0 {
 		t.Errorf("left: %+v", p)
+	}
+}
+
+// TestHostOf wants a receiver to be one, whichever way its host is written.
+func TestHostOf(t *testing.T) {
+	for url, want := range map[string]string{
+		"https://a.example":          "a.example:443",
+		"HTTPS://A.Example.:443/x?y": "a.example:443",
+		"http://a.example./":         "a.example:80",
+		"https://a.example:8443":     "a.example:8443",
+		"https://[2001:DB8:0::1]/":   "[2001:db8::1]:443",
+		"http://[::ffff:192.0.2.1]":  "192.0.2.1:80",
+		"http://a\x7f":               "",
+	} {
+		if got := hostOf(url); got != want {
+			t.Errorf("%s: got %s, want %s", url, got, want)
+		}
 	}
 }
