@@ -167,7 +167,7 @@ func problemOf(err error) *problem {
 		return streamFailed(err, "the worker announced files and did not deliver them")
 	case is(mesh.ErrUnavailable):
 		return &problem{status: http.StatusServiceUnavailable, code: "mesh_overloaded", retryAfter: offlineRetryAfter,
-			message: "the model server of the worker does not answer it", cause: err}
+			message: reason(err, mesh.ErrUnavailable), cause: err}
 	case is(mesh.ErrUnreachable):
 		return &problem{status: http.StatusBadGateway, code: "worker_unreachable", message: "no matching worker could be reached", cause: err}
 	case is(os.ErrDeadlineExceeded), is(context.DeadlineExceeded):

@@ -349,6 +349,9 @@ func TestUnavailable(t *testing.T) {
 	if a.failed(t, 503, "mesh_overloaded"); a.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
+	if a.message() != "worker is not available: x" {
+		t.Errorf("message %q", a.message())
+	}
 	ask(wire.ErrRefused).failed(t, 502, "worker_stream_failed")
 	ask(mesh.ErrNoModel).failed(t, 404, "model_not_found")
 }

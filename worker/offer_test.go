@@ -345,7 +345,14 @@ func TestOffer(t *testing.T) {
 	set(Offer{}, false)
 	a.touch()
 	g.hears(t, "BUSY without its back-end", func(t wire.Telemetry) bool { return t.Status == wire.StatusBusy && t.Model == "m3" })
-	g.do(t, "POST", chats, "{}").refused(t, "without its back-end", wire.RefusalUnavailable, 503)
+	for fault, want := range map[string]string{"": "does not answer.", "does not let the worker in": "does not let the worker in."} {
+		set(Offer{Fault: fault}, false)
+		got := g.do(t, "POST", chats, "{}")
+		got.refused(t, "without its back-end", wire.RefusalUnavailable, 503)
+		if text := wire.ErrorMessage([]byte(got.body)); text != "The model server of this worker "+want {
+			t.Errorf("got %q", text)
+		}
+	}
 	set(Offer{Models: []string{"m1", "m2"}, Routes: []string{chats}}, true)
 	a.touch()
 	g.hears(t, "AVAILABLE with the first tag", func(t wire.Telemetry) bool {

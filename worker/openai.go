@@ -4,6 +4,7 @@ package worker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -48,6 +49,12 @@ func (g *generation) available() bool {
 	}
 	_, up := s.Offer()
 	return up
+}
+
+// fault says why the back-end is not available.
+func (g *generation) fault() string {
+	now, _ := serverOf(g.runtime).Offer()
+	return cmp.Or(now.Fault, "does not answer")
 }
 
 // offered returns what the agent's back-end serves, or served before it was gone;
@@ -108,7 +115,7 @@ func (c *call) target() *generation {
 		c.refuse(&refusal{wire.RefusalRoute, fmt.Sprintf("This worker does not serve %.100s.", c.r.URL.Path)})
 		return nil
 	case !g.available():
-		c.refuse(&refusal{wire.RefusalUnavailable, "The model server of this worker does not answer."})
+		c.refuse(&refusal{wire.RefusalUnavailable, "The model server of this worker " + g.fault() + "."})
 		return nil
 	}
 	return g

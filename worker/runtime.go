@@ -89,7 +89,7 @@ type Server interface {
 	http.Handler
 
 	// Offer says what is served now; false says that nothing is, because the
-	// back-end does not answer. It is called often, and must not block.
+	// back-end does not answer, or not as it should. It is called often, and must not block.
 	Offer() (Offer, bool)
 }
 
@@ -102,6 +102,10 @@ type Offer struct {
 	// Routes are the routes of OpenAI's API that are served, such as
 	// "/v1/chat/completions".
 	Routes []string
+	// Fault says why nothing is served, where that is so, in words for clients that follow
+	// "The model server": "does not let the worker in", for example. Empty stands for
+	// "does not answer".
+	Fault string `json:"-"`
 }
 
 // MaxModels is how many models one agent may offer.

@@ -32,6 +32,32 @@ const probeInterval = 5 * time.Minute
 // errSlow says that a question took too long.
 var errSlow = errors.New("no answer in time")
 
+// What the log and clients are told of a server of which nothing is offered.
+const (
+	faultSilent = "does not answer"
+	faultKey    = "does not let the worker in"
+	faultModels = "does not have the models that are to be offered"
+	faultOther  = "does not answer as it should"
+)
+
+// fault is an error of a question to the server with the one of these that it is;
+// faultOther need not be told.
+type fault struct {
+	what string
+	error
+}
+
+// Unwrap returns the error alone.
+func (f fault) Unwrap() error { return f.error }
+
+// faultOf returns what an error is.
+func faultOf(err error) string {
+	if f, ok := errors.AsType[fault](err); ok {
+		return f.what
+	}
+	return faultOther
+}
+
 // Prepare asks the server what it has, and has it looked after until ctx ends.
 func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image, error) {
 	if err := r.key.check(); err != nil {
@@ -90,7 +116,7 @@ func (r *Runtime) list(ctx context.Context) ([]string, error) {
 	req := r.request(ctx, http.MethodGet, "/models")
 	resp, err := r.transport.RoundTrip(req)
 	if err != nil {
-		return nil, fmt.Errorf("asking for models at %s: %w", req.URL, r.reason(ctx, err))
+		return nil, fault{faultSilent, fmt.Errorf("asking for models at %s: %w", req.URL, r.reason(ctx, err))}
 	}
 	defer resp.Body.Close()
 	if err := r.statusError(resp.StatusCode); err != nil {
@@ -99,7 +125,7 @@ func (r *Runtime) list(ctx context.Context) ([]string, error) {
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("asking for models at %s: %w", req.URL, r.reason(ctx, err))
+		return nil, fault{faultSilent, fmt.Errorf("asking for models at %s: %w", req.URL, r.reason(ctx, err))}
 	case len(b) > maxAnswer:
 		return nil, fmt.Errorf("asking for models at %s: the answer is over %d bytes", req.URL, maxAnswer)
 	}
@@ -127,9 +153,9 @@ func (r *Runtime) statusError(status int) error {
 	case status == http.StatusOK:
 		return nil
 	case (status == http.StatusUnauthorized || status == http.StatusForbidden) && r.APIKey == "" && r.APIKeyFile == "":
-		return fmt.Errorf("status %d: the server wants a key%s", status, r.advice("; set api_key or api_key_file"))
+		return fault{faultKey, fmt.Errorf("status %d: the server wants a key%s", status, r.advice("; set api_key or api_key_file"))}
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return fmt.Errorf("status %d: the server does not take the key of api_key or api_key_file", status)
+		return fault{faultKey, fmt.Errorf("status %d: the server does not take the key of api_key or api_key_file", status)}
 	case redirects(status):
 		return fmt.Errorf("status %d: a redirect, which is not followed%s", status, r.advice("; set base_url to where it leads"))
 	case status == http.StatusNotFound:
@@ -172,7 +198,7 @@ func parseModels(b []byte) ([]string, error) {
 		names = append(names, m.ID)
 	}
 	if len(names) == 0 {
-		return nil, errors.New("the server has no models")
+		return nil, fault{faultModels, errors.New("the server has no models")}
 	}
 	return names, nil
 }

@@ -247,8 +247,11 @@ func notInRoute(c rune) bool { return c <= ' ' || c > '~' || strings.ContainsRun
 // Offer implements worker.Server.
 func (r *Runtime) Offer() (worker.Offer, bool) {
 	v := r.view.Load()
-	if v == nil || !v.up {
+	switch {
+	case v == nil:
 		return worker.Offer{}, false
+	case !v.up:
+		return worker.Offer{Fault: v.fault}, false
 	}
 	return v.offer, true
 }

@@ -18,6 +18,7 @@ import (
 // view is what is known of the server. It does not change; there is a new one.
 type view struct {
 	up      bool
+	fault   string // why it is not up
 	offer   worker.Offer
 	byName  map[string]string // the server's names of models by those that are offered, as they are and folded, and by the agent's
 	first   string            // the server's name of the first
@@ -78,7 +79,7 @@ func (r *Runtime) newView(listed []string, agent worker.Agent) (*view, error) {
 			i = slices.IndexFunc(all, func(m model) bool { return fold(m.offered) == fold(own) })
 		}
 		if i < 0 {
-			return nil, fmt.Errorf("model: %q is not among what the server and the settings offer: %s (models and rename say what is offered)", own, list(offered(all)))
+			return nil, fault{faultModels, fmt.Errorf("model: %q is not among what the server and the settings offer: %s (models and rename say what is offered)", own, list(offered(all)))}
 		}
 		m := all[i]
 		all = slices.Insert(slices.Delete(all, i, i+1), 0, m)
@@ -95,7 +96,7 @@ func (r *Runtime) newView(listed []string, agent worker.Agent) (*view, error) {
 		}
 	}
 	if len(v.offer.Models) == 0 {
-		return nil, fmt.Errorf("the server has none of the models that are to be offered; it has: %s", list(listed))
+		return nil, fault{faultModels, fmt.Errorf("the server has none of the models that are to be offered; it has: %s", list(listed))}
 	}
 	v.first = v.byName[v.offer.Models[0]]
 	for _, name := range []string{fold(agent.Name), agent.PeerID} {

@@ -48,13 +48,23 @@ func (r *Runtime) watch(ctx context.Context, agent worker.Agent) {
 			continue
 		}
 		failures++
-		if before.up && (failures >= patience || errors.Is(err, syscall.ECONNREFUSED)) {
-			r.logger.Error("the server does not answer; nothing is offered until it does", zap.Error(err))
-			down := *before
-			down.up = false
-			r.view.Store(&down)
-			agent.Changed()
+		if !before.up || failures >= patience || errors.Is(err, syscall.ECONNREFUSED) {
+			r.turnDown(before, err, agent.Changed)
 		}
+	}
+}
+
+// turnDown has nothing be offered, and tells why when that is news.
+func (r *Runtime) turnDown(before *view, err error, changed func()) {
+	down := *before
+	down.up, down.fault = false, faultOf(err)
+	if before.fault == down.fault {
+		return
+	}
+	r.view.Store(&down)
+	r.logger.Error("the server "+down.fault+"; nothing is offered until it does", zap.Error(err))
+	if before.up {
+		changed()
 	}
 }
 
