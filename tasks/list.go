@@ -73,10 +73,15 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 		q.before = orderOf(q.Before)
 	case q.Before != "":
 		r, _, err := s.getCall(ctx, keyOf(owner, q.Before))
-		if err != nil {
+		before, known := s.calls.index.orderOf(ownerKey(owner), q.Before)
+		switch {
+		case err == nil:
+			q.before = r.order()
+		case errors.Is(err, ErrNotFound) && known: // it went while its owner was turning the pages
+			q.before = before
+		default:
 			return nil, false, err
 		}
-		q.before = r.order()
 	}
 	for {
 		p := &page{Query: q}

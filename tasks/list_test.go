@@ -200,6 +200,50 @@ func TestPageChanges(t *testing.T) {
 	}
 }
 
+// TestListFromGone wants a list to go on from a call that is kept no more since its page.
+func TestListFromGone(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	async := submit(t, p, "")
+	ended(t, p, async)
+	for _, id := range []string{"job.1", "job.2", "job.3"} {
+		time.Sleep(2 * time.Millisecond) // the order is by milliseconds
+		c, _ := begin(p, id)
+		c.End(nil, completed)
+	}
+	s := p.service.Load().current.Load().store
+	second := keyOf("ann", "job.2")
+	_, revision, err := s.getCall(t.Context(), second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.calls.Purge(t.Context(), second); err != nil {
+		t.Fatal(err)
+	}
+	if got := listed(t, p, "ann", Query{Limit: 1, Before: "job.2"}); got != "true job.1:completed" {
+		t.Errorf("got %s", got)
+	}
+	s.calls.index.forget(revision + 1) // also what is older
+	for range 2 {
+		if got := listed(t, p, "ann", Query{Limit: 1, Before: "job.2"}); got != "false "+async+":completed" {
+			t.Errorf("got %s", got)
+		}
+		s.calls.index.mu.Lock()
+		for i := range maxGone - 1 { // of others, until these are the earlier ones
+			s.calls.index.gone[goneCall{fmt.Sprint(i), token{}}] = order{1}
+		}
+		s.calls.index.remember("bob", []entry{{}}, 1)
+		s.calls.index.mu.Unlock()
+	}
+	if len(s.calls.index.goneEarlier) < maxGone || len(s.calls.index.gone) != 1 {
+		t.Errorf("it knows %d and %d", len(s.calls.index.goneEarlier), len(s.calls.index.gone))
+	}
+	for owner, before := range map[string]string{"ann": "job.4", "bob": "job.2"} {
+		if _, _, err := p.List(t.Context(), owner, Query{Limit: 1, Before: before}); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s of %s: %v", before, owner, err)
+		}
+	}
+}
+
 // TestIndexAgain wants what is noted once more to be there once.
 func TestIndexAgain(t *testing.T) {
 	x := newIndex(false)
