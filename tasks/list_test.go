@@ -9,12 +9,15 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
 // fillEnded puts tasks that have ended into the store, as fast as that goes.
@@ -241,6 +244,45 @@ func TestListFromGone(t *testing.T) {
 		if _, _, err := p.List(t.Context(), owner, Query{Limit: 1, Before: before}); !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s of %s: %v", before, owner, err)
 		}
+	}
+}
+
+// TestListsOfOne wants the lists of one owner to leave places for those of others.
+func TestListsOfOne(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	s := p.service.Load().current.Load()
+	gone, cancel := context.WithCancel(t.Context())
+	var ends []func()
+	for range maxOwnLists {
+		end, err := s.beginList(t.Context(), "ann")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, end)
+	}
+	var waiting sync.WaitGroup
+	for range 2 * maxLists {
+		waiting.Go(func() {
+			if _, _, err := p.List(gone, "ann", Query{Limit: 1}); !errors.Is(err, ErrStore) {
+				t.Errorf("one too many: %v", err)
+			}
+		})
+	}
+	await.Until(t, "lists that wait", func() bool {
+		s.lists.mu.Lock()
+		defer s.lists.mu.Unlock()
+		return s.lists.all["ann"].joined == maxOwnLists+2*maxLists
+	})
+	if got := listed(t, p, "bob", Query{Limit: 1}); got != "false" {
+		t.Errorf("got %s", got)
+	}
+	cancel()
+	waiting.Wait()
+	for _, end := range ends {
+		end()
+	}
+	if got := listed(t, p, "ann", Query{Limit: 1}); got != "false" || len(s.listing) != 0 || len(s.lists.all) != 0 {
+		t.Errorf("got %s; left: %d, %v", got, len(s.listing), s.lists.all)
 	}
 }
 
