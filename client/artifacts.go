@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/Agent-FM/caddy-agentfm/client/unzip"
+	"github.com/Agent-FM/caddy-agentfm/openai"
 )
 
 // MaxArtifact is the largest zip of a task's files that is fetched, in bytes; a gateway has
@@ -28,6 +29,9 @@ const MaxArtifact = 5 << 30
 // the package unzip takes, with its own limits; after an error nothing is left in dir. A
 // task without files is one of [CodeTaskNotFound].
 func (s *TaskService) Artifacts(ctx context.Context, id, dir string) (paths []string, err error) {
+	if id != "" && !validTaskID(id) { // nor is it in the name of the folder
+		return nil, invalid("task_id", "%q is not the id of a task", openai.Clip(id, maxText))
+	}
 	f, err := os.CreateTemp("", "agentfm-*.zip")
 	if err != nil {
 		return nil, artifactError(err, "making room for the files")

@@ -163,6 +163,18 @@ func artifactError(err error, doing string) *Error {
 	return &Error{Kind: ErrArtifact, Message: doing + ": " + err.Error(), Err: err}
 }
 
+// filesError is the error for files of a task that has ended well; nil for nil. It says what
+// the one of the client does that it wraps.
+func filesError(err error) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || e.Kind == ErrArtifact {
+		return err
+	}
+	files := *e
+	files.Kind, files.Err = ErrArtifact, e
+	return &files
+}
+
 // transportError makes an [*Error] of one of the transport. What was being done is for the
 // message.
 func transportError(ctx context.Context, err error, doing string) *Error {

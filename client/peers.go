@@ -182,7 +182,8 @@ type CommentReceipt struct {
 	LedgerHash string `json:"ledger_hash"`
 }
 
-// Comment adds a comment about a peer to the gateway's ledger.
+// Comment adds a comment about a peer to the gateway's ledger, which nothing takes back. With
+// an [IdempotencyKey] it is sent again where that may help, and signed once.
 func (s *PeerService) Comment(ctx context.Context, peerID string, r CommentRequest, opts ...CallOption) (*CommentReceipt, error) {
 	path, err := peerPath(peerID, "/comments/self")
 	if err != nil {

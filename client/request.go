@@ -243,6 +243,10 @@ func (c *Client) attempt(ctx context.Context, r request, body []byte, read func(
 		defer resp.Body.Close()
 		return answerError(resp)
 	}
+	if id := resp.Header.Get(headerTask); id != "" && !validTaskID(id) {
+		resp.Body.Close()
+		return withID(protocolError(nil, "%s: what the answer calls the task is not the id of one: %q", r.doing(), openai.Clip(id, maxText)), resp)
+	}
 	return read(ctx, resp)
 }
 
@@ -366,6 +370,9 @@ type Served struct {
 	RequestID string
 }
 
+// headerTask has the id of the task of an answer.
+const headerTask = "X-AgentFM-Task"
+
 // servedBy reads who served from the headers of an answer.
 func servedBy(h http.Header) Served {
 	attempts, _ := strconv.Atoi(h.Get("X-AgentFM-Attempts")) // none of AgentFM's own gateway
@@ -374,7 +381,7 @@ func servedBy(h http.Header) Served {
 		agent = plain
 	}
 	return Served{
-		WorkerID: h.Get("X-AgentFM-Peer"), Agent: agent, TaskID: h.Get("X-AgentFM-Task"),
+		WorkerID: h.Get("X-AgentFM-Peer"), Agent: agent, TaskID: h.Get(headerTask),
 		Attempts: attempts, RequestID: h.Get("X-Request-Id"),
 	}
 }

@@ -37,6 +37,8 @@ func (r RunRequest) check() error {
 		return invalid("worker_id", "the worker's peer id is missing")
 	case r.Prompt == "":
 		return invalid("prompt", "the prompt is missing")
+	case r.TaskID != "" && !validTaskID(r.TaskID):
+		return invalid("task_id", "the task's id: want a letter or digit, then at most 127 letters, digits, dots, underscores and hyphens")
 	}
 	return nil
 }
@@ -140,8 +142,8 @@ var maxOutput int64 = 64 << 20
 
 // Run runs a task and returns what it has given when it has ended. Its files are unpacked
 // into the folder ArtifactsDir of the request, or of [WithArtifactsDir], where each task
-// has a folder by its id. When they cannot be had, the error is [ErrArtifact], and the
-// result is there as well.
+// has a folder by its id. When they cannot be had, the error is [ErrArtifact], which wraps
+// the cause, and the result is there as well: the agent has run.
 func (s *TaskService) Run(ctx context.Context, r RunRequest, opts ...CallOption) (*Result, error) {
 	begin := time.Now()
 	stream, err := s.Stream(ctx, r, opts...)
@@ -169,8 +171,5 @@ func (s *TaskService) Run(ctx context.Context, r RunRequest, opts ...CallOption)
 		result.Artifacts, err = s.Artifacts(ctx, result.TaskID, filepath.Join(dir, result.TaskID))
 	}
 	result.Duration = time.Since(begin)
-	if err != nil {
-		return result, err
-	}
-	return result, nil
+	return result, filesError(err)
 }

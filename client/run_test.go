@@ -239,6 +239,60 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestRunFilesError wants the cause of missing files to be there.
+func TestRunFilesError(t *testing.T) {
+	c := fake(t, routes{"POST /api/execute": execution("done\n[AGENTFM: FILES_INCOMING]\n", "ok"), "GET /api/tasks/task-1/artifacts": problem(404, CodeTaskNotFound)})
+	r, err := c.Tasks.Run(t.Context(), RunRequest{WorkerID: "12D3", Prompt: "p", ArtifactsDir: t.TempDir()})
+	e, ok := errors.AsType[*Error](err)
+	if !ok || e.Kind != ErrArtifact || e.Code != CodeTaskNotFound || e.Status != 404 || e.RequestID != "req-1" || !errors.Is(err, ErrNotFound) || !strings.Contains(e.Message, "it is") {
+		t.Errorf("%+v", err)
+	}
+	if r == nil || r.Text != "done\n" || r.Duration <= 0 {
+		t.Error(r)
+	}
+}
+
+// TestForeignTaskID wants no answer to choose where files go: what is not the id of a task is
+// an error, and nothing is written.
+func TestForeignTaskID(t *testing.T) {
+	var id string
+	good := zipOf(t, map[string]string{"evil": "x"})
+	c := fake(t, routes{
+		"POST /api/execute": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-AgentFM-Task", id)
+			_, _ = io.WriteString(w, "done\n[AGENTFM: FILES_INCOMING]\n")
+		},
+		"POST /v1/chat/completions": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-AgentFM-Task", id)
+			answer(200, `{"choices":[]}`)(w, r)
+		},
+		"POST /api/execute/async": func(w http.ResponseWriter, r *http.Request) { answer(202, map[string]string{"task_id": id})(w, r) },
+		"/":                       func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(good) },
+	})
+	for _, id = range []string{"../../x", "..", ".", "a/b", `a\b`, "/x", "-x", "a b", "a:b", strings.Repeat("a", 129)} {
+		root := t.TempDir()
+		dir := filepath.Join(root, "one", "two")
+		if _, err := c.Tasks.Run(t.Context(), RunRequest{WorkerID: "12D3", Prompt: "p", ArtifactsDir: dir}); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%q: run: %v", id, err)
+		}
+		if _, err := c.OpenAI.Chat(t.Context(), ChatRequest{Model: "m", Messages: []ChatMessage{{"user", "hi"}}}); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%q: chat: %v", id, err)
+		}
+		if _, err := c.Tasks.Submit(t.Context(), SubmitRequest{WorkerID: "12D3", Prompt: "p"}); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%q: submit: %v", id, err)
+		}
+		if _, err := c.Tasks.Artifacts(t.Context(), id, filepath.Join(dir, id)); !errors.Is(err, ErrInvalidRequest) {
+			t.Errorf("%q: artifacts: %v", id, err)
+		}
+		if _, err := c.Tasks.Run(t.Context(), RunRequest{WorkerID: "12D3", Prompt: "p", TaskID: id, ArtifactsDir: dir}); !errors.Is(err, ErrInvalidRequest) {
+			t.Errorf("%q: own id: %v", id, err)
+		}
+		if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
+			t.Errorf("%q: %v, %v", id, left, err)
+		}
+	}
+}
+
 // TestRunOutputLimit wants no program to run out of memory by what an agent says.
 func TestRunOutputLimit(t *testing.T) {
 	c := fake(t, routes{"/": func(w http.ResponseWriter, _ *http.Request) {

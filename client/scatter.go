@@ -45,19 +45,21 @@ type ScatterResult struct {
 	// Index is that of the prompt.
 	Index  int
 	Status ScatterStatus
-	// Err is why it failed; nil after a success. Each is an [*Error].
+	// Err is why it failed; nil after a success. Each is an [*Error]. With one of
+	// [ErrArtifact], the agent may have ended well, and no more than its files are missing.
 	Err error
-	// Result is what the task has given; after a failure, its WorkerID says who failed
-	// last, where anybody has.
+	// Result is what the task has given, also where its files could not be had. After
+	// another failure, its WorkerID says who failed last, where anybody has.
 	Result
 	// Attempts is how many workers were given the prompt.
 	Attempts int
 }
 
 // Scatter runs each prompt on one of the workers, many at once, and returns the results in
-// the order of the prompts. A prompt whose worker fails goes to another. One that fails all
-// the same is a result, too, and ends nothing. The error is for options that cannot be
-// worked with; when the context ends, the prompts that have no result have failed with that.
+// the order of the prompts. A prompt whose worker fails goes to another, but not one of which
+// the files alone are missing. One that fails all the same is a result, too, and ends
+// nothing. The error is for options that cannot be worked with; when the context ends, the
+// prompts that have no result have failed with that.
 func (s *TaskService) Scatter(ctx context.Context, prompts []string, o ScatterOptions) ([]ScatterResult, error) {
 	peers := slices.Compact(slices.Sorted(slices.Values(o.Peers)))
 	switch {
@@ -151,7 +153,7 @@ func (b *batch) prompt(ctx context.Context, i int, prompt string) ScatterResult 
 			break
 		}
 		e, _ := errors.AsType[*Error](err) // every error is one
-		if e.Kind == ErrAuthentication {
+		if errors.Is(err, ErrAuthentication) {
 			b.lock(err)
 		}
 		if r.Attempts > b.o.MaxRetries || !e.otherMay() {
@@ -169,10 +171,11 @@ func (b *batch) prompt(ctx context.Context, i int, prompt string) ScatterResult 
 }
 
 // otherMay reports whether another worker, or the same one later, may do what one could not.
+// Where the files alone are missing, the agent has done it.
 func (e *Error) otherMay() bool {
 	switch e.Kind {
 	case ErrWorkerNotFound, ErrWorkerUnreachable, ErrWorkerStream, ErrMeshOverloaded, ErrModelNotFound, ErrDispatchRefused,
-		ErrConnection, ErrRateLimited, ErrUnavailable, ErrInternal, ErrArtifact:
+		ErrConnection, ErrRateLimited, ErrUnavailable, ErrInternal:
 		return true
 	}
 	return false

@@ -130,6 +130,37 @@ func TestScatterFails(t *testing.T) {
 	}
 }
 
+// TestScatterFiles wants an agent that has ended well to run no more because its files cannot
+// be had, whatever the reason, and what it said to be there.
+func TestScatterFiles(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"gone":        problem(404, CodeTaskNotFound),
+		"limited":     problem(429, CodeRateLimited),
+		"unavailable": problem(503, CodeTaskStoreUnavailable),
+		"fault":       problem(500, CodeInternal),
+		"broken":      func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"no zip":      answer(200, "x"),
+		"a link out":  func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(zipOf(t, map[string]string{"../x": ""})) },
+	} {
+		runs := 0
+		c := fake(t, routes{"GET /api/tasks/task-1/artifacts": h, "POST /api/execute": func(w http.ResponseWriter, r *http.Request) {
+			runs++
+			execution("done\n[AGENTFM: FILES_INCOMING]\n", "ok")(w, r)
+		}}, WithRetries(0))
+		results, err := c.Tasks.Scatter(t.Context(), []string{"x"}, ScatterOptions{Peers: []string{"A", "B"}, MaxConcurrency: 1, ArtifactsDir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := results[0]
+		if e, ok := errors.AsType[*Error](r.Err); !ok || e.Kind != ErrArtifact || r.Status != ScatterFailed {
+			t.Errorf("%s: %+v", name, r)
+		}
+		if runs != 1 || r.Attempts != 1 || r.Text != "done\n" || !r.HasFiles || r.TaskID != "task-1" {
+			t.Errorf("%s: %d runs, %+v", name, runs, r)
+		}
+	}
+}
+
 // TestScatterKey wants a wrong key not to be sent with each prompt: that locks a client out.
 func TestScatterKey(t *testing.T) {
 	m, c := newMill(t)

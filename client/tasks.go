@@ -7,6 +7,7 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"time"
 
@@ -50,7 +51,8 @@ type Ack struct {
 	Message string     `json:"message"`
 }
 
-// Submit gives the gateway a task that it runs while nobody waits.
+// Submit gives the gateway a task that it runs while nobody waits. Its id is safe as the
+// name of a file.
 func (s *TaskService) Submit(ctx context.Context, r SubmitRequest, opts ...CallOption) (*Ack, error) {
 	switch {
 	case r.WorkerID == "" && r.Model == "":
@@ -65,8 +67,8 @@ func (s *TaskService) Submit(ctx context.Context, r SubmitRequest, opts ...CallO
 	if _, err := s.c.call(ctx, request{method: http.MethodPost, path: "/api/execute/async", body: body}.with(opts), &ack); err != nil {
 		return nil, err
 	}
-	if ack.TaskID == "" {
-		return nil, protocolError(nil, "the gateway took a task and does not say its id")
+	if !validTaskID(ack.TaskID) {
+		return nil, protocolError(nil, "the gateway took a task and says no id of a task: %q", openai.Clip(ack.TaskID, maxText))
 	}
 	return &ack, nil
 }
@@ -169,6 +171,13 @@ func (t *Task) Err() error {
 	}
 	return &Error{Kind: ErrTaskFailed, Code: t.Reason, Message: message}
 }
+
+// taskID is the form of a task id. It is also a safe name of a file.
+var taskID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+
+// validTaskID reports whether a gateway may call a task so. What it says itself is checked,
+// too: programs name folders by it.
+func validTaskID(id string) bool { return taskID.MatchString(id) }
 
 // taskPath is the path of a task, and of what it has.
 func taskPath(id, what string) (string, error) {

@@ -123,7 +123,7 @@ func (h *WebhookHandler) receive(w http.ResponseWriter, r *http.Request) (status
 		return http.StatusUnauthorized, "the signature is missing, wrong or too old"
 	}
 	var p WebhookPayload
-	if err := decode(body, &p, ""); err != nil || p.TaskID == "" || p.Status == "" {
+	if err := decode(body, &p, ""); err != nil || !validTaskID(p.TaskID) || p.Status == "" {
 		return http.StatusBadRequest, "the body is not that of a webhook"
 	}
 	p.ID, p.Signed = r.Header.Get("Webhook-Id"), signed

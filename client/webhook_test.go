@@ -98,6 +98,7 @@ func TestWebhook(t *testing.T) {
 		"too large":             {hook{"POST", "application/json", hookBody + strings.Repeat(" ", MaxWebhook), nil}, WebhookHandler{Secrets: secrets}, 413, ""},
 		"not JSON":              {hook{"POST", "application/json", "{", ours(secret, "{")}, WebhookHandler{Secrets: secrets}, 400, ""},
 		"not a webhook":         {hook{"POST", "application/json", "{}", ours(secret, "{}")}, WebhookHandler{Secrets: secrets}, 400, ""},
+		"no id of a task":       {hook{"POST", "application/json", strings.Replace(hookBody, "task_1", "../x", 1), nil}, WebhookHandler{AllowUnsigned: true}, 400, ""},
 		"callback fails":        {post(nil), WebhookHandler{AllowUnsigned: true, Callback: func(*http.Request, WebhookPayload) error { return errors.New("private") }}, 500, ""},
 	} {
 		var got *WebhookPayload

@@ -8,7 +8,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +26,6 @@ import (
 	"github.com/docker/docker/api/types/build"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/image"
-	"github.com/docker/docker/api/types/network"
 )
 
 const (
@@ -168,98 +166,6 @@ func TestUnit(t *testing.T) {
 	}
 }
 
-// composed is what the test needs of a service of compose.yaml.
-type composed struct {
-	Image       string
-	ReadOnly    bool              `json:"read_only"`
-	Tmpfs       string            `json:"tmpfs"`
-	CapDrop     []string          `json:"cap_drop"`
-	SecurityOpt []string          `json:"security_opt"`
-	Environment map[string]string `json:"environment"`
-	Volumes     []composedVolume
-	Secrets     []struct{ Source, Target string }
-}
-
-// composedVolume is what a container has of the host.
-type composedVolume struct{ Type, Source, Target string }
-
-// TestCompose has the services of the compose example, in containers of the image, on a
-// network of the engine. The image is that of the Dockerfile, but for its first stage, which
-// needs a base image from elsewhere.
-func TestCompose(t *testing.T) {
-	engine := newEngine(t)
-	needProgram(t, "git")
-	tool := need(t, "AGENTFM_TEST_COMPOSE")
-	dir := t.TempDir()
-	for _, name := range []string{"compose.yaml", "gateway.Caddyfile", "worker.Caddyfile"} {
-		writeFile(t, dir, name, readText(t, "examples/compose/"+name))
-	}
-	cmd := exec.CommandContext(t.Context(), tool, "-no-interpolation", "-format", "json", "compose.yaml")
-	cmd.Dir = dir
-	model, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var project struct {
-		Services map[string]composed
-		Secrets  map[string]struct{ File string }
-	}
-	if err := json.Unmarshal(model, &project); err != nil {
-		t.Fatal(err)
-	}
-	for name, s := range project.Services {
-		for _, secret := range s.Secrets {
-			s.Volumes = append(s.Volumes, composedVolume{"bind", project.Secrets[secret.Source].File, secret.Target})
-		}
-		project.Services[name] = s
-	}
-	if name := project.Services["gateway"].Image; name != "agentfm" {
-		t.Errorf("the image is %q", name)
-	}
-	engine.buildImage(t, testImage, imageContext(t))
-
-	key, err := os.ReadFile(swarmKey(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, dir, "swarm.key", string(key))
-	name := fmt.Sprintf("agentfm-compose-%d", os.Getpid())
-	if _, err := engine.NetworkCreate(t.Context(), name, network.CreateOptions{Driver: "bridge"}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = engine.NetworkRemove(context.WithoutCancel(t.Context()), name) })
-	gateway := engine.startService(t, project.Services["gateway"], name, map[string]string{"AGENTFM_API_KEYS": testKey})
-	worker := engine.startService(t, project.Services["worker"], name, map[string]string{"MODEL_SERVER": "http://127.0.0.1:8090/v1"})
-	engine.startModel(t, worker)
-
-	info, err := engine.ContainerInspect(t.Context(), gateway)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &process{t: t, url: "http://" + info.NetworkSettings.Networks[name].IPAddress + ":8080", done: make(chan struct{})}
-	p.awaitWorkers(1)
-	var answer struct {
-		Choices []struct{ Message struct{ Content string } }
-	}
-	p.decode(p.post("/v1/chat/completions", chatRequest("Local models", "hello", false)), &answer)
-	if len(answer.Choices) != 1 || answer.Choices[0].Message.Content == "" {
-		t.Errorf("chat: %+v", answer)
-	}
-	if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", info.State.Pid)); err != nil || !strings.Contains(string(status), "\nUid:\t65532\t65532\t") {
-		t.Errorf("not the user 65532: %s, %v", status, err)
-	}
-	if _, err := engine.ContainerStatPath(t.Context(), gateway, "/bin"); err == nil {
-		t.Error("the image has a /bin")
-	}
-	wait := 30
-	if err := engine.ContainerStop(t.Context(), gateway, container.StopOptions{Timeout: &wait}); err != nil {
-		t.Fatal(err)
-	}
-	if info, err := engine.ContainerInspect(t.Context(), gateway); err != nil || info.State.ExitCode != 0 {
-		t.Errorf("after its end: %+v, %v", info.State, err)
-	}
-}
-
 // imageContext returns the last stage of the Dockerfile in a folder that has what the first
 // one makes.
 func imageContext(t *testing.T) string {
@@ -307,42 +213,6 @@ func (e *engine) buildImage(t *testing.T, name, dir string) {
 	t.Cleanup(func() {
 		_, _ = e.ImageRemove(context.WithoutCancel(t.Context()), name, image.RemoveOptions{Force: true})
 	})
-}
-
-// startService starts the container of a service, on a network and with these variables. Of
-// its volumes it gets the files.
-func (e *engine) startService(t *testing.T, s composed, network string, env map[string]string) string {
-	t.Helper()
-	config := &container.Config{Image: testImage}
-	for name := range s.Environment {
-		config.Env = append(config.Env, name+"="+env[name])
-	}
-	host := &container.HostConfig{
-		NetworkMode: container.NetworkMode(network), ReadonlyRootfs: s.ReadOnly, CapDrop: s.CapDrop, SecurityOpt: s.SecurityOpt,
-		Tmpfs: map[string]string{s.Tmpfs: ""},
-	}
-	for _, v := range s.Volumes {
-		if v.Type == "bind" {
-			host.Binds = append(host.Binds, v.Source+":"+v.Target+":ro")
-		}
-	}
-	return e.startContainer(t, config, host)
-}
-
-// startModel starts a model server beside another container, on port 8090 of its loopback.
-func (e *engine) startModel(t *testing.T, beside string) {
-	t.Helper()
-	dir := t.TempDir()
-	compile := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "probe"), root+"/worker/docker/internal/probe")
-	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := compile.CombinedOutput(); err != nil {
-		t.Fatalf("compiling the model server: %v\n%s", err, out)
-	}
-	writeFile(t, dir, "Dockerfile", "FROM scratch\nCOPY probe /\nENTRYPOINT [\"/probe\"]\n")
-	e.buildImage(t, "agentfm-compose-model", dir)
-	e.startContainer(t,
-		&container.Config{Image: "agentfm-compose-model", Env: []string{"PROBE=serve 8090", "AGENTFM_MODEL=acme/m"}},
-		&container.HostConfig{NetworkMode: container.NetworkMode("container:" + beside)})
 }
 
 // startContainer starts a container, which ends with the test.

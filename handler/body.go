@@ -63,8 +63,11 @@ const maxGrow = 64 << 10
 
 // readBody reads the whole body, which may have limit bytes.
 func (x *exchange) readBody(limit int64) ([]byte, error) {
-	if x.work.body != nil {
-		return x.work.body, nil
+	if b := x.work.body; b != nil {
+		if int64(len(b)) > limit {
+			return nil, tooLarge(limit)
+		}
+		return b, nil
 	}
 	if x.r.ContentLength > limit {
 		return nil, x.tooLarge(limit)

@@ -3,6 +3,7 @@
 package handler
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -77,10 +78,12 @@ func (x *exchange) say(s *subject, req commentRequest, attached []byte) error {
 	if err != nil {
 		return err
 	}
+	x.work.ran.Store(true) // nobody can take back what is signed
 	e, err := l.Say(x.r.Context(), ledger.Opinion{
 		Client: x.client(), Subject: s.id, Score: req.Rating, Context: "comment", Text: req.Text, Language: req.Language, Attached: attached,
 	})
 	if err != nil {
+		x.work.ran.Store(e != nil || !unsaid(err))
 		return ledgerProblem(err)
 	}
 	body, err := encode(struct {
@@ -92,6 +95,11 @@ func (x *exchange) say(s *subject, req commentRequest, attached []byte) error {
 	}
 	x.answer(http.StatusCreated, body)
 	return nil
+}
+
+// unsaid reports whether an error of the ledger comes before anything is signed.
+func unsaid(err error) bool {
+	return errors.Is(err, ledger.ErrTooOften) || errors.Is(err, ledgerwire.ErrBad) || errors.Is(err, context.Canceled) || store.Unsigned(err)
 }
 
 // submitComment serves POST /v1/peers/{id}/comments: a comment that who holds this node's

@@ -143,6 +143,8 @@ func problemOf(err error) *problem {
 	case is(router.ErrCrowdedOut):
 		return &problem{status: http.StatusTooManyRequests, code: codeRateLimit, retryAfter: queueRetryAfter,
 			message: "too many of your requests wait for a worker; others have their turn", cause: err}
+	case is(mesh.ErrNoModel): // which went since the worker announced it
+		return &problem{status: http.StatusNotFound, code: codeModelNotFound, param: "model", message: reason(err, mesh.ErrNoModel), cause: err}
 	case is(wire.ErrRefused): // no agent ran
 		p := streamFailed(err, reason(err, wire.ErrRefused))
 		p.final = false

@@ -45,6 +45,7 @@ var dispatchErrors = []struct {
 	{fmt.Errorf("%w: %w", mesh.ErrStream, io.ErrUnexpectedEOF), 502, "worker_stream_failed", "connection", "", true},
 	{fmt.Errorf("%w: %w", mesh.ErrStream, os.ErrDeadlineExceeded), 502, "worker_stream_failed", "too long", "", true},
 	{fmt.Errorf("%w: %s", wire.ErrRefused, "Version mismatch! Worker is running v1.2.0."), 502, "worker_stream_failed", "Version mismatch! Worker is running v1.2.0.", "", false},
+	{fmt.Errorf("%w: %s", mesh.ErrNoModel, "this worker does not have it"), 404, "model_not_found", "no such model: this worker", "", false},
 	{fmt.Errorf("attempt 1: %w: exit status 3\x1b]52;c;x\x07", wire.ErrAgentFailed), 502, "worker_stream_failed", "agent failed: exit status 3 ]52;c;x", "", true},
 	{wire.ErrTruncated, 502, "worker_stream_failed", "ended early", "", true},
 	{fmt.Errorf("%w: disk full", mesh.ErrArtifact), 502, "worker_stream_failed", "files", "", true},

@@ -37,7 +37,7 @@ const (
 type keyedWork struct {
 	body  []byte // read already
 	claim *tasks.KeyClaim
-	// ran says that an agent may have begun something; tried, that a task was submitted,
+	// ran says that an agent may have begun something, or the ledger; tried, that a task was submitted,
 	// and it is not known whether it was accepted.
 	ran   atomic.Bool
 	tried bool

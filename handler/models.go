@@ -32,7 +32,7 @@ func (x *exchange) model() error {
 	if err != nil {
 		return err
 	}
-	found := matching(x.workersFor(l.Workers(false)), router.Request{Model: x.param})
+	found := x.h.matching(x.workersFor(l.Workers(false)), router.Request{Model: x.param})
 	if len(found) == 0 {
 		return modelNotFound(x.param)
 	}

@@ -110,10 +110,10 @@ func (x *exchange) passOn(call mesh.Call, stream bool) error {
 
 // passage is the answer of a worker on its way to the client.
 type passage struct {
-	x     *exchange
-	out   eventWriter
-	stop  func() // ends the heartbeat
-	raw   bool   // what the client gets is not events
+	x    *exchange
+	out  eventWriter
+	stop func() // ends the heartbeat
+	raw  bool   // what the client gets is not events
 
 	noted   bool // of which response it is, or that it has no id
 	unnamed int  // bytes in which its id was not found

@@ -107,6 +107,25 @@ func TestPassedEvents(t *testing.T) {
 	}
 }
 
+// TestNoEvents wants a stream that ends before its first event to be an error.
+func TestNoEvents(t *testing.T) {
+	g := serve(t, natively("/v1/chat/completions", eventsType, 200, script{}))
+	g.do(t, "POST", "/v1/chat/completions", with(chatBody, `"stream":true`)).failed(t, 502, "worker_stream_failed")
+}
+
+// TestPassedHEAD wants the length of what a GET would have.
+func TestPassedHEAD(t *testing.T) {
+	for length, want := range map[int64]string{7: "7", -1: ""} {
+		f := natively("/v1/responses", jsonType, 200, script{output: []string{`{"id":"resp_1"}`}})
+		g := serve(t, f)
+		g.do(t, "POST", "/v1/responses", chatBody)
+		f.dispatch = answers(script{response: &mesh.Response{Status: 200, Header: http.Header{"Content-Type": {jsonType}}, Length: length}})
+		if a := g.do(t, "HEAD", "/v1/responses/resp_1", ""); a.status != 200 || a.header.Get("Content-Length") != want {
+			t.Errorf("length %d: %d %v", length, a.status, a.header)
+		}
+	}
+}
+
 // TestPassedEventsBreak wants a stream that breaks to end with an error, after whole
 // events, and not with an end that looks well.
 func TestPassedEventsBreak(t *testing.T) {
@@ -165,7 +184,7 @@ func TestPassedHeaders(t *testing.T) {
 		sc := script{output: []string{"x"}, response: &mesh.Response{Status: 200, Length: 1, Header: http.Header{
 			"Content-Type": {contentType}, "Set-Cookie": {"a=b"}, "Access-Control-Allow-Origin": {"*"}, "Strict-Transport-Security": {"max-age=1"},
 			"X-Request-Id": {"theirs"}, "X-Agentfm-Peer": {"theirs"}, "Location": {"https://evil.example"}, "Alt-Svc": {"h3"}, "Server": {"theirs"},
-			"X-Ratelimit-Limit-Requests": {"5"}, "Content-Disposition": {"attachment"}, "Openai-Processing-Ms": {"9999"},
+			"Retry-After": {"3600"}, "X-Ratelimit-Limit-Requests": {"5"}, "Content-Disposition": {"attachment"}, "Openai-Processing-Ms": {"9999"},
 		}}}
 		f.dispatch = answers(sc)
 		_ = h
@@ -181,7 +200,7 @@ func TestPassedHeaders(t *testing.T) {
 		if a.header.Get("X-Request-Id") == "theirs" || a.header.Get("X-AgentFM-Peer") == "theirs" || a.header.Get("Openai-Processing-Ms") == "9999" {
 			t.Errorf("ours are the worker's: %v", a.header)
 		}
-		if a.header.Get("X-Ratelimit-Limit-Requests") != "5" || a.header.Get("Content-Disposition") != "attachment" || a.header.Get("X-Content-Type-Options") != "nosniff" {
+		if a.header.Get("Retry-After") != "60" || a.header.Get("X-Ratelimit-Limit-Requests") != "5" || a.header.Get("Content-Disposition") != "attachment" || a.header.Get("X-Content-Type-Options") != "nosniff" {
 			t.Errorf("headers %v", a.header)
 		}
 	}
@@ -276,7 +295,7 @@ func TestNativeOrText(t *testing.T) {
 func TestStoredResponses(t *testing.T) {
 	for name, sc := range map[string]script{
 		"whole":  {output: []string{`{"created":1, "id" : "resp_abc-1", "output":[{"id":"msg_1"}]}`}, response: &mesh.Response{Status: 200, Header: http.Header{"Content-Type": {jsonType}}}},
-		"events": {output: []string{"event: response.created\ndata: {\"response\":{\"id\":\"resp_abc-1\"}}\n\n", "data: x\n\n"}, response: &mesh.Response{Status: 200, Header: http.Header{"Content-Type": {eventsType}}}},
+		"events": {output: []string{": keep-alive\n\n", "event: response.created\ndata: {\"response\":{\"id\":\"resp_abc-1\"}}\n\n", "data: x\n\n"}, response: &mesh.Response{Status: 200, Header: http.Header{"Content-Type": {eventsType}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &fakeMesh{routes: mesh.Route("/v1/responses"), noText: true, dispatch: answers(sc)}
@@ -299,8 +318,22 @@ func TestStoredResponses(t *testing.T) {
 				}
 				g.do(t, r.method, r.path, "", two...).failed(t, 404, "not_found")
 			}
+			const next = `{"model":"m","input":"y","previous_response_id":"resp_abc-1"}`
+			for _, client := range [][]string{one, two} {
+				if a := g.do(t, "POST", "/v1/responses", next, client...); a.status != 200 {
+					t.Errorf("got %d %s", a.status, a.body)
+				}
+				calls := f.seen()
+				may := calls[len(calls)-1].Target.May
+				if pinned := may != nil && may(peerA, "", "m") && !may(peerB, "", "m"); pinned != (client[1] == one[1]) {
+					t.Errorf("%s: the worker that has it: %t", client, pinned)
+				}
+			}
 			f.dispatch = fails(router.ErrNoMatch)
 			g.do(t, "GET", "/v1/responses/resp_abc-1", "", one...).failed(t, 404, "not_found")
+			if a := g.do(t, "POST", "/v1/responses", next, one...); !strings.Contains(a.body, "previous_response_id") {
+				t.Errorf("got %s", a.body)
+			}
 		})
 	}
 }
@@ -317,4 +350,5 @@ func TestUnavailable(t *testing.T) {
 		t.Error("no Retry-After")
 	}
 	ask(wire.ErrRefused).failed(t, 502, "worker_stream_failed")
+	ask(mesh.ErrNoModel).failed(t, 404, "model_not_found")
 }

@@ -74,7 +74,7 @@ func (x *exchange) observe() {
 		failure = metrics.ClientError
 	}
 	metrics.Request(o.operation, failure, now.Sub(x.begun))
-	if o.input > 0 {
+	if o.input > 0 || o.output > 0 {
 		metrics.Tokens(o.operation, o.input, o.output)
 	}
 	if o.stream && failure == "" && !o.first.IsZero() {
@@ -123,6 +123,10 @@ type usageReader struct {
 
 var usageReaders = sync.Pool{New: func() any { return new(usageReader) }}
 
+// maxTokens is how many tokens an answer can have: what a worker says is added up, and no
+// sum is to end at one that says too much.
+const maxTokens = 1 << 30
+
 // read reads the count that b begins with, if it is one.
 func (r *usageReader) read(b []byte) (input, output int, ok bool) {
 	u := &r.usage
@@ -134,5 +138,5 @@ func (r *usageReader) read(b []byte) (input, output int, ok bool) {
 		return 0, 0, false
 	}
 	input, output = max(u.Prompt, u.Input), max(u.Completion, u.Output)
-	return input, output, input >= 0 && output >= 0
+	return input, output, min(input, output) >= 0 && max(input, output) <= maxTokens
 }

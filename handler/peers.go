@@ -41,9 +41,9 @@ func findPeers(rest string) (rt route, ok bool) {
 	case what == "proof":
 		rt.get = (*exchange).peerProof
 	case what == "comments":
-		rt.post = (*exchange).submitComment
+		rt.post, rt.work = (*exchange).submitComment, true
 	case what == "comments/self":
-		rt.post = (*exchange).comment
+		rt.post, rt.work = (*exchange).comment, true
 	case strings.HasPrefix(what, "comments/") && below && name != "" && !strings.Contains(name, "/"):
 		rt.get = (*exchange).commentText
 	default:
@@ -162,7 +162,11 @@ func (x *exchange) describe(s *subject) (peerAnswer, error) {
 		return a, ledgerProblem(err)
 	}
 	a.Entries, a.Last = sum.Entries, timeText(sum.Last)
-	a.Raters.Verified = min(s.standing.Heeded, sum.Raters)
+	a.Raters.Verified = s.standing.Heeded
+	if sum.Own { // what this gateway says itself, it believes
+		a.Raters.Verified++
+	}
+	a.Raters.Verified = min(a.Raters.Verified, sum.Raters)
 	a.Raters.Unverified = sum.Raters - a.Raters.Verified
 	return a, nil
 }

@@ -5,8 +5,11 @@ package handler
 import (
 	"errors"
 	"net/http"
+	"regexp"
 	"strings"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh"
 	"github.com/Agent-FM/caddy-agentfm/openai"
@@ -182,7 +185,7 @@ func (x *exchange) taskTarget(req submitRequest) (tasks.Target, error) {
 		t.Only = id.String()
 	}
 	found := false
-	for _, w := range matching(x.workersFor(l.Workers(false)), call.Target) {
+	for _, w := range x.h.matching(x.workersFor(l.Workers(false)), call.Target) {
 		found = found || t.Only == "" || w.PeerID == t.Only
 	}
 	if !found {
@@ -194,13 +197,34 @@ func (x *exchange) taskTarget(req submitRequest) (tasks.Target, error) {
 	return t, nil
 }
 
-// base returns where the client finds this gateway.
+// base returns where the client finds this gateway: a proxy that is trusted says what it was
+// asked for.
 func (x *exchange) base() string {
-	scheme := "http"
+	scheme, host := "http", x.r.Host
 	if x.r.TLS != nil {
 		scheme = "https"
 	}
-	return scheme + "://" + x.r.Host
+	if trusted, _ := caddyhttp.GetVar(x.r.Context(), caddyhttp.TrustedProxyVarKey).(bool); trusted {
+		if s := strings.ToLower(x.proxySays("X-Forwarded-Proto")); s == "http" || s == "https" {
+			scheme = s
+		}
+		if h := x.proxySays("X-Forwarded-Host"); len(h) <= maxHost && hostForm.MatchString(h) {
+			host = h
+		}
+	}
+	return scheme + "://" + host
+}
+
+// maxHost bounds the name and port of a host, in bytes.
+const maxHost = 261
+
+// hostForm is the form of a host, which may have a port.
+var hostForm = regexp.MustCompile(`^([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$`)
+
+// proxySays returns what the first of several proxies says in a header.
+func (x *exchange) proxySays(name string) string {
+	first, _, _ := strings.Cut(x.r.Header.Get(name), ",")
+	return strings.TrimSpace(first)
 }
 
 // taskStoreProblem maps an error of the task store to its answer.

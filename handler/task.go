@@ -199,7 +199,7 @@ func (x *exchange) wasOnline(target router.Request) bool {
 	gone := slices.DeleteFunc(x.workersFor(x.lease.Workers(true)), func(w *mesh.WorkerInfo) bool {
 		return w.Online || w.LastSeen.Before(lately)
 	})
-	return len(matching(gone, target)) > 0
+	return len(x.h.matching(gone, target)) > 0
 }
 
 // modelNotFound is the error for a model that nobody online serves.
@@ -226,7 +226,7 @@ func promptTooLong(size, limit int, param string) *problem {
 // promptLimit is the largest prompt that any worker takes which matches.
 func (x *exchange) promptLimit(target router.Request) int {
 	limit := 0
-	for _, w := range matching(x.workersFor(x.lease.Workers(false)), target) {
+	for _, w := range x.h.matching(x.workersFor(x.lease.Workers(false)), target) {
 		limit = max(limit, w.PromptLimit())
 	}
 	if limit == 0 { // nobody matches, and nobody would take it
@@ -236,8 +236,8 @@ func (x *exchange) promptLimit(target router.Request) int {
 }
 
 // matching returns the workers that a request may go to, as the router decides it.
-func matching(workers []*mesh.WorkerInfo, target router.Request) []*mesh.WorkerInfo {
+func (h *Handler) matching(workers []*mesh.WorkerInfo, target router.Request) []*mesh.WorkerInfo {
 	return router.Match(slices.Values(workers), target, func(w *mesh.WorkerInfo) router.Worker {
-		return router.Worker{Peer: w.PeerID, Agent: w.AgentName, Model: w.Model, Models: w.Models}
+		return router.Worker{Peer: w.PeerID, Agent: w.AgentName, Model: w.Model, Models: w.Models, Probation: h.ledger.Standing(w.ID).Probation}
 	})
 }

@@ -188,7 +188,7 @@ func TestMatching(t *testing.T) {
 		{router.Request{Peer: "p4", Model: "shared"}, "p4"},
 	} {
 		var got []string
-		for _, w := range matching(workers, r.target) {
+		for _, w := range new(Handler).matching(workers, r.target) {
 			got = append(got, w.PeerID)
 		}
 		if strings.Join(got, ",") != r.want {

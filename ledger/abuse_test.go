@@ -3,6 +3,7 @@
 package ledger
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -43,6 +44,33 @@ func TestSayChecksFirst(t *testing.T) {
 	if err != nil || e.Kind != wire.Comment || len(e.AttachedRating) == 0 || n.Size() != 2 {
 		t.Errorf("%+v, %v, %d entries", e, err, n.Size())
 	}
+}
+
+// TestSayWhole wants the comment to follow its rating also when who asked has gone by then.
+func TestSayWhole(t *testing.T) {
+	n := fresh(t)
+	score := 0.5
+	o := Opinion{Subject: newID(t), Score: &score, Text: "good"}
+	if e, err := n.Say(&leaving{Context: ctx, looks: 1}, o); err != nil || e.Kind != wire.Comment || n.Size() != 2 {
+		t.Errorf("%+v, %v, %d entries", e, err, n.Size())
+	}
+	if e, err := n.Say(&leaving{Context: ctx}, o); !errors.Is(err, context.Canceled) || e != nil || n.Size() != 2 {
+		t.Errorf("%+v, %v, %d entries", e, err, n.Size())
+	}
+}
+
+// leaving is a context that ends after it was looked at so often.
+type leaving struct {
+	context.Context
+	looks int
+}
+
+// Err implements context.Context.
+func (l *leaving) Err() error {
+	if l.looks--; l.looks < 0 {
+		return context.Canceled
+	}
+	return nil
 }
 
 // TestServingIsBounded asks and says nothing: one peer gets some places and no more, and to

@@ -49,8 +49,7 @@ type Standing struct {
 	// Probation says that it gets only a share of the tasks, and those for which nobody else
 	// has room.
 	Probation bool
-	// Heeded is how many of those who speak of it were found honest: they are proven, or this
-	// gateway.
+	// Heeded is how many of those who speak of it were found honest, beside this gateway.
 	Heeded int
 }
 

@@ -96,7 +96,7 @@ func (e *evidence) add(v store.Vote) {
 type verdicts struct {
 	scores map[peer.ID]float64 // of everybody of whom something is known
 	proven map[peer.ID]bool
-	// heeded is how many of those who speak of a peer are proven, or this node.
+	// heeded is how many of those who speak of a peer are proven.
 	heeded map[peer.ID]int
 }
 
@@ -158,7 +158,7 @@ func (e evidence) judge() verdicts {
 	}
 	heeded := make(map[peer.ID]int)
 	for _, v := range e.votes {
-		if v.Rater == e.self || proven[v.Rater] {
+		if v.Rater != e.self && proven[v.Rater] {
 			heeded[v.Subject]++
 		}
 	}

@@ -120,7 +120,7 @@ func TestVotesAreBounded(t *testing.T) {
 	}
 }
 
-// TestHeeded counts those of the raters who were found honest, and the node.
+// TestHeeded counts those of the raters who were found honest.
 func TestHeeded(t *testing.T) {
 	me, x := id("me", 0), id("x", 0)
 	e := evidence{self: me, tallies: map[peer.ID]store.Tally{id("good", 0): {Good: 40}, id("bad", 0): {Bad: 40}}}
@@ -128,7 +128,7 @@ func TestHeeded(t *testing.T) {
 		e.add(store.Vote{Rater: rater, Subject: x}) // a comment
 	}
 	s := newStandings(e.judge(), Settings{}, nil)
-	if got := s.of(x); got.Heeded != 2 || got.Score != 0 {
+	if got := s.of(x); got.Heeded != 1 || got.Score != 0 {
 		t.Errorf("got %+v", got)
 	}
 }

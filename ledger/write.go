@@ -46,8 +46,9 @@ type Opinion struct {
 
 // Say signs what a client says of a peer, and adds it to the log: first the rating, then the
 // comment, which belongs to it. It returns the entry of the comment, or else that of the
-// rating. Nothing is signed, and no quota spent, when one of them is not as it should be. The
-// error is [ErrTooOften], a [wire.ErrBad] or of the store.
+// rating, which is also there where the comment has failed. Nothing is signed, and no quota
+// spent, when one of them is not as it should be, or nobody waits. The error is [ErrTooOften],
+// a [wire.ErrBad], that of the context or of the store.
 func (l *Ledger) Say(ctx context.Context, o Opinion) (*wire.Entry, error) {
 	rating, comment, err := l.entries(o)
 	if err != nil {
@@ -65,12 +66,13 @@ func (l *Ledger) Say(ctx context.Context, o Opinion) (*wire.Entry, error) {
 			h := rating.Hash()
 			comment.AttachedRating = h[:]
 		}
+		ctx = context.WithoutCancel(ctx) // half of an opinion is another one
 	}
 	if comment != nil {
-		said = comment
 		if err := l.Append(ctx, comment, []byte(o.Text)); err != nil {
-			return nil, err
+			return said, err
 		}
+		said = comment
 	}
 	return said, nil
 }

@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -23,6 +24,9 @@ var (
 	ErrUnreachable = errors.New("worker cannot be reached")
 	// ErrUnavailable says that a worker's back-end does not answer it.
 	ErrUnavailable = errors.New("worker is not available")
+	// ErrNoModel says that a worker does not have the model that it was asked for, or
+	// not any more. It is a [wire.ErrRefused].
+	ErrNoModel = fmt.Errorf("%w: no such model", wire.ErrRefused)
 	// ErrStream says that the connection to the worker broke.
 	ErrStream = errors.New("worker stream failed")
 	// ErrTaskID says that a task of that id runs, or left files, already.

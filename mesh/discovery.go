@@ -36,9 +36,8 @@ const (
 	nearExpiry = time.Hour
 )
 
-// findInterval is how often the DHT is searched for workers, and how long it takes
-// in the mean until a node of the local network is dialled again. A variable for
-// tests.
+// findInterval is how often the DHT is searched for workers, and how long a node of the
+// local network is left alone at first when it could not be reached. A variable for tests.
 var findInterval = 10 * time.Second
 
 // KeepConnected dials the targets and stays connected to them until ctx ends. A
@@ -167,12 +166,11 @@ func (h *Host) discoverLocal(ctx context.Context, connect func(peer.AddrInfo), l
 // each once, however the dial ends. It can fail where both dial at that moment, each
 // from the port it listens on: one TCP connection opens, of which both take themselves
 // for the one who dialled. And a connection can break. So nodes that are not connected
-// are dialled again, after waits that differ.
+// are dialled again, after waits that differ and grow to about a minute.
 func (h *Host) dialNear(ctx context.Context, found <-chan peer.AddrInfo, connect func(peer.AddrInfo)) {
 	near := make(map[peer.ID]*nearNode)
-	wait := func() time.Duration { return findInterval/2 + rand.N(findInterval) }
-	again := time.NewTimer(wait())
-	defer again.Stop()
+	tick := time.NewTicker(findInterval / 10)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -184,20 +182,23 @@ func (h *Host) dialNear(ctx context.Context, found <-chan peer.AddrInfo, connect
 				}
 				delete(near, id)
 			}
-			near[p.ID] = &nearNode{p, time.Now()}
+			near[p.ID] = newNearNode(p)
 			connect(p)
-		case <-again.C:
+		case now := <-tick.C:
 			for id, n := range near {
 				switch {
 				case h.Network().Connectedness(id) == network.Connected:
-					n.seen = time.Now()
-				case time.Since(n.seen) > nearExpiry:
+					near[id] = newNearNode(n.AddrInfo)
+				case now.Sub(n.seen) > nearExpiry:
 					delete(near, id)
-				default:
+				case now.After(n.next):
+					n.rest()
+					if s, ok := h.Network().(*swarm.Swarm); ok {
+						s.Backoff().Clear(id) // libp2p's own wait, which grows to 5 min
+					}
 					connect(n.AddrInfo)
 				}
 			}
-			again.Reset(wait())
 		}
 	}
 }
@@ -205,7 +206,22 @@ func (h *Host) dialNear(ctx context.Context, found <-chan peer.AddrInfo, connect
 // nearNode is a node of the local network.
 type nearNode struct {
 	peer.AddrInfo
-	seen time.Time // when it was found, or connected
+	seen time.Time     // when it was found, or connected
+	next time.Time     // when it may be dialled again
+	wait time.Duration // from the last dial to that, and half as much again at most
+}
+
+// newNearNode returns one that was found now.
+func newNearNode(p peer.AddrInfo) *nearNode {
+	n := &nearNode{AddrInfo: p, seen: time.Now(), wait: findInterval / 4}
+	n.rest()
+	return n
+}
+
+// rest has it wait, longer each time.
+func (n *nearNode) rest() {
+	n.wait = min(2*n.wait, 6*findInterval)
+	n.next = time.Now().Add(n.wait/2 + rand.N(n.wait))
 }
 
 // discoverDHT announces a worker, or looks for workers, under the rendezvous name.

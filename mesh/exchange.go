@@ -230,6 +230,8 @@ func (x *exchange) refusal() error {
 		kind = wire.ErrCapacity
 	case wire.RefusalUnavailable:
 		kind = ErrUnavailable
+	case wire.RefusalModel:
+		kind = ErrNoModel
 	}
 	return fmt.Errorf("%w: %s", kind, wire.ErrorMessage(body))
 }

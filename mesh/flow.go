@@ -21,6 +21,11 @@ const (
 	flowRate  = 50 // messages a second
 	flowBurst = 100
 	maxFlows  = 32768
+
+	// A peer may relay the telemetry of a whole mesh, of which each author is limited later:
+	// 10,000 workers announce themselves every two seconds.
+	relayedRate  = 6_000
+	relayedBurst = 12_000
 )
 
 // flow is what is counted together. Whoever has an honest peer relay too much fills that flow
@@ -33,22 +38,25 @@ type flow struct {
 
 // flows remembers what peers have brought.
 type flows struct {
-	now   func() time.Time
-	table *limit.Table[flow]
+	now       func() time.Time
+	table     *limit.Table[flow]
+	telemetry *limit.Table[peer.ID]
 }
 
 func newFlows() *flows {
-	return &flows{now: time.Now, table: limit.New[flow](flowRate, flowBurst, maxFlows)}
+	return &flows{
+		now: time.Now, table: limit.New[flow](flowRate, flowBurst, maxFlows), telemetry: limit.New[peer.ID](relayedRate, relayedBurst, maxFlows),
+	}
 }
 
-// inspect drops the messages that are too many. Telemetry has limits of its own, and of topics
-// that are not the mesh's, nobody listens to any.
+// inspect drops the messages that are too many. Of topics that are not the mesh's, nobody
+// listens to any.
 func (f *flows) inspect(from peer.ID, rpc *pubsub.RPC) error {
 	now := f.now()
 	rpc.Publish = slices.DeleteFunc(rpc.Publish, func(m *pb.Message) bool {
 		topic := m.GetTopic()
 		if topic == wire.TelemetryTopic {
-			return false
+			return !f.telemetry.Take(from, now)
 		}
 		own := peer.ID(m.GetFrom()) == from // which is verified later, and no other gains by it
 		return !slices.Contains(topics, topic) || !f.table.Take(flow{from, topic, own}, now)

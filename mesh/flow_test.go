@@ -47,7 +47,8 @@ func TestFlows(t *testing.T) {
 		{"another", "b", "x", entries, 0, 10, 10},
 		{"another topic", "a", "x", alerts, 0, 600, 100},
 		{"its own", "a", "a", entries, 0, 600, 100},
-		{"telemetry", "a", "x", wire.TelemetryTopic, 0, 5000, 5000},
+		{"telemetry", "a", "x", wire.TelemetryTopic, 0, 20_000, relayedBurst},
+		{"telemetry of another", "b", "x", wire.TelemetryTopic, 0, 5000, 5000},
 		{"no topic of ours", "a", "x", "z", 0, 1, 0},
 	} {
 		now = now.Add(c.later)

@@ -69,6 +69,13 @@ func (n *node) emitEvents(ctx context.Context) {
 	}
 	for from := "0"; ctx.Err() == nil; { // no event's id: all that there are
 		s, err := n.directory.events.Subscribe("", from)
+		if errors.Is(err, ErrSubscribers) { // until one has left
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+			continue
+		}
 		if err != nil {
 			return
 		}

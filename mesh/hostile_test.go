@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -210,6 +211,33 @@ func TestSilentProfiles(t *testing.T) {
 	}
 	if n := len(asked); n > 20 {
 		t.Errorf("who never gives a profile was asked %d times in an hour", n)
+	}
+}
+
+// TestChangingProfiles wants a worker not to be asked more often for its profile by changing
+// the tag of it, taking it away and bringing it back, nor by answering late.
+func TestChangingProfiles(t *testing.T) {
+	d := newDirectory(zap.NewNop)
+	now := time.Now()
+	d.now = func() time.Time { return now }
+	asked, asking := 0, 0
+	d.ask = func(string, string) bool { asked++; asking++; return true }
+	w := wire.Telemetry{PeerID: "x", Status: wire.StatusAvailable, MaxTasks: 1, CPUCores: 1, Protocol: wire.ProtocolHTTP}
+	for i := range 4 * 600 { // ten minutes; each answer takes five seconds
+		if w.ProfileTag = strconv.Itoa(i); i%2 == 0 {
+			w.ProfileTag = ""
+		}
+		if d.update(w); asking > 1 {
+			t.Fatalf("asked %d times at once", asking)
+		}
+		if i%20 == 19 && asking > 0 {
+			asking = 0
+			d.tookProfile("x", w.ProfileTag, wire.Profile{}, nil)
+		}
+		now = now.Add(250 * time.Millisecond)
+	}
+	if asked > 60 {
+		t.Errorf("asked %d times in ten minutes", asked)
 	}
 }
 

@@ -187,7 +187,7 @@ func TestStaleStreams(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	for reason, want := range map[wire.Refusal]error{
 		wire.RefusalCapacity: wire.ErrCapacity, wire.RefusalUnavailable: ErrUnavailable, wire.RefusalForbidden: wire.ErrRefused,
-		wire.RefusalRoute: wire.ErrRefused, "something-new": wire.ErrRefused,
+		wire.RefusalRoute: wire.ErrRefused, wire.RefusalModel: ErrNoModel, "something-new": wire.ErrRefused,
 	} {
 		t.Run(string(reason), func(t *testing.T) {
 			a := newTestApp(t, nil)
@@ -225,6 +225,24 @@ func TestReportedLoad(t *testing.T) {
 	if _, _, err := ask(t, a, request("m", "x")); !errors.Is(err, router.ErrBusy) {
 		t.Errorf("a worker that says it is full: got %v, want ErrBusy", err)
 	}
+}
+
+// TestAside wants a request that is no work to say nothing of its worker.
+func TestAside(t *testing.T) {
+	a := newTestApp(t, nil)
+	newHTTPWorker(t, a, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
+	judge := func(string, bool) { t.Error("it is judged by that") }
+	a.node.Load().judge.Store(&judge)
+	c := request("m", "")
+	c.Aside = true
+	run, err := lease(t, a).Dispatch(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(run); err != nil {
+		t.Error(err)
+	}
+	_ = run.Close()
 }
 
 // TestSlotAtEnd wants the slot of an answer to be free when that has been read, also before

@@ -25,7 +25,11 @@ const (
 	// time, until profileAgainMax: those that never do must not keep others waiting.
 	profileAgain    = 10 * time.Second
 	profileAgainMax = 5 * time.Minute
-	maxProfiles     = 256 // asked for at one time
+	maxProfiles     = 64 // asked for at one time: a part of the streams that may be being opened
+	// A worker that took longer than profileSoon to answer is asked again after profileShare
+	// times as long.
+	profileSoon  = time.Second / 2
+	profileShare = 10
 )
 
 // profiles asks workers for what their telemetry does not say.
@@ -93,8 +97,10 @@ func (p *profiles) wait() { p.asking.Wait() }
 type profileState struct {
 	tag    string        // of the one that it has
 	asking bool          // for another
-	failed time.Time     // when the last asking was in vain
-	again  time.Duration // how long after that the next may be
+	ended  time.Time     // when the last asking ended
+	asked  time.Time     // when it was asked last
+	failed time.Time     // when the last asking was in vain; zero when it was not
+	again  time.Duration // how long after the last the next may be
 }
 
 // learn asks for a worker's profile when it has changed, and reports whether the
@@ -103,14 +109,14 @@ type profileState struct {
 func (d *directory) learn(w *entry) bool {
 	p := &w.profile
 	if w.Protocol < wire.ProtocolHTTP || w.ProfileTag == "" {
-		*p, w.Models, w.Routes = profileState{}, nil, 0
+		p.tag, w.Models, w.Routes = "", nil, 0
 		return true
 	}
 	if p.tag == w.ProfileTag {
 		return true
 	}
-	if !p.asking && d.now().Sub(p.failed) >= p.again && d.ask != nil {
-		p.asking = d.ask(w.PeerID, w.ProfileTag)
+	if !p.asking && d.now().Sub(p.ended) >= p.again && d.ask != nil {
+		p.asking, p.asked = d.ask(w.PeerID, w.ProfileTag), d.now()
 	}
 	return p.tag != "" || !p.failed.IsZero()
 }
@@ -126,12 +132,19 @@ func (d *directory) tookProfile(peer, tag string, p wire.Profile, err error) {
 	}
 	w.renew()
 	if w.profile.asking = false; err != nil {
-		w.profile.failed = d.now()
+		w.profile.failed, w.profile.ended = d.now(), d.now()
 		w.profile.again = min(max(2*w.profile.again, profileAgain), profileAgainMax)
 		d.log().Warn("worker does not give its profile", zap.String("peer", peer), zap.Error(err))
 		return // its next telemetry will make it one that takes a text
 	}
-	w.profile = profileState{tag: tag}
+	if w.ProfileTag == "" {
+		return // it has none any more
+	}
+	took := d.now().Sub(w.profile.asked)
+	w.profile = profileState{tag: tag, ended: d.now()}
+	if took > profileSoon {
+		w.profile.again = profileShare * took
+	}
 	w.Routes, w.Models = routeSet(p.Routes), p.Models
 	if d.now().Sub(w.LastSeen) <= workerStale {
 		d.serves(w)

@@ -277,7 +277,7 @@ func (r *Run) outcome(err error) router.Outcome {
 			return o
 		}
 		return router.Unjudged
-	case r.ctx.Err() != nil, errors.Is(err, ErrNoRoom):
+	case r.ctx.Err() != nil, errors.Is(err, ErrNoRoom), errors.Is(err, ErrNoModel): // what it has, it may serve well
 		return router.Unjudged
 	case errors.Is(err, wire.ErrCapacity):
 		return router.Refused

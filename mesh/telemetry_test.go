@@ -96,6 +96,10 @@ func TestSendersReplayAndRate(t *testing.T) {
 	if !s.admit(id, id, math.MaxUint32) {
 		t.Error("not admitted after a pause")
 	}
+	now = now.Add(workerStale + time.Second)
+	if s.admit(testPeer(t), id, 5) || !s.admit(id, id, 5) {
+		t.Error("after silence, an earlier clock is believed of the sender itself, and of nobody else")
+	}
 }
 
 // TestSendersRateIsOne wants a sender who never pauses to get its rate, and no more.

@@ -89,6 +89,10 @@ func (h *Head) readJSON(body []byte) error {
 	return failed
 }
 
+// headNames are the names of fields that decide about a request. Some readers take a name in
+// another case for them, too: the gateway would look at one model, and the server at another.
+var headNames = []string{"model", "stream", "stream_options", "previous_response_id"}
+
 // field takes a field of the top object, body[start:end].
 func (h *Head) field(name string, body []byte, start, end int) error {
 	value := jsontext.Value(body[start:end])
@@ -104,12 +108,15 @@ func (h *Head) field(name string, body []byte, start, end int) error {
 		h.IncludeUsage = o.IncludeUsage
 		return err
 	case "previous_response_id":
-		var id *string
-		err := decodeField(name, value, &id)
-		if id != nil {
-			h.Previous = *id
+		if json.Unmarshal(value, &h.Previous) != nil { // for who serves it to say
+			h.Previous = ""
 		}
-		return err
+	default:
+		for _, read := range headNames {
+			if strings.EqualFold(name, read) {
+				return invalid(read, "%q: want %q, as it is written here: to some servers the case of a name is nothing", Clip(name, 64), read)
+			}
+		}
 	}
 	return nil
 }

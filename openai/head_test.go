@@ -30,7 +30,8 @@ func TestReadHead(t *testing.T) {
 		{"escapes", `{"\u006dodel":"\u006d\ud83d\ude00","strea\u006d":true}`, "m😀", true, false},
 		{"nested models", `{"x":{"model":"a","stream":true},"messages":[{"model":"b"}],"model":"m"}`, "m", false, false},
 		{"model in a text", `{"x":"\",\"model\":\"a\"","model":"m"}`, "m", false, false},
-		{"other names", `{"Model":"a","model ":"b","model":"m","STREAM":true,"stream_options":{"Include_usage":true}}`, "m", false, false},
+		{"other names", `{"models":"a","model ":"b","model":"m","streams":true,"stream_options":{"Include_usage":true}}`, "m", false, false},
+		{"previous response", `{"previous_response_id":1,"model":"m"}`, "m", false, false},
 		{"usage", `{"model":"m","stream_options":{"x":{"include_usage":false},"include_usage":true},"stream":true}`, "m", true, true},
 		{"nulls", `{"model":"m","stream":null,"stream_options":null}`, "m", false, false},
 		{"null in options", `{"model":"m","stream_options":{"include_usage":null}}`, "m", false, false},
@@ -68,6 +69,10 @@ func TestReadHeadRefuses(t *testing.T) {
 		{"usage", "", `{"model":"m","stream_options":{"include_usage":1}}`, CodeInvalidRequest, "stream_options.include_usage", "/stream_options/include_usage: want a boolean"},
 		{"twice", "", `{"model":"a","model":"b"}`, CodeInvalidRequest, "", "duplicate"},
 		{"twice, escaped", "", `{"model":"a","\u006dodel":"b"}`, CodeInvalidRequest, "", "duplicate"},
+		{"another case", "", `{"model":"a","Model":"b"}`, CodeInvalidRequest, "model", `"Model": want "model"`},
+		{"another case alone", "", `{"MODEL":"b"}`, CodeInvalidRequest, "model", ""},
+		{"a long s", "", `{"model":"a","ſtream":true}`, CodeInvalidRequest, "stream", ""},
+		{"another case of more", "", `{"model":"a","Previous_Response_ID":"x"}`, CodeInvalidRequest, "previous_response_id", ""},
 		{"twice, of many", "", `{"model":"a",` + manyFields(100) + `,"f7":1}`, CodeInvalidRequest, "", "duplicate"},
 		{"text", "text/plain", `{"model":"m"}`, CodeInvalidRequest, "", "application/json or multipart/form-data"},
 		{"form without boundary", "multipart/form-data", "", CodeInvalidRequest, "", "boundary"},
@@ -130,6 +135,9 @@ func checkHead(t *testing.T, body []byte, other string) {
 	h, err := ReadHead("", body)
 	var v headFields
 	want := Decode(body, &v)
+	if e, ok := err.(*Error); ok && strings.Contains(e.Message, "case of a name") { // which the other reader does not mind
+		return
+	}
 	if want == nil && (v.Model == nil || strings.TrimSpace(*v.Model) == "") {
 		mustFail(t, err, CodeModelRequired, "model", "")
 		return

@@ -2,7 +2,10 @@
 
 package router
 
-import "iter"
+import (
+	"iter"
+	"slices"
+)
 
 // pool is the workers of one agent name, or of one model engine, or one worker alone: those
 // that are known, and those on probation.
@@ -47,16 +50,8 @@ func (n *pool) all() iter.Seq[*worker] {
 }
 
 // any reports whether there is a worker that the client may use.
-func (n *pool) any(req *Request) bool {
-	if req.May == nil {
-		return n.size() > 0
-	}
-	for e := range n.all() {
-		if req.may(e) {
-			return true
-		}
-	}
-	return false
+func (g group) any(req *Request) bool {
+	return slices.ContainsFunc(g, func(m member) bool { return req.may(m.worker) })
 }
 
 // group is workers of one name, all or none of them on probation. It is a heap: the first is

@@ -10,9 +10,10 @@ import (
 
 // Match returns those of the workers to whom a request may go, the first tier
 // that has any: the peer id exactly, then the agent's name, then a model engine,
-// both in any case. names tells them apart; of the Worker it is only the peer id
-// and names that count. It is what a [Router] decides, for lists of workers that
-// are not in one.
+// both in any case. An agent's name of newcomers alone does not go before a model
+// that proven workers offer. names tells them apart; of the Worker it is only the
+// peer id, the names and the probation that count. It is what a [Router] decides, for
+// lists of workers that are not in one.
 func Match[T any](workers iter.Seq[T], req Request, names func(T) Worker) []T {
 	name := req.Peer
 	if name == "" {
@@ -22,6 +23,7 @@ func Match[T any](workers iter.Seq[T], req Request, names func(T) Worker) []T {
 		return nil
 	}
 	var agents, models []T
+	var provenAgent, provenModel bool
 	for w := range workers {
 		n := names(w)
 		switch {
@@ -30,12 +32,12 @@ func Match[T any](workers iter.Seq[T], req Request, names func(T) Worker) []T {
 			return []T{w}
 		case req.Peer != "":
 		case strings.EqualFold(n.Agent, name):
-			agents = append(agents, w)
+			agents, provenAgent = append(agents, w), provenAgent || !n.Probation
 		case strings.EqualFold(n.asked(&req), name):
-			models = append(models, w)
+			models, provenModel = append(models, w), provenModel || !n.Probation
 		}
 	}
-	if len(agents) > 0 {
+	if len(agents) > 0 && (provenAgent || !provenModel) {
 		return agents
 	}
 	return models
@@ -56,7 +58,8 @@ func (q *Request) asked() string {
 // nobody is a pool without workers.
 var nobody pool
 
-// match returns the workers of the first tier that has any for this client.
+// match returns the workers of the first tier that has any for this client. Whoever is new
+// can take the name of a model for its agent, and so would get all of the requests for it.
 func (r *Router) match(req *Request) (*pool, Tier) {
 	asked := req.asked()
 	if e, ok := r.workers[asked]; ok && e.online && req.may(e) {
@@ -70,9 +73,13 @@ func (r *Router) match(req *Request) (*pool, Tier) {
 	switch {
 	case !ok:
 		return &nobody, TierModel
-	case n.agents.any(req):
+	case n.agents.known.any(req):
 		return &n.agents, TierAgent
-	case n.models.any(req):
+	case n.models.known.any(req):
+		return &n.models, TierModel
+	case n.agents.newcomers.any(req):
+		return &n.agents, TierAgent
+	case n.models.newcomers.any(req):
 		return &n.models, TierModel
 	}
 	return &nobody, TierModel

@@ -4,6 +4,7 @@ package router
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 )
 
@@ -58,6 +59,30 @@ func TestProbation(t *testing.T) {
 
 // TestProbationIsNoBan sends requests to newcomers for which nobody else has room, and to
 // those who are known no more.
+// TestNewcomerNamedLikeModel wants an agent of a newcomer that has the name of a model not to
+// get the requests for it, as long as proven workers offer the model. Lists say the same.
+func TestNewcomerNamedLikeModel(t *testing.T) {
+	proven, impostor := Worker{Peer: "good", Model: "llama", MaxTasks: 1, MaxPrompt: 1}, Worker{Peer: "new", Agent: "Llama", Model: "x", MaxPrompt: 1, Probation: true}
+	of := func(workers ...Worker) (string, Tier, []Worker) {
+		s, err := newRouter(workers...).Acquire(&Request{Model: "llama"}, first{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Worker.Peer, s.Tier, Match(slices.Values(workers), Request{Model: "llama"}, func(w Worker) Worker { return w })
+	}
+	if peer, tier, list := of(impostor, proven); peer != "good" || tier != TierModel || len(list) != 1 || list[0].Peer != "good" {
+		t.Errorf("beside a proven worker: %s, %s, %v", peer, tier, list)
+	}
+	proven.Probation = true
+	if peer, tier, list := of(impostor, proven); peer != "new" || tier != TierAgent || len(list) != 1 || list[0].Peer != "new" {
+		t.Errorf("among newcomers: %s, %s, %v", peer, tier, list)
+	}
+	impostor.Probation, proven.Probation = false, false
+	if peer, tier, _ := of(impostor, proven); peer != "new" || tier != TierAgent {
+		t.Errorf("among proven workers: %s, %s", peer, tier)
+	}
+}
+
 func TestProbationIsNoBan(t *testing.T) {
 	r := newRouter(Worker{Peer: "known", Model: "m", MaxTasks: 2}, Worker{Peer: "new", Model: "m", MaxTasks: 2, Probation: true})
 	r.names["m"].models.trials = 0

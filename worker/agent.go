@@ -65,8 +65,8 @@ type agent struct {
 	firstReady func()
 
 	active   atomic.Pointer[generation] // whose runtime takes new tasks: the newest that is ready
-	lastHalf atomic.Int64               // when an answer ended of which the gateway does not tell that it has it
 	mu       sync.Mutex
+	lastHalf time.Time           // when an answer ended of which the gateway does not tell that it has it
 	leaving  bool                // takes no tasks any more
 	tasks    map[string]*running // by task id
 	kept     map[string]*kept    // the same
@@ -323,9 +323,10 @@ func (a *agent) shut() {
 		a.log().Error("tasks did not stop")
 	}
 	// the end of an answer may still be on its way to a gateway that cannot tell
-	if last := a.lastHalf.Load(); last != 0 {
-		time.Sleep(finishHalfTime - min(time.Since(time.Unix(0, last)), finishHalfTime))
-	}
+	a.mu.Lock()
+	last := a.lastHalf
+	a.mu.Unlock()
+	time.Sleep(min(finishHalfTime-time.Since(last), finishHalfTime))
 	a.cancel()
 	if a.http != nil {
 		_ = a.http.Close()

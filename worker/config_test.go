@@ -87,7 +87,7 @@ func TestParseGPUs(t *testing.T) {
 }
 
 func TestSample(t *testing.T) {
-	l := new(sampler).sample(t.Context())
+	l := (&sampler{smi: func() string { return "" }}).sample(t.Context())
 	if l.cores < 1 || l.ramFreeGB <= 0 || l.cpuPercent < 0 || l.cpuPercent > 100 || math.IsNaN(l.cpuPercent) {
 		t.Errorf("got %+v", l)
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // prepareBackoff bounds the wait before a runtime that could not be made ready
-// is tried again.
+// is tried again, and how often the log says the same of it.
 const prepareBackoff = time.Minute
 
 // generation is an agent as one configuration has it.
@@ -100,7 +100,7 @@ func (g *generation) prepare(ctx context.Context, a *agent) {
 		default:
 		}
 	}
-	agent := Agent{Key: g.key, PeerID: a.host.ID().String(), Model: g.config.Model, TasksDir: a.tasksDir, MaxDisk: diskFactor * g.config.MaxFilesSize, Changed: a.touch, Again: again, Context: g.life, Go: a.services.Go,
+	agent := Agent{Key: g.key, Name: g.config.Name, PeerID: a.host.ID().String(), Model: g.config.Model, TasksDir: a.tasksDir, MaxDisk: diskFactor * g.config.MaxFilesSize, Changed: a.touch, Again: again, Context: g.life, Go: a.services.Go,
 		Progress: func(what string, percent float64) { g.doing.Store(&progress{what, percent}) }}
 	for g.prepareOnce(ctx, a, agent) {
 		select {
@@ -113,7 +113,13 @@ func (g *generation) prepare(ctx context.Context, a *agent) {
 
 // prepareOnce makes the runtime ready; false when ctx ended before.
 func (g *generation) prepareOnce(ctx context.Context, a *agent, agent Agent) bool {
-	for wait := time.Second; ; wait = min(2*wait, prepareBackoff) {
+	limit := prepareBackoff
+	if m, ok := g.runtime.(MayBeLate); ok {
+		limit = min(limit, m.RetryEvery())
+	}
+	var told string // to the log
+	var when time.Time
+	for wait := min(time.Second, limit); ; wait = min(2*wait, limit) {
 		began := time.Now()
 		image, err := g.runtime.Prepare(ctx, agent)
 		g.doing.Store(nil)
@@ -129,7 +135,10 @@ func (g *generation) prepareOnce(ctx context.Context, a *agent, agent Agent) boo
 		}
 		cause := causeOf(err, wire.CauseRuntimeError)
 		g.failed.Store(&cause)
-		g.logger.Error("agent is not ready", zap.Error(err), zap.String("cause", string(cause)), zap.Duration("next_try", wait))
+		if err.Error() != told || time.Since(when) >= prepareBackoff {
+			told, when = err.Error(), time.Now()
+			g.logger.Error("agent is not ready", zap.Error(err), zap.String("cause", string(cause)), zap.Duration("next_try", wait))
+		}
 		select {
 		case <-ctx.Done():
 			return false

@@ -19,18 +19,17 @@ import (
 
 // load is the load of this machine.
 type load struct {
-	cores       int
-	cpuPercent  float64
-	ramFreeGB   float64
-	hasGPU      bool
-	gpuUsedGB   float64
-	gpuTotalGB  float64
-	gpuPercent  float64 // of GPU memory
-	lastSampled time.Time
+	cores      int
+	cpuPercent float64
+	ramFreeGB  float64
+	hasGPU     bool
+	gpuUsedGB  float64
+	gpuTotalGB float64
+	gpuPercent float64 // of GPU memory
 }
 
 const (
-	// sampleAge is how old a sample of the load may be.
+	// sampleAge is how old a sample of the load may be before another is taken.
 	sampleAge = time.Second
 	// gpuTimeout bounds a run of nvidia-smi.
 	gpuTimeout = 3 * time.Second
@@ -39,57 +38,64 @@ const (
 
 // sampler measures the load of the machine for all agents of the process.
 type sampler struct {
-	mu   sync.Mutex
-	last load
+	smi func() string // the path of nvidia-smi, or empty
+
+	mu       sync.Mutex
+	last     load
+	taken    time.Time // when that was, but for the GPUs
+	gpuTaken time.Time // when the last run of nvidia-smi ended
+	gpuRuns  bool      // one runs now
 }
 
 // machine is the one sampler: CPU use is a difference between two looks, and
 // agents that look for themselves would shorten each other's.
-var machine sampler
+var machine = sampler{smi: sync.OnceValue(func() string {
+	path, _ := exec.LookPath("nvidia-smi")
+	return path
+})}
 
-// sample returns the load of the machine, not older than sampleAge. What cannot
-// be measured keeps its last value.
+// sample returns the load of the machine. What cannot be measured keeps its last value.
+// It does not wait for the GPUs, which tasks would wait for with it: they are measured
+// beside it, for later samples. That ends with ctx.
 func (s *sampler) sample(ctx context.Context) load {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.last.lastSampled) < sampleAge {
-		return s.last
+	if time.Since(s.taken) >= sampleAge {
+		s.measure(ctx)
+		s.taken = time.Now()
 	}
-	l := s.last
-	l.cores, l.lastSampled = runtime.NumCPU(), time.Now()
-	if p, err := cpu.PercentWithContext(ctx, 0, false); err == nil && len(p) == 1 {
-		l.cpuPercent = min(max(p[0], 0), 100)
+	if !s.gpuRuns && time.Since(s.gpuTaken) >= sampleAge && s.smi() != "" {
+		s.gpuRuns = true
+		go s.measureGPUs(ctx)
 	}
-	if m, err := mem.VirtualMemoryWithContext(ctx); err == nil {
-		l.ramFreeGB = float64(m.Available) / gigabyte
-	}
-	if smi := nvidiaSMI(); smi != "" {
-		l.gpu(ctx, smi)
-	}
-	s.last = l
-	return l
+	return s.last
 }
 
-// nvidiaSMI is the path of nvidia-smi, or empty.
-var nvidiaSMI = sync.OnceValue(func() string {
-	path, _ := exec.LookPath("nvidia-smi")
-	return path
-})
+// measure measures what the system tells at once.
+func (s *sampler) measure(ctx context.Context) {
+	s.last.cores = runtime.NumCPU()
+	if p, err := cpu.PercentWithContext(ctx, 0, false); err == nil && len(p) == 1 {
+		s.last.cpuPercent = min(max(p[0], 0), 100)
+	}
+	if m, err := mem.VirtualMemoryWithContext(ctx); err == nil {
+		s.last.ramFreeGB = float64(m.Available) / gigabyte
+	}
+}
 
-// gpu adds up the memory of all NVIDIA GPUs.
-func (l *load) gpu(ctx context.Context, smi string) {
+// measureGPUs adds up the memory of all NVIDIA GPUs.
+func (s *sampler) measureGPUs(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, gpuTimeout)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, smi, "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits").Output()
-	if err != nil {
-		return
-	}
+	cmd := exec.CommandContext(ctx, s.smi(), "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits")
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
 	used, total, ok := parseGPUs(out)
-	if !ok {
-		return
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gpuRuns, s.gpuTaken = false, time.Now()
+	if err == nil && ok {
+		s.last.hasGPU, s.last.gpuUsedGB, s.last.gpuTotalGB, s.last.gpuPercent = true, used, total, 100*used/total
 	}
-	l.hasGPU, l.gpuUsedGB, l.gpuTotalGB = true, used, total
-	l.gpuPercent = 100 * used / total
 }
 
 // parseGPUs reads lines of "used, total" in MiB and returns the sums in GiB.

@@ -76,6 +76,18 @@ func startServing(t *testing.T, s serving, settings map[string]any) *agent {
 	return ready(t, start(t, s.behaviour, all))
 }
 
+// TestServeLimits wants a model server to have all of the machine, unless told otherwise.
+func TestServeLimits(t *testing.T) {
+	for gpu, want := range map[float64]float64{0: -1, 50: 50} {
+		t.Run(fmt.Sprint(gpu), func(t *testing.T) {
+			a := startServing(t, serving{serve: func(http.ResponseWriter, *http.Request) {}}, map[string]any{"max_cpu": 0, "max_gpu": gpu})
+			if c := a.active.Load().config; c.MaxCPU != -1 || c.MaxGPU != want {
+				t.Errorf("limits %v and %v, want -1 and %v", c.MaxCPU, c.MaxGPU, want)
+			}
+		})
+	}
+}
+
 // TestSlotBeforeTheEnd wants the slot of an answer that has a length to be free when the
 // gateway has all of it, whatever the runtime still does.
 func TestSlotBeforeTheEnd(t *testing.T) {

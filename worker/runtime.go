@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
@@ -48,6 +49,14 @@ type MayBeAway interface {
 	// one can. The agent is busy meanwhile. It is called often, and must not block; a
 	// change is to be told to the Changed of [Agent].
 	Away() wire.Cause
+}
+
+// MayBeLate is implemented by a Runtime for which something outside of this process is to be
+// there, which may come at any moment.
+type MayBeLate interface {
+	// RetryEvery bounds the wait before a Prepare that failed is tried again, which is a
+	// minute for others.
+	RetryEvery() time.Duration
 }
 
 // MayServe is implemented by a Runtime that is a [Server] by its settings.
@@ -102,6 +111,8 @@ const MaxModels = wire.MaxModels
 type Agent struct {
 	// Key is the agent's name in the configuration.
 	Key string
+	// Name is the agent's public name, by which clients may ask for it.
+	Name string
 	// PeerID is the agent's identity on the mesh. No other process has it, so
 	// what carries its label is this agent's own.
 	PeerID string

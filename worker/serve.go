@@ -177,7 +177,9 @@ func (a *agent) finish(s network.Stream, t *running) {
 		wait.Reset(finishHalfTime)
 		<-wait.C
 	default:
-		a.lastHalf.Store(time.Now().UnixNano())
+		a.mu.Lock()
+		a.lastHalf = time.Now()
+		a.mu.Unlock()
 	}
 	_ = s.Close()
 }

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -295,6 +296,17 @@ func TestAway(t *testing.T) {
 			t.Errorf("got %q, status %s, when it is back", got, status())
 		}
 	}
+}
+
+// TestPreparedOften wants a runtime that says so to be tried again without long pauses.
+func TestPreparedOften(t *testing.T) {
+	var tries atomic.Int64
+	ready(t, start(t, behaviour{run: echo, retry: 5 * time.Millisecond, prepare: func(context.Context) error {
+		if tries.Add(1) < 20 { // in more than ten minutes, else
+			return errors.New("not there yet")
+		}
+		return nil
+	}}, nil))
 }
 
 // TestPreparedAgain wants a runtime to be prepared again when it asks for it, as often

@@ -25,6 +25,8 @@ const (
 // publish announces the agent every two seconds, and soon after a change, until
 // ctx ends.
 func (a *agent) publish(ctx context.Context) {
+	machine.sample(ctx) // so that the GPUs are known by the first task
+
 	select { // most agents are ready at once, and need not be BUSY first
 	case <-ctx.Done():
 		return

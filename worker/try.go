@@ -3,6 +3,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -64,7 +65,7 @@ func (t Trial) Run(ctx caddy.Context) (Outcome, error) {
 	defer beside.Wait()
 	defer retire()
 	_, err = g.runtime.Prepare(ctx, Agent{
-		Key: t.Key, PeerID: "test-" + rand.Text(), Model: g.config.Model, TasksDir: dir, MaxDisk: diskFactor * g.config.MaxFilesSize,
+		Key: t.Key, Name: cmp.Or(g.config.Name, t.Key), PeerID: "test-" + rand.Text(), Model: g.config.Model, TasksDir: dir, MaxDisk: diskFactor * g.config.MaxFilesSize,
 		Changed: func() {}, Again: func() {}, Progress: func(string, float64) {}, Context: life, Go: beside.Go,
 	})
 	if err != nil {

@@ -3,6 +3,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -71,6 +72,7 @@ type behaviour struct {
 	run     func(context.Context, Task) (Exit, error)
 	limit   int
 	away    func() wire.Cause
+	retry   time.Duration // 0 for as others
 }
 
 func (*testRuntime) CaddyModule() caddy.ModuleInfo {
@@ -107,6 +109,10 @@ func (r *testRuntime) PromptLimit() int {
 }
 
 func (r *testRuntime) PromptNUL() bool { return false }
+
+func (r *testRuntime) RetryEvery() time.Duration {
+	return cmp.Or(r.behaviour().retry, prepareBackoff)
+}
 
 func (r *testRuntime) Away() wire.Cause {
 	if away := r.behaviour().away; away != nil {
@@ -290,4 +296,38 @@ func leftovers(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	return dirs
+}
+
+// TestClockSetBack closes an agent after the clock was set back by an hour: it does not wait
+// until the answer that ended last is in the past.
+func TestClockSetBack(t *testing.T) {
+	a := ready(t, start(t, behaviour{run: echo}, nil))
+	g := newGateway(t, a)
+	var last time.Time
+	await.Until(t, "the end of an answer is noted", func() bool { // if its gateway was faster
+		g.ask(t, "t1", "hello")
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		last = a.lastHalf
+		return !last.IsZero()
+	})
+	if last == last.Round(0) {
+		t.Error("the time of the end is by the clock that may be set")
+	}
+	a.mu.Lock()
+	a.lastHalf = time.Now().Round(0).Add(time.Hour)
+	a.mu.Unlock()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		a.Close()
+	}()
+	await.Until(t, "the agent is closed", func() bool {
+		select {
+		case <-closed:
+			return true
+		default:
+			return false
+		}
+	})
 }

@@ -3,17 +3,18 @@ module github.com/Agent-FM/caddy-agentfm/e2e/tools
 go 1.26.6
 
 tool (
+	github.com/Agent-FM/caddy-agentfm/e2e/tools/compose
 	github.com/caddyserver/xcaddy/cmd/xcaddy
-	github.com/compose-spec/compose-go/v2/cmd
 	honnef.co/go/tools/cmd/staticcheck
 )
+
+require github.com/compose-spec/compose-go/v2 v2.16.2
 
 require (
 	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c // indirect
 	github.com/Masterminds/semver/v3 v3.4.0 // indirect
 	github.com/akavel/rsrc v0.10.2 // indirect
 	github.com/caddyserver/xcaddy v0.4.5 // indirect
-	github.com/compose-spec/compose-go/v2 v2.16.2 // indirect
 	github.com/distribution/reference v0.5.0 // indirect
 	github.com/docker/go-connections v0.4.0 // indirect
 	github.com/docker/go-units v0.5.0 // indirect

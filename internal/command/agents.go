@@ -3,6 +3,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,6 +144,14 @@ type runResult struct {
 	Code     string   `json:"code,omitempty"`
 }
 
+// failed returns the result with an error; nil is none.
+func (r runResult) failed(err error) runResult {
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		r.Error, r.Code = e.Error(), string(e.Code)
+	}
+	return r
+}
+
 // runTask is the work of runCommand.
 func runTask(ctx context.Context, cmd *cobra.Command, c *client.Client, args []string) error {
 	prompt, err := promptOf(cmd, args)
@@ -157,10 +166,11 @@ func runTask(ctx context.Context, cmd *cobra.Command, c *client.Client, args []s
 	request := client.RunRequest{WorkerID: peer, Prompt: prompt, ArtifactsDir: dir}
 	if asJSON(cmd) {
 		r, err := c.Tasks.Run(ctx, request)
-		if err != nil {
+		if r == nil {
 			return err
 		}
-		return printValue(cmd, runResult{Worker: r.WorkerID, Task: r.TaskID, Text: r.Text, Files: r.Artifacts, Seconds: r.Duration.Seconds()})
+		line := runResult{Worker: r.WorkerID, Task: r.TaskID, Text: r.Text, Files: r.Artifacts, Seconds: r.Duration.Seconds()}
+		return cmp.Or(printValue(cmd, line.failed(err)), err) // where only its files are missing
 	}
 	stream, err := c.Tasks.Stream(ctx, request)
 	if err != nil {

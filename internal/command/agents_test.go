@@ -156,6 +156,53 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestRunFilesMissing wants what an agent has said to be printed also when its files cannot
+// be had, and the exit code to say why.
+func TestRunFilesMissing(t *testing.T) {
+	useGateway(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api/execute" {
+			w.Header().Set("X-AgentFM-Task", "task-1")
+			_, _ = io.WriteString(w, "hello\n[AGENTFM: FILES_INCOMING]\n")
+			return
+		}
+		problem(w, http.StatusNotFound, "task_not_found")
+	})
+	got, _, err := run("run", "--peer", "p", "--files", t.TempDir(), "hello")
+	if exitCode(err) != exitNotFound || got != "hello\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+	got, _, err = run("run", "--peer", "p", "--json", "--files", t.TempDir(), "hello")
+	var r runResult
+	if json.Unmarshal([]byte(got), &r) != nil || r.Text != "hello\n" || r.Task != "task-1" || r.Code != "task_not_found" || r.Error == "" {
+		t.Errorf("%s", got)
+	}
+	if exitCode(err) != exitNotFound {
+		t.Errorf("%d: %v", exitCode(err), err)
+	}
+}
+
+// TestRunForeignTaskID wants no answer to choose the folder of the files.
+func TestRunForeignTaskID(t *testing.T) {
+	useGateway(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api/execute" {
+			w.Header().Set("X-AgentFM-Task", "../../x")
+			_, _ = io.WriteString(w, "hello\n[AGENTFM: FILES_INCOMING]\n")
+			return
+		}
+		_, _ = w.Write(emptyFileZip)
+	})
+	root := t.TempDir()
+	for _, more := range [][]string{nil, {"--json"}} {
+		args := append([]string{"run", "--peer", "p", "--files", filepath.Join(root, "one", "two"), "hello"}, more...)
+		if got, _, err := run(args...); !errors.Is(err, client.ErrProtocol) || got != "" {
+			t.Errorf("%v: %q, %v", more, got, err)
+		}
+	}
+	if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
+		t.Error(left, err)
+	}
+}
+
 func TestScatterCommand(t *testing.T) {
 	agentsGateway(t)
 	file := filepath.Join(t.TempDir(), "prompts")

@@ -74,6 +74,11 @@ func exitCode(err error) int {
 		return e.code
 	}
 	e, ok := errors.AsType[*client.Error](err)
+	if ok && e.Kind == client.ErrArtifact { // why the files are missing says more
+		if cause, found := errors.AsType[*client.Error](e.Err); found {
+			e = cause
+		}
+	}
 	if (!ok || e.Kind == client.ErrContext) && errors.Is(err, context.DeadlineExceeded) {
 		return exitBusy // what was waited for; a dial that takes too long is one, too, by its error
 	}

@@ -177,14 +177,10 @@ func (p *progress) print(r runResult) error {
 
 // lineOf returns a result as it is printed.
 func lineOf(r client.ScatterResult) runResult {
-	line := runResult{
+	return runResult{
 		Index: &r.Index, Status: string(r.Status), Worker: r.WorkerID, Task: r.TaskID, Text: r.Text,
 		Files: r.Artifacts, Seconds: r.Duration.Seconds(), Attempts: r.Attempts,
-	}
-	if e, ok := errors.AsType[*client.Error](r.Err); ok {
-		line.Error, line.Code = e.Error(), string(e.Code)
-	}
-	return line
+	}.failed(r.Err)
 }
 
 // barWidth is how many characters a bar has.

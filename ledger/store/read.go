@@ -73,8 +73,10 @@ type Summary struct {
 	Entries, Ratings int
 	// Last is the time of the newest; zero for none.
 	Last time.Time
-	// Raters is how many speak of it; of more than [MaxRaters], so many.
+	// Raters is how many speak of it; of more than [MaxRaters], so many. Own says that this
+	// node does.
 	Raters int
+	Own    bool
 }
 
 // MaxRaters bounds the raters that a summary counts.
@@ -93,7 +95,9 @@ func (s *Store) Summary(ctx context.Context, id peer.ID) (sum Summary, err error
 	if last > 0 {
 		sum.Last = time.Unix(0, last).UTC()
 	}
-	err = s.ro.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM vote WHERE subject = ? AND entries > 0 AND "+liveVote+" LIMIT ?)", row, MaxRaters).Scan(&sum.Raters)
+	const about = "FROM vote WHERE subject = ?1 AND entries > 0 AND " + liveVote
+	err = s.ro.QueryRowContext(ctx, "SELECT (SELECT count(*) FROM (SELECT 1 "+about+" LIMIT ?2)), EXISTS (SELECT 1 "+about+" AND author = ?3)",
+		row, MaxRaters, s.me).Scan(&sum.Raters, &sum.Own)
 	return sum, err
 }
 
@@ -189,6 +193,10 @@ type Vote struct {
 	Mean, Weight   float64
 }
 
+// maxNamed is of how many peers [Store.Votes] has the ids in memory; those of others are
+// looked up for each vote. A variable for tests.
+var maxNamed = 100_000
+
 // Votes calls each with every vote.
 func (s *Store) Votes(ctx context.Context, each func(Vote)) error {
 	t, err := s.ro.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
@@ -196,9 +204,25 @@ func (s *Store) Votes(ctx context.Context, each func(Vote)) error {
 		return err
 	}
 	defer t.Rollback()
-	peers, err := peersByRow(t.QueryContext(ctx, "SELECT id, bytes FROM peer"))
+	peers, err := peersByRow(t.QueryContext(ctx, "SELECT id, bytes FROM peer LIMIT ?", maxNamed))
 	if err != nil {
 		return err
+	}
+	one, err := t.PrepareContext(ctx, "SELECT bytes FROM peer WHERE id = ?")
+	if err != nil {
+		return err
+	}
+	defer one.Close()
+	named := func(row int64) (peer.ID, error) {
+		id, ok := peers[row]
+		if ok || len(peers) < maxNamed {
+			return id, nil
+		}
+		var b []byte
+		if err := one.QueryRowContext(ctx, row).Scan(&b); err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return "", err
+		}
+		return peer.ID(b), nil
 	}
 	rows, err := t.QueryContext(ctx, "SELECT subject, author, entries, sum, weight, mark FROM vote WHERE "+liveVote)
 	if err != nil {
@@ -212,7 +236,12 @@ func (s *Store) Votes(ctx context.Context, each func(Vote)) error {
 		if err := rows.Scan(&subject, &author, &entries, &sum, &v.Weight, &have); err != nil {
 			return err
 		}
-		v.Rater, v.Subject = peers[author], peers[subject]
+		if v.Rater, err = named(author); err != nil {
+			return err
+		}
+		if v.Subject, err = named(subject); err != nil {
+			return err
+		}
 		if v.Rater == "" || v.Subject == "" || have != voteMark(subject, author, entries, sum, v.Weight) {
 			return errVoteDamaged
 		}

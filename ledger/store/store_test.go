@@ -298,3 +298,24 @@ func TestForkIsSeen(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestVotesOfMany has more peers vote than are held in memory.
+func TestVotesOfMany(t *testing.T) {
+	before := maxNamed
+	maxNamed = 2
+	t.Cleanup(func() { maxNamed = before })
+	s := newStore(t)
+	var authors [5]*author
+	for i := range authors {
+		authors[i] = newAuthor(t)
+	}
+	want := make(map[[2]peer.ID]bool)
+	for i, a := range authors {
+		about := authors[(i+1)%len(authors)].id
+		s.accept(t, Stored, nil, a.rate(t, about, 1))
+		want[[2]peer.ID{a.id, about}] = true
+	}
+	if err := s.Votes(ctx, func(v Vote) { delete(want, [2]peer.ID{v.Rater, v.Subject}) }); err != nil || len(want) > 0 {
+		t.Errorf("%d votes are not found, %v", len(want), err)
+	}
+}

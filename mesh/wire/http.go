@@ -79,6 +79,8 @@ const (
 	RefusalForbidden Refusal = "forbidden"
 	// RefusalRoute says that the worker does not serve this route.
 	RefusalRoute Refusal = "route"
+	// RefusalModel says that the worker does not have the model, or not any more.
+	RefusalModel Refusal = "model"
 	// RefusalRequest says that the request is not one that the worker takes.
 	RefusalRequest Refusal = "request"
 )

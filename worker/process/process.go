@@ -32,14 +32,12 @@ const (
 	promptStdin    = "stdin"
 )
 
-// Grace periods of an agent's end.
-const (
-	// killGrace is how long an agent that was asked to stop may take.
-	killGrace = 2 * time.Second
-	// drainGrace is how long the rest of its output may take to be read after
-	// its end.
-	drainGrace = 5 * time.Second
-)
+// killGrace is how long an agent that was asked to stop may take.
+const killGrace = 2 * time.Second
+
+// drainGrace is how long a child that it left behind may keep its output open after its
+// end. A variable for tests.
+var drainGrace = 5 * time.Second
 
 // Runtime runs a local command for each task. The command gets the prompt as its
 // last argument or on its standard input; what it writes to its standard output
@@ -196,19 +194,20 @@ func (r *Runtime) Run(ctx context.Context, task worker.Task) (worker.Exit, error
 	if err != nil {
 		return worker.Exit{}, err
 	}
-	copied := make(chan struct{})
+	output := &output{pipe: read, ctx: ctx, grace: drainGrace}
+	copied := make(chan error, 1)
 	go func() {
-		defer close(copied)
-		_, _ = io.Copy(task.Output, read)
-		_, _ = io.Copy(io.Discard, read) // nobody listens; let the agent be stopped, not blocked
+		_, err := io.Copy(task.Output, output)
+		if err != nil { // nobody listens; let the agent be stopped, not blocked
+			_, _ = io.Copy(io.Discard, output)
+		}
+		copied <- err
 	}()
 	err = cmd.Wait()
 	killGroup(cmd)
-	select {
-	case <-copied:
-	case <-time.After(drainGrace): // a child fled from the group and holds the pipe
-		_ = read.SetReadDeadline(time.Now())
-		<-copied
+	output.end()
+	if err := <-copied; err != nil {
+		return worker.Exit{}, fmt.Errorf("passing on output: %w", err)
 	}
 	return exit(cmd, err)
 }

@@ -9,12 +9,14 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -213,6 +215,90 @@ func TestNobodyListens(t *testing.T) {
 	k := worker.Task{Output: deaf{cancel}, OutputDir: t.TempDir()}
 	if _, err := shell(t, "while :; do echo a; done", nil).Run(ctx, k); err != nil {
 		t.Log(err)
+	}
+}
+
+// shortGrace shortens the drain grace for a test.
+func shortGrace(t *testing.T) {
+	old := drainGrace
+	drainGrace = time.Second
+	t.Cleanup(func() { drainGrace = old })
+}
+
+// slow is an output that takes nothing before it may.
+type slow struct {
+	buffer
+	may  chan struct{}
+	fail error
+}
+
+func (s *slow) Write(p []byte) (int, error) {
+	<-s.may
+	if s.fail != nil {
+		return 0, s.fail
+	}
+	return s.buffer.Write(p)
+}
+
+// TestSlowOutput wants all output of an agent to be passed on, however slowly it is taken,
+// or the task to fail.
+func TestSlowOutput(t *testing.T) {
+	shortGrace(t)
+	const size = 64 << 10 // of the pipe
+	r := shell(t, `head -c 65536 /dev/zero; echo $$ >"$AGENTFM_OUTPUT/pid"`, nil)
+	for name, fail := range map[string]error{"slow": nil, "broken": errors.New("the gateway has gone")} {
+		t.Run(name, func(t *testing.T) {
+			k := task(t, "", nil)
+			out := &slow{may: make(chan struct{}), fail: fail}
+			k.Output = out
+			var exit worker.Exit
+			var err error
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				exit, err = r.Run(t.Context(), k)
+			}()
+			pid := filepath.Join(k.OutputDir, "pid")
+			await.Until(t, "the agent has written all", func() bool {
+				b, err := os.ReadFile(pid)
+				return err == nil && bytes.HasSuffix(b, []byte("\n"))
+			})
+			gone(t, pid)
+			time.Sleep(drainGrace + drainGrace/2) // it is over, were it to run meanwhile
+			close(out.may)
+			<-done
+			if !errors.Is(err, fail) || exit != (worker.Exit{}) || fail == nil && len(out.String()) != size {
+				t.Errorf("%d bytes of %d, %+v, %v", len(out.String()), size, exit, err)
+			}
+		})
+	}
+}
+
+// TestFled leaves a child behind that is in another group and holds the output: what it
+// writes ends a while after the agent.
+func TestFled(t *testing.T) {
+	if _, err := exec.LookPath("setsid"); err != nil {
+		t.Skip("needs setsid")
+	}
+	shortGrace(t)
+	for name, child := range map[string]string{"silent": "sleep 1000", "talkative": "while :; do echo b; sleep 0.1; done"} {
+		t.Run(name, func(t *testing.T) {
+			var out buffer
+			k := task(t, "", &out)
+			pid := filepath.Join(k.OutputDir, "pid")
+			t.Cleanup(func() {
+				b, _ := os.ReadFile(pid)
+				if id, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+					_ = syscall.Kill(-id, syscall.SIGKILL)
+				}
+			})
+			script := `setsid sh -c 'echo $$ >"$AGENTFM_OUTPUT/pid.new"; mv "$AGENTFM_OUTPUT/pid.new" "$AGENTFM_OUTPUT/pid"; ` + child + `' &
+				while [ ! -e "$AGENTFM_OUTPUT/pid" ]; do sleep 0.01; done; echo a`
+			exit, err := shell(t, script, nil).Run(t.Context(), k)
+			if !strings.Contains(out.String(), "a\n") || exit != (worker.Exit{}) || err != nil {
+				t.Errorf("got %q, %+v, %v", out.String(), exit, err)
+			}
+		})
 	}
 }
 

@@ -27,7 +27,7 @@ const inlineBody = 64 << 10
 // by who asks: http.Transport has two goroutines for each connection, and to hand a
 // request from one to the other costs more than to write it.
 type conns struct {
-	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	dial dialFunc
 	addr string
 
 	mu     sync.Mutex

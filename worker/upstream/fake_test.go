@@ -123,13 +123,16 @@ func provision(t testing.TB, base string, change func(*Runtime)) (*Runtime, *obs
 	return r, logs
 }
 
+// agentPeer is the peer id of the agents of tests.
+const agentPeer = "12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL"
+
 // prepare makes a runtime ready. Its watcher ends with the test.
 func prepare(t testing.TB, r *Runtime, model string) *told {
 	t.Helper()
 	c := new(told)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	if _, err := r.Prepare(ctx, worker.Agent{Key: "a", Model: model, Changed: c.changed, Context: ctx, Go: func(f func()) { go f() }}); err != nil {
+	if _, err := r.Prepare(ctx, worker.Agent{Key: "a", Name: "The agent", PeerID: agentPeer, Model: model, Changed: c.changed, Context: ctx, Go: func(f func()) { go f() }}); err != nil {
 		t.Fatal(err)
 	}
 	return c

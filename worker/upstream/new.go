@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
@@ -45,18 +46,20 @@ func New(s Settings) *Runtime {
 // Look has the server looked after now, and not at the next interval: there is
 // reason to think that it is another one than it was.
 func (r *Runtime) Look() {
-	select {
-	case r.doubt <- struct{}{}:
-	default:
-	}
+	r.replaced.Store(true)
+	r.wake()
 }
 
 // Refuse answers a request as one that found no server: another worker may serve it.
 func Refuse(w http.ResponseWriter) { refuse(w, textUnreachable) }
 
-// open makes what requests need. It connects to nothing.
-func (r *Runtime) open(dial func(ctx context.Context, network, address string) (net.Conn, error)) {
-	r.doubt, r.askTimeout = make(chan struct{}, 1), askTimeout
+// open makes what requests need, and returns how they reach the server. It connects to
+// nothing.
+func (r *Runtime) open(dial dialFunc) dialFunc {
+	r.ear.began = time.Now()
+	dial = r.ear.dialing(dial)
+	r.doubt = make(chan struct{}, 1)
+	r.askTimeout, r.probeInterval, r.maxSilence = askTimeout, probeInterval, maxSilence
 	r.transport = &http.Transport{
 		DialContext:            dial,
 		TLSHandshakeTimeout:    dialTimeout,
@@ -65,4 +68,5 @@ func (r *Runtime) open(dial func(ctx context.Context, network, address string) (
 		MaxResponseHeaderBytes: maxHeader,
 		DisableCompression:     true, // what the client did not ask for, it may not read
 	}
+	return dial
 }

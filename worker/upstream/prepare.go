@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -24,6 +25,10 @@ const (
 	maxAnswer  = 1 << 20
 )
 
+// probeInterval is how often the server is asked for all its routes: another one may have
+// come in its place since, and nothing else may show that.
+const probeInterval = 5 * time.Minute
+
 // errSlow says that a question took too long.
 var errSlow = errors.New("no answer in time")
 
@@ -32,7 +37,7 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	if err := r.key.check(); err != nil {
 		return worker.Image{}, err
 	}
-	v, err := r.look(ctx, agent.Model, nil)
+	v, err := r.look(ctx, agent, nil, true)
 	if err != nil {
 		return worker.Image{}, err
 	}
@@ -45,26 +50,26 @@ func (r *Runtime) Prepare(ctx context.Context, agent worker.Agent) (worker.Image
 	return worker.Image{}, nil
 }
 
-// look asks the server what it has. before is the last view of it; its routes are
-// asked for again only where that is of use.
-func (r *Runtime) look(ctx context.Context, own string, before *view) (*view, error) {
+// look asks the server what it has. before is the last view of it, if there is one; all
+// its routes are asked for anew when it may be another server than it was.
+func (r *Runtime) look(ctx context.Context, agent worker.Agent, before *view, anew bool) (*view, error) {
 	listed, err := r.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	v, err := r.newView(listed, own)
+	v, err := r.newView(listed, agent)
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case len(r.Routes) > 0:
+	if len(r.Routes) > 0 {
 		v.offer.Routes = r.Routes
-	case before != nil && before.up && len(before.unsure) == 0:
-		v.offer.Routes = before.offer.Routes
-	default:
-		if err := r.probeAll(ctx, v, before); err != nil {
-			return nil, err
-		}
+		return v, nil
+	}
+	if !anew && before.up && slices.Equal(before.listed, v.listed) && time.Since(before.probed) < r.probeInterval {
+		v.probed = before.probed
+	}
+	if err := r.probeAll(ctx, v, before); err != nil {
+		return nil, err
 	}
 	return v, nil
 }

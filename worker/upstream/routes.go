@@ -33,36 +33,41 @@ type presence int
 const (
 	absent presence = iota
 	present
-	unsure // it is busy, or still loading
+	unsure // it is busy, or still loading, or something is broken
 )
 
 // probeAll asks the server for each of [wire.Routes], one after the other: a request
-// without content is an error there, and starts no work. Of a server
-// that was there before, it asks only for those of which it did not tell.
+// without content is an error there, and starts no work. When it was asked for them
+// lately, it asks only for those of which it did not tell; what it does not tell of
+// stays as it was.
 func (r *Runtime) probeAll(ctx context.Context, v, before *view) error {
 	ctx, cancel := context.WithTimeout(ctx, probeAllTimeout)
 	defer cancel()
-	again := before != nil && before.up
+	all := v.probed.IsZero()
+	if all {
+		v.probed = time.Now()
+	}
 	for _, route := range wire.Routes {
-		what := absent
-		switch {
-		case again && slices.Contains(before.offer.Routes, route):
-			what = present
-		case !again || slices.Contains(before.unsure, route):
-			what = r.probe(ctx, route)
+		has := before != nil && before.up && slices.Contains(before.offer.Routes, route)
+		if all || slices.Contains(before.unsure, route) {
+			switch r.probe(ctx, route) {
+			case present:
+				has = true
+			case absent:
+				has = false
+			case unsure:
+				v.unsure = append(v.unsure, route)
+			}
 		}
-		switch what {
-		case present:
+		if has {
 			v.offer.Routes = append(v.offer.Routes, route)
-		case unsure:
-			v.unsure = append(v.unsure, route)
 		}
 	}
 	switch {
 	case len(v.offer.Routes) > 0:
 		return nil
 	case len(v.unsure) > 0:
-		return errors.New("the server does not tell yet which routes it has: it is busy, or still loading a model")
+		return errors.New("the server does not tell yet which routes it has: it is busy, or still loading a model; set routes if it stays so")
 	}
 	return fmt.Errorf("the server has no route of OpenAI's API below %s; set routes if it does", r.base)
 }
@@ -97,6 +102,10 @@ func judge(status int, body []byte) presence {
 		return absent
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return unsure
+	case http.StatusInternalServerError: // some say in OpenAI's form that they miss something
+		if text == "" {
+			return unsure
+		}
 	}
 	switch {
 	case redirects(status):

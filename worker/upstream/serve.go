@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -28,6 +29,9 @@ func (r *Runtime) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	out, status, problem := r.outgoing(v, req)
 	if problem != nil {
+		if problem.Code == codeNoModel { // another worker may have it
+			w.Header().Set(wire.HeaderRefusal, string(wire.RefusalModel))
+		}
 		answer(w, status, problem)
 		return
 	}
@@ -79,8 +83,11 @@ func (r *Runtime) outgoing(v *view, req *http.Request) (*http.Request, int, *ope
 	}
 	if body, err = withServerName(v, req.Header.Get("Content-Type"), body, exact); err != nil {
 		problem, ok := errors.AsType[*openai.Error](err)
-		if !ok {
+		switch {
+		case !ok:
 			problem = invalid("the body could not be read")
+		case problem.Code == codeNoModel:
+			return nil, http.StatusNotFound, problem
 		}
 		return nil, http.StatusBadRequest, problem
 	}
@@ -135,6 +142,9 @@ func isSlash(c rune) bool { return c == '/' || c == '\\' }
 // they make of it: none may lead out of a route, or to it by another name.
 func isDots(part string) bool { return part == "." || part == ".." }
 
+// codeNoModel is OpenAI's for a model that is not there.
+const codeNoModel = "model_not_found"
+
 // withServerName changes the model of a request to what the server calls it. Below a
 // route, what has one already may not name it.
 func withServerName(v *view, contentType string, body []byte, exact bool) ([]byte, error) {
@@ -148,7 +158,12 @@ func withServerName(v *view, contentType string, body []byte, exact bool) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	return head.WithModel(body, v.serverName(head.Model))
+	name, ok := v.serverName(head.Model)
+	if !ok {
+		return nil, &openai.Error{Message: fmt.Sprintf("this worker does not have the model %q", openai.Clip(head.Model, maxDetail)),
+			Type: openai.TypeInvalidRequest, Code: codeNoModel, Param: "model"}
+	}
+	return head.WithModel(body, name)
 }
 
 // maxGrow bounds what the announced length of a body is trusted with.

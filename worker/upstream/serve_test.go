@@ -11,6 +11,9 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
+	"github.com/Agent-FM/caddy-agentfm/mesh/wire"
 )
 
 // seen is what the server got of a request.
@@ -39,9 +42,9 @@ func TestModelIsNamed(t *testing.T) {
 		`{"model":"first","x":1}`:                        `{"model":"first","x":1}`,
 		`{ "x" : 1e3, "model" : "small" ,"y":[]}` + "\n": `{ "x" : 1e3, "model" : "second" ,"y":[]}` + "\n",
 		`{"model":"FIRST"}`:                              `{"model":"first"}`,
-		`{"model":"second"}`:                             `{"model":"first"}`, // its name is that of another
 		`{"model":"the agent"}`:                          `{"model":"first"}`,
-		`{"model":"12D3KooWQHw8mVQkx17kLTNiRTbYckU2cAGcAwFFLzVJhhmBs5zL"}`: `{"model":"first"}`,
+		`{"model":" THE AGENT "}`:                        `{"model":"first"}`,
+		`{"model":"` + agentPeer + `"}`:                  `{"model":"first"}`,
 	} {
 		if resp, text := post(t, g, "/v1/chat/completions?a=b%20c", body); resp.StatusCode != 200 || text != "answer" {
 			t.Errorf("%s: got %s %s", body, resp.Status, text)
@@ -55,6 +58,35 @@ func TestModelIsNamed(t *testing.T) {
 			t.Errorf("%s: got %s %s", body, resp.Status, text)
 		}
 	}
+}
+
+// TestNoModel wants a model that the server does not have to be that, and not another
+// one: also one that has just gone, and one that goes by another name.
+func TestNoModel(t *testing.T) {
+	f := newFake(t)
+	s := record(f, "/v1/chat/completions")
+	r, _ := provision(t, f.URL, func(r *Runtime) {
+		often(r)
+		r.Rename = map[string]string{"Small": "second"}
+	})
+	c := prepare(t, r, "")
+	g := gateway(t, r)
+	refused := func(model string) {
+		t.Helper()
+		resp, text := post(t, g, "/v1/chat/completions", `{"model":"`+model+`"}`)
+		if resp.StatusCode != 404 || resp.Header.Get(wire.HeaderRefusal) != string(wire.RefusalModel) ||
+			!strings.Contains(text, `"type":"invalid_request_error","code":"model_not_found","param":"model"`) || !strings.Contains(text, model) {
+			t.Errorf("%s: got %s %v %s", model, resp.Status, resp.Header, text)
+		}
+		if s.Request != nil {
+			t.Errorf("%s: the server got %s", model, s.body)
+		}
+	}
+	refused("second")
+	refused("nobody")
+	f.set(func(f *fake) { f.models = []string{"first"} })
+	await.Until(t, "the model is gone", func() bool { return c.Load() == 1 })
+	refused("small")
 }
 
 func TestPaths(t *testing.T) {

@@ -37,10 +37,12 @@ func init() {
 // another, and leaves out what is not the server's business: credentials, cookies,
 // and headers that say where the request came from. A request for the agent by its
 // name or peer id gets the first of the models, which is the agent's `model` if it
-// has one.
+// has one. A model that the server does not have, or not any more, is refused, so that
+// the gateway tries another worker.
 //
 // What the server has is asked when the agent starts: its models at `/v1/models`,
-// and its routes by sending each an empty JSON object, which starts no work. While
+// and its routes by sending each an empty JSON object, which starts no work; and again
+// every five minutes, or when its models have changed or it did not answer. While
 // the server does not answer, the agent offers nothing; it is looked after every
 // `health_interval`, and when a request fails. A model that is the agent's own must
 // be there, or nothing is.
@@ -103,9 +105,11 @@ type Runtime struct {
 	conns     *conns // for small requests to a server without TLS; nil for none
 	view      atomic.Pointer[view]
 	doubt     chan struct{} // a request could not reach the server
+	replaced  atomic.Bool   // it may be another server since it was looked after
 	working   atomic.Int64  // requests that the server has
-	// askTimeout is that of a question for models; tests have another.
-	askTimeout time.Duration
+	ear       ear
+	// These are as the constants of their names; tests have others.
+	askTimeout, probeInterval, maxSilence time.Duration
 }
 
 // defaultHealthInterval is how often the server is looked after.
@@ -147,8 +151,7 @@ func (r *Runtime) Provision(ctx caddy.Context) error {
 	if r.key, err = r.provisionKey(repl); err != nil {
 		return err
 	}
-	dial := (&net.Dialer{Timeout: dialTimeout}).DialContext
-	r.open(dial)
+	dial := r.open((&net.Dialer{Timeout: dialTimeout}).DialContext)
 	if addr, ok := plainAddr(r.base); ok && canBeQuiet {
 		r.conns = &conns{dial: dial, addr: addr}
 	}
@@ -250,6 +253,10 @@ func (r *Runtime) Offer() (worker.Offer, bool) {
 	return v.offer, true
 }
 
+// RetryEvery implements worker.MayBeLate: a server that is there late is found as one that
+// is there again.
+func (r *Runtime) RetryEvery() time.Duration { return time.Duration(r.HealthInterval) }
+
 // PromptLimit implements worker.Runtime.
 func (r *Runtime) PromptLimit() int { return wire.MaxTaskFrame }
 
@@ -273,4 +280,5 @@ var (
 	_ caddy.Provisioner = (*Runtime)(nil)
 	_ caddy.Validator   = (*Runtime)(nil)
 	_ worker.Server     = (*Runtime)(nil)
+	_ worker.MayBeLate  = (*Runtime)(nil)
 )

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -18,22 +19,22 @@ import (
 type view struct {
 	up      bool
 	offer   worker.Offer
-	byName  map[string]string // the server's names of models by those that are offered, as they are and folded
+	byName  map[string]string // the server's names of models by those that are offered, as they are and folded, and by the agent's
 	first   string            // the server's name of the first
 	skipped []string          // models that are not offered, and why
+	listed  []string          // what the server lists, sorted
 	unsure  []string          // routes of which the server did not tell
+	probed  time.Time         // when it was asked for all routes
 }
 
-// serverName returns the server's name of the model that a request is for. What
-// is not the name of a model is one of the agent.
-func (v *view) serverName(model string) string {
+// serverName returns the server's name of the model that a request is for; false
+// when there is none of that name, or not any more.
+func (v *view) serverName(model string) (string, bool) {
 	if name, ok := v.byName[model]; ok {
-		return name
+		return name, true
 	}
-	if name, ok := v.byName[fold(model)]; ok {
-		return name
-	}
-	return v.first
+	name, ok := v.byName[fold(model)]
+	return name, ok
 }
 
 // equal reports whether both views offer the same.
@@ -42,8 +43,17 @@ func (v *view) equal(w *view) bool {
 		slices.Equal(v.offer.Models, w.offer.Models) && slices.Equal(v.offer.Routes, w.offer.Routes)
 }
 
-// fold makes names comparable: clients may write them in any case.
-func fold(name string) string { return strings.ToLower(name) }
+// fold makes names comparable: clients may write them in any case. It returns the same for
+// those that strings.EqualFold finds equal, as gateways do.
+func fold(name string) string {
+	return strings.Map(func(c rune) rune {
+		least := c
+		for f := unicode.SimpleFold(c); f != c; f = unicode.SimpleFold(f) {
+			least = min(least, f)
+		}
+		return least
+	}, name)
+}
 
 // fit reports whether a name can be offered.
 func fit(name string) bool {
@@ -54,15 +64,15 @@ func fit(name string) bool {
 // model is a model with its two names.
 type model struct{ offered, server string }
 
-// newView makes an offer of the names that the server lists. own is the agent's
-// model, or empty.
-func (r *Runtime) newView(listed []string, own string) (*view, error) {
-	v := &view{up: true, byName: make(map[string]string)}
+// newView makes an offer of the names that the server lists. The agent's own model, if
+// it has one, is the first, which is meant by the agent's name and peer id, too.
+func (r *Runtime) newView(listed []string, agent worker.Agent) (*view, error) {
+	v := &view{up: true, byName: make(map[string]string), listed: slices.Sorted(slices.Values(listed))}
 	all := r.renamed(v, listed)
 	if len(r.Models) > 0 {
 		all = r.chosen(v, all)
 	}
-	if own != "" {
+	if own := agent.Model; own != "" {
 		i := slices.IndexFunc(all, func(m model) bool { return m.offered == own })
 		if i < 0 {
 			i = slices.IndexFunc(all, func(m model) bool { return fold(m.offered) == fold(own) })
@@ -88,6 +98,11 @@ func (r *Runtime) newView(listed []string, own string) (*view, error) {
 		return nil, fmt.Errorf("the server has none of the models that are to be offered; it has: %s", list(listed))
 	}
 	v.first = v.byName[v.offer.Models[0]]
+	for _, name := range []string{fold(agent.Name), agent.PeerID} {
+		if _, taken := v.byName[name]; !taken && name != "" {
+			v.byName[name] = v.first
+		}
+	}
 	return v, nil
 }
 

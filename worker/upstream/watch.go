@@ -25,7 +25,7 @@ func (r *Runtime) watch(ctx context.Context, agent worker.Agent) {
 	}
 	tick := time.NewTicker(time.Duration(r.HealthInterval))
 	defer tick.Stop()
-	failures := 0
+	failures, anew := 0, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -34,7 +34,9 @@ func (r *Runtime) watch(ctx context.Context, agent worker.Agent) {
 		case <-r.doubt:
 		}
 		before := r.view.Load()
-		v, err := r.look(ctx, agent.Model, before)
+		anew = r.replaced.Swap(false) || anew
+		v, err := r.look(ctx, agent, before, anew)
+		anew = err != nil
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -42,7 +44,7 @@ func (r *Runtime) watch(ctx context.Context, agent worker.Agent) {
 			failures = 0
 			r.turn(before, v, agent.Changed)
 			continue
-		case errors.Is(err, errSlow) && r.working.Load() > 0: // some servers do one thing at a time
+		case errors.Is(err, errSlow) && r.working.Load() > 0 && r.ear.silence() < r.maxSilence: // some servers do one thing at a time
 			continue
 		}
 		failures++
@@ -71,5 +73,13 @@ func (r *Runtime) doubtful() {
 	if v := r.view.Load(); v == nil || !v.up {
 		return // nothing is offered already
 	}
-	r.Look()
+	r.wake()
+}
+
+// wake has the server looked after now, and not at the next interval.
+func (r *Runtime) wake() {
+	select {
+	case r.doubt <- struct{}{}:
+	default:
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -131,8 +132,8 @@ func TestWatch(t *testing.T) {
 	if c.Load() != 0 || logs.Len() != 1 {
 		t.Errorf("nothing has changed, told %d times, log %v", c.Load(), logs.All())
 	}
-	probed := f.probed.Load()
 	step("another model", 1, "second third first"+chats, func(f *fake) { f.models = []string{"third", "second", "first"} })
+	probed := f.probed.Load()
 	step("broken", 2, "nothing", func(f *fake) {
 		f.list = func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "", http.StatusInternalServerError) }
 	})
@@ -233,6 +234,7 @@ func TestRoutes(t *testing.T) {
 		"unprocessable":          {422, `{"detail":[]}`, present},
 		"unsupported media type": {415, "", present},
 		"broken by it":           {500, `{"error":"x"}`, present},
+		"broken":                 {500, "Internal Server Error", unsure},
 		"an answer":              {200, `{"id":"x"}`, present},
 		"gin":                    {404, "404 page not found", absent},
 		"FastAPI":                {404, `{"detail":"Not Found"}`, absent},
@@ -285,6 +287,72 @@ func TestLoading(t *testing.T) {
 	f.on("/v1/embeddings", load)
 	f.set(func(*fake) { delete(answers, "/v1/embeddings") })
 	await.Until(t, "the other route is offered", func() bool { return offers(r) == "first second"+chats+" /v1/embeddings" && c.Load() == 1 })
+}
+
+// TestRoutesAgain wants the routes of a server to be those that it has now, whatever shows
+// that it may be another one; and while it does not tell, those that it had.
+func TestRoutesAgain(t *testing.T) {
+	models := "first second"
+	for name, c := range map[string]struct {
+		settings func(*Runtime)
+		then     func(*fake, *Runtime) // when it has been replaced
+		models   string
+	}{
+		"after one failed look": {often, func(f *fake, _ *Runtime) {
+			once := f.listed.Load() + 1
+			f.set(func(f *fake) {
+				f.list = func(w http.ResponseWriter, _ *http.Request) {
+					if f.listed.Load() <= once {
+						w.WriteHeader(http.StatusBadGateway)
+					}
+					_, _ = io.WriteString(w, `{"data":[{"id":"first"},{"id":"second"}]}`)
+				}
+			})
+		}, models},
+		"after Look":         {nil, func(_ *fake, r *Runtime) { r.Look() }, models},
+		"with another model": {often, func(f *fake, _ *Runtime) { f.set(func(f *fake) { f.models = []string{"third"} }) }, "third"},
+		"after some time":    {func(r *Runtime) { often(r); r.probeInterval = 50 * time.Millisecond }, nil, models},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			r, _ := provision(t, f.URL, nil)
+			if c.settings != nil {
+				c.settings(r)
+			}
+			prepare(t, r, "")
+			f.set(func(f *fake) { f.routes["/v1/embeddings"] = f.routes["/v1/chat/completions"] })
+			if c.then != nil {
+				c.then(f, r)
+			}
+			await.Until(t, "the new route", func() bool { return offers(r) == c.models+chats+" /v1/embeddings" })
+		})
+	}
+	t.Run("unsure", func(t *testing.T) {
+		f := newFake(t)
+		var status atomic.Int64
+		f.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if code := int(status.Load()); code != 0 && req.URL.Path == "/v1/chat/completions" {
+				f.probed.Add(1)
+				w.WriteHeader(code)
+				return
+			}
+			f.ServeHTTP(w, req)
+		})
+		f.on("/v1/embeddings", func(http.ResponseWriter, *http.Request) {})
+		r, _ := provision(t, f.URL, often)
+		r.probeInterval = time.Millisecond
+		c := prepare(t, r, "")
+		for _, code := range []int64{http.StatusServiceUnavailable, http.StatusInternalServerError} {
+			status.Store(code)
+			from := f.probed.Load()
+			await.Until(t, "it is asked", func() bool { return f.probed.Load() > from+10 })
+			if c.Load() != 0 {
+				t.Fatalf("status %d: offers %s", code, offers(r))
+			}
+		}
+		status.Store(http.StatusNotFound)
+		await.Until(t, "the route is gone", func() bool { return offers(r) == models+" /v1/embeddings" })
+	})
 }
 
 func TestRoutesOfSettings(t *testing.T) {
