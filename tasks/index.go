@@ -79,11 +79,24 @@ type index struct {
 	owners map[string][]entry // by ownerKey; the oldest first, when it is loaded
 	newest uint64             // all up to this revision are noted, where others write too
 	behind time.Time          // when a write failed that may have come to the store all the same
+
+	// gone is where calls were that the bucket has no more, of late: lists may go on from them.
+	// Once it has as many as it may, it becomes the earlier one.
+	gone, goneEarlier map[goneCall]order
 }
+
+// goneCall is a call that is kept no more.
+type goneCall struct {
+	owner string // by ownerKey
+	token token
+}
+
+// maxGone bounds how many calls that are gone are known, twice.
+const maxGone = 1 << 15
 
 // newIndex returns one that is to be loaded.
 func newIndex(calls bool) *index {
-	return &index{calls: calls, loaded: make(chan struct{}), owners: make(map[string][]entry)}
+	return &index{calls: calls, loaded: make(chan struct{}), owners: make(map[string][]entry), gone: make(map[goneCall]order)}
 }
 
 // isLoaded reports whether it is.
@@ -189,6 +202,7 @@ func (x *index) forget(first uint64) {
 			for _, e := range all {
 				newest[e.order.token()] = max(newest[e.order.token()], e.revision)
 			}
+			x.remember(owner, all, first)
 		}
 		all = slices.DeleteFunc(all, func(e entry) bool { return e.revision < max(first, newest[e.order.token()]) })
 		if cap(all) > 2*len(all) {
@@ -198,6 +212,39 @@ func (x *index) forget(first uint64) {
 			delete(x.owners, owner)
 		}
 	}
+}
+
+// remember notes where the calls of an owner were that are older than a revision.
+func (x *index) remember(owner string, all []entry, first uint64) {
+	for _, e := range all {
+		if e.revision >= first {
+			continue
+		}
+		if len(x.gone) >= maxGone {
+			x.gone, x.goneEarlier = make(map[goneCall]order), x.gone
+		}
+		x.gone[goneCall{owner, e.order.token()}] = e.order
+	}
+}
+
+// orderOf returns where the call of an owner of an id is, or was when it was kept; false when
+// that is not known.
+func (x *index) orderOf(owner, id string) (found order, ok bool) {
+	var t token
+	_, _ = hex.Decode(t[:], []byte(strings.TrimPrefix(callToken(id), callPrefix)))
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, e := range x.owners[owner] {
+		if e.order.token() == t && e.order.compare(found) > 0 {
+			found, ok = e.order, true
+		}
+	}
+	for _, gone := range []map[goneCall]order{x.gone, x.goneEarlier} {
+		if o, was := gone[goneCall{owner, t}]; was && !ok {
+			found, ok = o, true
+		}
+	}
+	return found, ok
 }
 
 // finished reports whether nothing more becomes of the task by itself.

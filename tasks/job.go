@@ -39,7 +39,7 @@ func (j *job) run(ctx context.Context) error {
 	if err := j.recover(ctx); err != nil {
 		return err
 	}
-	own, leave := j.turns.join(j.record)
+	own, leave := j.turns.join(j.record.kind())
 	defer leave()
 	j.own = own
 	defer j.endTurn()

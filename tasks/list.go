@@ -65,6 +65,30 @@ func (p *page) full(o order) bool {
 	return p.more && len(p.records) == p.Limit && (p.Limit == 0 || o.compare(p.records[p.Limit-1].order()) < 0)
 }
 
+// beginList waits until a list of an owner can be made, and returns what ends that. One that
+// waits for others of its owner keeps no place from those of others.
+func (s *session) beginList(ctx context.Context, owner string) (end func(), err error) {
+	own, leave := s.lists.join(owner)
+	if err = take(ctx, own); err == nil {
+		if err = take(ctx, s.listing); err == nil {
+			return func() { <-s.listing; <-own; leave() }, nil
+		}
+		<-own
+	}
+	leave()
+	return nil, err
+}
+
+// take takes one of the places for lists.
+func take(ctx context.Context, places chan struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: too many lists are asked for", ErrStore)
+	}
+}
+
 // list returns tasks of an owner, newest first, and whether there are more. It reads about
 // as many as it returns.
 func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, bool, error) {
@@ -73,10 +97,15 @@ func (s *store) list(ctx context.Context, owner string, q Query) ([]*Record, boo
 		q.before = orderOf(q.Before)
 	case q.Before != "":
 		r, _, err := s.getCall(ctx, keyOf(owner, q.Before))
-		if err != nil {
+		before, known := s.calls.index.orderOf(ownerKey(owner), q.Before)
+		switch {
+		case err == nil:
+			q.before = r.order()
+		case errors.Is(err, ErrNotFound) && known: // it went while its owner was turning the pages
+			q.before = before
+		default:
 			return nil, false, err
 		}
-		q.before = r.order()
 	}
 	for {
 		p := &page{Query: q}

@@ -9,12 +9,15 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
 // fillEnded puts tasks that have ended into the store, as fast as that goes.
@@ -197,6 +200,89 @@ func TestPageChanges(t *testing.T) {
 		if p.add(older); len(p.records) != limit-1 || limit > 1 && p.records[limit-2].ID != task(9-limit+1, Queued).ID {
 			t.Errorf("%d: got %+v", limit, p.records)
 		}
+	}
+}
+
+// TestListFromGone wants a list to go on from a call that is kept no more since its page.
+func TestListFromGone(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	async := submit(t, p, "")
+	ended(t, p, async)
+	for _, id := range []string{"job.1", "job.2", "job.3"} {
+		time.Sleep(2 * time.Millisecond) // the order is by milliseconds
+		c, _ := begin(p, id)
+		c.End(nil, completed)
+	}
+	s := p.service.Load().current.Load().store
+	second := keyOf("ann", "job.2")
+	_, revision, err := s.getCall(t.Context(), second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.calls.Purge(t.Context(), second); err != nil {
+		t.Fatal(err)
+	}
+	if got := listed(t, p, "ann", Query{Limit: 1, Before: "job.2"}); got != "true job.1:completed" {
+		t.Errorf("got %s", got)
+	}
+	s.calls.index.forget(revision + 1) // also what is older
+	for range 2 {
+		if got := listed(t, p, "ann", Query{Limit: 1, Before: "job.2"}); got != "false "+async+":completed" {
+			t.Errorf("got %s", got)
+		}
+		s.calls.index.mu.Lock()
+		for i := range maxGone - 1 { // of others, until these are the earlier ones
+			s.calls.index.gone[goneCall{fmt.Sprint(i), token{}}] = order{1}
+		}
+		s.calls.index.remember("bob", []entry{{}}, 1)
+		s.calls.index.mu.Unlock()
+	}
+	if len(s.calls.index.goneEarlier) < maxGone || len(s.calls.index.gone) != 1 {
+		t.Errorf("it knows %d and %d", len(s.calls.index.goneEarlier), len(s.calls.index.gone))
+	}
+	for owner, before := range map[string]string{"ann": "job.4", "bob": "job.2"} {
+		if _, _, err := p.List(t.Context(), owner, Query{Limit: 1, Before: before}); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s of %s: %v", before, owner, err)
+		}
+	}
+}
+
+// TestListsOfOne wants the lists of one owner to leave places for those of others.
+func TestListsOfOne(t *testing.T) {
+	p := open(t, t.TempDir(), &fakeRunner{run: says("x", nil)}, Options{})
+	s := p.service.Load().current.Load()
+	gone, cancel := context.WithCancel(t.Context())
+	var ends []func()
+	for range maxOwnLists {
+		end, err := s.beginList(t.Context(), "ann")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, end)
+	}
+	var waiting sync.WaitGroup
+	for range 2 * maxLists {
+		waiting.Go(func() {
+			if _, _, err := p.List(gone, "ann", Query{Limit: 1}); !errors.Is(err, ErrStore) {
+				t.Errorf("one too many: %v", err)
+			}
+		})
+	}
+	await.Until(t, "lists that wait", func() bool {
+		s.lists.mu.Lock()
+		defer s.lists.mu.Unlock()
+		return s.lists.all["ann"].joined == maxOwnLists+2*maxLists
+	})
+	if got := listed(t, p, "bob", Query{Limit: 1}); got != "false" {
+		t.Errorf("got %s", got)
+	}
+	cancel()
+	waiting.Wait()
+	for _, end := range ends {
+		end()
+	}
+	if got := listed(t, p, "ann", Query{Limit: 1}); got != "false" || len(s.listing) != 0 || len(s.lists.all) != 0 {
+		t.Errorf("got %s; left: %d, %v", got, len(s.listing), s.lists.all)
 	}
 }
 

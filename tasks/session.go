@@ -20,8 +20,11 @@ import (
 // each. Of them, those look for a worker that have a turn.
 const maxPending = 512
 
-// maxLists bounds how many lists are made at one time.
-const maxLists = 4
+// maxLists bounds how many lists are made at one time, and maxOwnLists those of one owner.
+const (
+	maxLists    = 4
+	maxOwnLists = 2
+)
 
 // session is an open store and the work on what it holds.
 type session struct {
@@ -32,6 +35,7 @@ type session struct {
 	keyRoom keyRoom
 	shares  roomShare
 	listing chan struct{} // holds a place for each list that is being made
+	lists   *turns        // of them, by owners
 	silent  atomic.Bool   // in tests: other gateways hear nothing of it, nor it of them
 
 	ctx     context.Context // of the work
@@ -40,7 +44,7 @@ type session struct {
 	reading sync.WaitGroup // those of them who take messages off the queues
 	queues  []jetstream.MessagesContext
 
-	turns *turns
+	turns *turns                    // of those who look for a worker
 	last  [len(lanes)]chan struct{} // hold those of each lane who look for a worker for the last time
 
 	mu     sync.Mutex
@@ -64,7 +68,7 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 		return nil, err
 	}
 	store.wake, store.fault = s.followers.wake, s.limits.fault
-	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), turns: newTurns(), claims: make(map[string]*claim)}
+	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), lists: newTurns(maxOwnLists), turns: newTurns(maxTurns), claims: make(map[string]*claim)}
 	for i := range next.last {
 		next.last[i] = make(chan struct{}, maxTurns)
 	}

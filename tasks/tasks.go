@@ -241,12 +241,11 @@ func (p *Part) List(ctx context.Context, owner string, q Query) ([]*Record, bool
 	defer release()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	select {
-	case s.listing <- struct{}{}:
-		defer func() { <-s.listing }()
-	case <-ctx.Done():
-		return nil, false, fmt.Errorf("%w: too many lists are asked for", ErrStore)
+	end, err := s.beginList(ctx, owner)
+	if err != nil {
+		return nil, false, err
 	}
+	defer end()
 	return s.store.list(ctx, owner, q)
 }
 

@@ -11,40 +11,44 @@ import (
 // of a lane, how many look for the last time.
 const maxTurns = 32
 
-// turns are those of the tasks that are under way. Each owner has its own for each target:
-// tasks that wait for a worker that is full hold up none that are for another, nor those of
-// other owners.
+// turns bound how many of one kind are at something at one time: each kind has its own, and
+// waits for none of the others.
 type turns struct {
-	mu  sync.Mutex
-	all map[string]*turnsOf
+	limit int
+	mu    sync.Mutex
+	all   map[string]*turnsOf
 }
 
-// turnsOf are those of an owner for a target.
+// turnsOf are those of a kind.
 type turnsOf struct {
-	places chan struct{} // hold those who look for a worker
-	tasks  int           // that are under way
+	places chan struct{} // hold those whose turn it is
+	joined int           // these, and those who wait
 }
 
-// newTurns returns those of no task.
-func newTurns() *turns { return &turns{all: make(map[string]*turnsOf)} }
+// newTurns returns those of nobody, of which each kind has so many.
+func newTurns(limit int) *turns { return &turns{limit: limit, all: make(map[string]*turnsOf)} }
 
-// join returns the places for a task, until it leaves.
-func (t *turns) join(r *Record) (places chan struct{}, leave func()) {
-	target, _ := json.Marshal(r.Target) // of strings alone
-	key := ownerKey(r.Owner) + string(target)
+// join returns the places of a kind, for one who is to leave when it has none.
+func (t *turns) join(kind string) (places chan struct{}, leave func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	of := t.all[key]
+	of := t.all[kind]
 	if of == nil {
-		of = &turnsOf{places: make(chan struct{}, maxTurns)}
-		t.all[key] = of
+		of = &turnsOf{places: make(chan struct{}, t.limit)}
+		t.all[kind] = of
 	}
-	of.tasks++
+	of.joined++
 	return of.places, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if of.tasks--; of.tasks == 0 {
-			delete(t.all, key)
+		if of.joined--; of.joined == 0 {
+			delete(t.all, kind)
 		}
 	}
+}
+
+// kind is the kind of a task that looks for a worker: its owner and its target.
+func (r *Record) kind() string {
+	target, _ := json.Marshal(r.Target) // of strings alone
+	return ownerKey(r.Owner) + string(target)
 }
