@@ -23,11 +23,12 @@ const maxAskedHeaders = 100
 const exposeHeaders = "X-Request-Id, OpenAI-Processing-Ms, Retry-After, X-Should-Retry, Idempotent-Replayed, " +
 	"X-RateLimit-Limit-Requests, X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, " +
 	"X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Tokens, X-RateLimit-Reset-Tokens, " +
-	"X-AgentFM-Peer, X-AgentFM-Agent, X-AgentFM-Task, X-AgentFM-Attempts, X-AgentFM-Tier, X-AgentFM-Queue-Ms"
+	"X-AgentFM-Peer, X-AgentFM-Agent, X-AgentFM-Task, X-AgentFM-Attempts, X-AgentFM-Tier, X-AgentFM-Queue-Ms, " +
+	headerTaskRun + ", " + headerTaskStatus + ", ETag, Repr-Digest, Content-Range, Content-Disposition"
 
 // pageHeaders are the headers that a web page may send; a * stands for any end.
 var pageHeaders = []string{
-	"authorization", "content-type", "user-agent", "idempotency-key", "last-event-id", "x-api-key", "x-client-request-id",
+	"authorization", "content-type", "user-agent", "idempotency-key", "last-event-id", "range", "if-range", "x-api-key", "x-client-request-id",
 	"openai-organization", "openai-project", "openai-beta", "x-stainless-*", "x-openwebui-*", "x-agentfm-*",
 }
 

@@ -37,11 +37,11 @@ func TestPreflight(t *testing.T) {
 			"http://localhost:5173", "http://127.0.0.1", "tauri://localhost",
 		} {
 			a := g.do(t, "OPTIONS", path, "", "Origin", origin, "Access-Control-Request-Method", "POST",
-				"Access-Control-Request-Headers", "authorization,Content-Type, x-stainless-lang,cookie,x-forwarded-for,Last-Event-ID",
+				"Access-Control-Request-Headers", "authorization,Content-Type, x-stainless-lang,cookie,x-forwarded-for,Last-Event-ID,Range,If-Range",
 				"Access-Control-Request-Headers", "x-agentfm-worker")
 			want := map[string]string{
 				"Allow-Origin": origin, "Allow-Methods": methods, "Max-Age": "600",
-				"Allow-Headers": "authorization, content-type, x-stainless-lang, last-event-id, x-agentfm-worker",
+				"Allow-Headers": "authorization, content-type, x-stainless-lang, last-event-id, range, if-range, x-agentfm-worker",
 			}
 			for _, name := range corsHeaders {
 				if got := a.header.Get("Access-Control-" + name); got != want[name] {
@@ -84,7 +84,8 @@ func TestSharedAnswers(t *testing.T) {
 		expose := strings.ToLower(a.header.Get("Access-Control-Expose-Headers"))
 		for _, name := range []string{"x-request-id", "openai-processing-ms", "retry-after", "x-should-retry",
 			"x-ratelimit-remaining-tokens", "x-agentfm-peer", "x-agentfm-agent", "x-agentfm-task",
-			"x-agentfm-attempts", "x-agentfm-tier", "x-agentfm-queue-ms"} {
+			"x-agentfm-attempts", "x-agentfm-tier", "x-agentfm-queue-ms", "x-agentfm-task-run", "x-agentfm-task-status",
+			"etag", "repr-digest", "content-range", "content-disposition"} {
 			if !strings.Contains(", "+expose+",", ", "+name+",") {
 				t.Errorf("%s %s: %s is not exposed", method, path, name)
 			}
