@@ -68,7 +68,8 @@ func (s *session) handle(msg jetstream.Msg) {
 	}
 	defer s.unclaim(key)
 	for s.ctx.Err() == nil {
-		t := &job{session: s, key: key, claim: c, last: s.last[strings.IndexByte(lanes, msg.Subject()[len(queueSubject)])]}
+		lane := strings.IndexByte(lanes, msg.Subject()[len(queueSubject)])
+		t := &job{session: s, key: key, claim: c, lane: s.lane[lane], last: s.last[lane]}
 		err := t.run(ctx)
 		if errors.Is(context.Cause(ctx), ErrCancelled) { // its end is stored
 			ctx, err = s.ctx, ErrEnded

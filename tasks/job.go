@@ -20,16 +20,17 @@ type job struct {
 	*session
 	key      string
 	claim    *claim
-	last     chan struct{} // holds those of the lane who look for a worker for the last time
-	own      chan struct{} // holds those of the owner and the target who look for one
-	turn     chan struct{} // of these, the one that holds this task; nil while it does not look
-	record   *Record       // as it was last written
-	revision uint64        // of it
-	count    State         // as which the metrics have it
-	prompt   string        // empty when it is to be read again
-	kept     int64         // how much output of the latest attempt is there
-	lostAt   time.Time     // since when it waits again, after an attempt that was lost
-	away     time.Time     // since when no worker is there; zero when one is
+	last     chan struct{}   // holds those of the lane who look for a worker for the last time
+	own      chan struct{}   // holds those of the owner and the target who look for one
+	lane     chan struct{}   // holds those of the lane who do
+	turn     []chan struct{} // of these, those that hold this task; none while it does not look
+	record   *Record         // as it was last written
+	revision uint64          // of it
+	count    State           // as which the metrics have it
+	prompt   string          // empty when it is to be read again
+	kept     int64           // how much output of the latest attempt is there
+	lostAt   time.Time       // since when it waits again, after an attempt that was lost
+	away     time.Time       // since when no worker is there; zero when one is
 	wait     time.Duration
 }
 
@@ -92,38 +93,42 @@ func (j *job) try(ctx context.Context) error {
 // beginTurn waits until the task may look for a worker, unless it does, or until ctx ends.
 // When the time to wait is over, one look is due, which takes no turn of others.
 func (j *job) beginTurn(ctx context.Context) {
-	if j.turn != nil {
+	if len(j.turn) > 0 {
 		return
-	}
-	select {
-	case j.own <- struct{}{}:
-		j.turn = j.own
-		return
-	default:
 	}
 	late := time.NewTimer(j.queueLeft())
 	defer late.Stop()
 	var last chan struct{}
-	for j.turn == nil {
+	for _, places := range []chan struct{}{j.own, j.lane} {
 		select {
-		case j.own <- struct{}{}:
-			j.turn = j.own
-		case last <- struct{}{}:
-			j.turn = last
-		case <-late.C:
-			last = j.last
-		case <-ctx.Done():
-			return
+		case places <- struct{}{}: // also when it is late
+			j.turn = append(j.turn, places)
+			continue
+		default:
+		}
+		for waits := true; waits; {
+			select {
+			case places <- struct{}{}:
+				j.turn, waits = append(j.turn, places), false
+			case last <- struct{}{}:
+				j.endTurn()
+				j.turn = append(j.turn, last)
+				return
+			case <-late.C:
+				last = j.last
+			case <-ctx.Done():
+				return
+			}
 		}
 	}
 }
 
 // endTurn lets another task look for a worker.
 func (j *job) endTurn() {
-	if j.turn != nil {
-		<-j.turn
-		j.turn = nil
+	for _, places := range j.turn {
+		<-places
 	}
+	j.turn = j.turn[:0]
 }
 
 // recover takes note of an attempt that was broken off with the process that made it.

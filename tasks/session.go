@@ -45,7 +45,8 @@ type session struct {
 	queues  []jetstream.MessagesContext
 
 	turns *turns                    // of those who look for a worker
-	last  [len(lanes)]chan struct{} // hold those of each lane who look for a worker for the last time
+	lane  [len(lanes)]chan struct{} // hold those of each lane
+	last  [len(lanes)]chan struct{} // hold those of each lane who look for the last time
 
 	mu     sync.Mutex
 	claims map[string]*claim // tasks under way, by their keys
@@ -70,7 +71,7 @@ func (s *service) open(log *zap.Logger) (*session, error) {
 	store.wake, store.fault = s.followers.wake, s.limits.fault
 	next := &session{service: s, store: store, poster: newPoster(s.limits.post), listing: make(chan struct{}, maxLists), lists: newTurns(maxOwnLists), turns: newTurns(maxTurns), claims: make(map[string]*claim)}
 	for i := range next.last {
-		next.last[i] = make(chan struct{}, maxTurns)
+		next.lane[i], next.last[i] = make(chan struct{}, maxLaneTurns), make(chan struct{}, maxLastTurns)
 	}
 	next.ctx, next.cancel = context.WithCancelCause(s.ctx)
 	if err := next.start(); err != nil {

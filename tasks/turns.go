@@ -7,9 +7,13 @@ import (
 	"sync"
 )
 
-// maxTurns is how many tasks of one owner for one target look for a worker at one time; and,
-// of a lane, how many look for the last time.
-const maxTurns = 32
+// How many tasks look for a worker at one time, with their prompts in memory: of one owner for
+// one target, which are not to hold up others; of a lane; and of a lane for the last time.
+const (
+	maxTurns     = 16
+	maxLaneTurns = 64
+	maxLastTurns = 32
+)
 
 // turns bound how many of one kind are at something at one time: each kind has its own, and
 // waits for none of the others.
