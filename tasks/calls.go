@@ -236,7 +236,11 @@ func (s *session) cancelCall(ctx context.Context, key string) (*Record, error) {
 	if !r.State.Ended() && !s.isGone(ctx, r) {
 		return s.cancelElsewhere(ctx, key)
 	}
-	if err := s.mendCall(r, revision); err != nil {
+	err = s.mendCall(r, revision)
+	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+		return s.cancelCall(ctx, key) // the sweep has just mended it, or it has begun anew
+	}
+	if err != nil {
 		return nil, err
 	}
 	return r, ErrEnded
