@@ -16,8 +16,6 @@ import (
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/peer"
 	libp2phttp "github.com/libp2p/go-libp2p/p2p/http"
-
-	"github.com/Agent-FM/caddy-agentfm/internal/await"
 )
 
 // BenchmarkDispatch compares a request to a worker, of 100 bytes and answered with
@@ -33,10 +31,7 @@ func BenchmarkDispatch(b *testing.B) {
 	dispatch := func(b *testing.B, after func(*App)) {
 		a := newTestApp(b, nil)
 		w := newHTTPWorker(b, a, serve)
-		w.MaxTasks = 64
-		w.publish(b)
-		l := lease(b, a)
-		await.Until(b, "its size is known", func() bool { return l.Workers(false)[0].MaxTasks == 64 })
+		l := w.announceSlots(b, a, 64)
 		measure(b, func() error {
 			run, err := l.Dispatch(context.Background(), request("m", question))
 			if err != nil {

@@ -59,9 +59,7 @@ func (h *Host) KeepConnected(ctx context.Context, targets func() []peer.AddrInfo
 		defer dials.Done()
 		dialCtx, cancel := context.WithTimeout(ctx, DialTimeout)
 		defer cancel()
-		if s, ok := h.Network().(*swarm.Swarm); ok {
-			s.Backoff().Clear(t.ID) // libp2p's own wait, which grows to 5 min
-		}
+		h.clearBackoff(t.ID)
 		err := h.Connect(dialCtx, t)
 		mu.Lock()
 		defer mu.Unlock()
@@ -106,6 +104,14 @@ func (h *Host) KeepConnected(ctx context.Context, targets func() []peer.AddrInfo
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+// clearBackoff ends libp2p's own wait for a peer that could not be dialled, which grows to
+// five minutes.
+func (h *Host) clearBackoff(id peer.ID) {
+	if s, ok := h.Network().(*swarm.Swarm); ok {
+		s.Backoff().Clear(id)
 	}
 }
 
@@ -193,9 +199,7 @@ func (h *Host) dialNear(ctx context.Context, found <-chan peer.AddrInfo, connect
 					delete(near, id)
 				case now.After(n.next):
 					n.rest()
-					if s, ok := h.Network().(*swarm.Swarm); ok {
-						s.Backoff().Clear(id) // libp2p's own wait, which grows to 5 min
-					}
+					h.clearBackoff(id)
 					connect(n.AddrInfo)
 				}
 			}

@@ -54,6 +54,16 @@ func newHTTPWorker(t testing.TB, a *App, serve http.HandlerFunc) *httpWorker {
 	return w
 }
 
+// announceSlots has the worker take n tasks at once, and the gateway know it; it is the only one.
+func (w *httpWorker) announceSlots(t testing.TB, a *App, n int) *Lease {
+	t.Helper()
+	w.MaxTasks = n
+	w.publish(t)
+	l := lease(t, a)
+	await.Until(t, "its size is known", func() bool { return l.Workers(false)[0].MaxTasks == n })
+	return l
+}
+
 // listen serves mesh protocol 2.
 func (w *httpWorker) listen(t testing.TB, serve http.HandlerFunc) {
 	t.Helper()
@@ -250,10 +260,7 @@ func TestAside(t *testing.T) {
 func TestSlotAtEnd(t *testing.T) {
 	a := newTestApp(t, nil)
 	w := newHTTPWorker(t, a, echoBody)
-	w.MaxTasks = 1
-	w.publish(t)
-	l := lease(t, a)
-	await.Until(t, "its size is known", func() bool { return l.Workers(false)[0].MaxTasks == 1 })
+	l := w.announceSlots(t, a, 1)
 	for range 3 {
 		body := strings.Repeat("x", 1<<20)
 		run, err := l.Dispatch(t.Context(), request("m", body))
@@ -636,10 +643,7 @@ func TestManyInFlight(t *testing.T) {
 		echoBody(w, r)
 	})
 	t.Cleanup(all.open)
-	w.MaxTasks = n
-	w.publish(t)
-	l := lease(t, a)
-	await.Until(t, "its size is known", func() bool { return l.Workers(false)[0].MaxTasks == n })
+	l := w.announceSlots(t, a, n)
 	var failed atomic.Int64
 	var group sync.WaitGroup
 	for range n {

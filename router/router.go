@@ -264,41 +264,6 @@ func (e *worker) load() int {
 	return max(e.inflight, e.Tasks+e.inflight-e.baseline)
 }
 
-// reportDelay is how old a report may be.
-const reportDelay = 100 * time.Millisecond
-
-// crest is the most slots that were held lately when one was given back: now, and in the
-// spell of reportDelay before.
-type crest struct {
-	since       time.Time
-	now, before int
-}
-
-// note notes how many are held when one is given back.
-func (c *crest) note(held int, at time.Time) {
-	switch spell := at.Sub(c.since); {
-	case spell > 2*reportDelay:
-		*c = crest{since: at}
-	case spell > reportDelay:
-		*c = crest{since: at, before: c.now}
-	}
-	c.now = max(c.now, held)
-}
-
-// of returns it.
-func (c *crest) of(at time.Time) int {
-	if at.Sub(c.since) > 2*reportDelay {
-		return 0
-	}
-	return max(c.now, c.before)
-}
-
-// held returns how many slots of the worker may be among the tasks of a report that comes
-// now: it can have been made before the end of tasks whose end was heard first. A worker that
-// is taken for full because of such a task would get none until its next report; one that is
-// full after all refuses the next.
-func (e *worker) held(at time.Time) int { return max(e.inflight, e.crest.of(at)) }
-
 // Serves returns the routes that workers serve to whom the request may go by its
 // names, and whether there are any that serve none.
 func (r *Router) Serves(req *Request) (routes Routes, text bool) {

@@ -237,7 +237,7 @@ func (s *session) cancelCall(ctx context.Context, key string) (*Record, error) {
 		return s.cancelElsewhere(ctx, key)
 	}
 	err = s.mendCall(r, revision)
-	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+	if hasChanged(err) {
 		return s.cancelCall(ctx, key) // the sweep has just mended it, or it has begun anew
 	}
 	if err != nil {

@@ -81,6 +81,13 @@ func (s *store) getKey(ctx context.Context, subject string) (*keyRecord, uint64,
 	return r, msg.Sequence, err
 }
 
+// hasChanged reports whether a write was refused because what it replaces is no more as it was
+// read.
+func hasChanged(err error) bool {
+	apiErr, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
+}
+
 // putKey writes the record of a key, when its revision is still that one, and returns the
 // new one. When it succeeds, it is on disk. The record is read until the ttl is over, and not
 // the one before it, which may have a longer one: that one is over by itself then.
@@ -94,7 +101,7 @@ func (s *store) putKey(ctx context.Context, subject string, r *keyRecord, revisi
 	}
 	message, err := s.publish(ctx, &nats.Msg{Subject: subject, Data: b},
 		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithMsgTTL(max(ttl, time.Second)))
-	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+	if hasChanged(err) {
 		if s.shared { // it may be there, and the answer was lost
 			if msg, err := s.last(ctx, s.keys, subject); err == nil && bytes.Equal(msg.Data, b) {
 				return msg.Sequence, nil

@@ -97,7 +97,7 @@ func (s *store) put(ctx context.Context, r *Record, revision uint64) (uint64, er
 	}
 	message, err := s.publish(ctx, &nats.Msg{Subject: "$KV." + bucket + "." + r.key(), Data: b},
 		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithMsgTTL(Keep))
-	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+	if hasChanged(err) {
 		if message, err = s.holds(ctx, r.key(), b); err != nil {
 			return 0, err
 		}

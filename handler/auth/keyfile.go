@@ -6,7 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"os"
 	"regexp"
 	"slices"
@@ -88,16 +88,12 @@ func parseFile(b []byte) ([]key, error) {
 // AddLine adds a line to a key file. Where there is none, it is made, for its owner alone. A
 // file that has a fault, or would have one with the line, such as a name twice, stays as it is.
 func AddLine(path, line string) error {
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return fmt.Errorf("%s: not a regular file", path)
+	var b []byte
+	info, err := os.Stat(path)
+	if err == nil {
+		b, err = readFile(path, info)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	line += "\n"
@@ -111,10 +107,12 @@ func AddLine(path, line string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	if _, err := f.WriteString(line); err != nil {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	_, err = f.WriteString(line)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // parseLine reads a line that has a key.
